@@ -1,0 +1,163 @@
+"""From an anomaly map to a clean mask and its components; sizes are in mm, voxels of any spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.checks import (
+    as_mask,
+    bounding_box,
+    check_affine,
+    check_not_negative,
+    check_same_shape,
+    check_spacing,
+)
+
+TOUCHING = np.ones((3, 3, 3), dtype=bool)  # 26-connectivity
+ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
+
+
+def smooth(anomaly_map: np.ndarray, size: int) -> np.ndarray:
+    """Return the 3-D median of `size`**3 voxels (odd; 0 or 1 = off) as float32, borders repeated (Baur 2021).
+
+    `size` counts voxels, as in the paper, where they are 1 mm. ValueError on an even size or a map with NaN.
+    """
+    if size < 0 or (size % 2 == 0 and size != 0):
+        raise ValueError(f"the median filter needs an odd size in voxels (0 or 1 = off), got {size}")
+    smoothed = _finite_map(anomaly_map).astype(np.float32)  # a copy
+    box = bounding_box(smoothed != 0, margin=size // 2)
+    if size <= 1 or box is None:
+        return smoothed
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(smoothed[box]))
+    smoothed[box] = sitk.GetArrayFromImage(sitk.Median(image, [size // 2] * 3))  # a view would dangle
+    return smoothed
+
+
+def erode_rim(brain: np.ndarray, spacing: Sequence[float], rim_mm: float) -> np.ndarray:
+    """Return the brain voxels (bool) further than `rim_mm` from the nearest voxel outside the brain.
+
+    The array border is not outside: a brain cut off by the field of view keeps its cut slices.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    eroded, spacing = as_mask(brain, "brain").copy(), check_spacing(spacing)
+    check_not_negative(rim_mm, "rim_mm")
+    box = bounding_box(eroded, margin=1)
+    if rim_mm == 0 or box is None or eroded.all():
+        return eroded
+    eroded[box] = distance_transform_edt(eroded[box], sampling=spacing) > rim_mm * (1 + ROUNDING)
+    return eroded
+
+
+def binarise(
+    anomaly_map: np.ndarray,
+    brain: np.ndarray,
+    spacing: Sequence[float],
+    threshold: float,
+    closing_mm: float = 0.0,
+    min_volume_mm3: float = 0.0,
+) -> np.ndarray:
+    """Return the mask (bool) of map > threshold in the brain, closed, without its small components.
+
+    Closing uses a ball of `closing_mm`, stays in the brain and never removes a voxel; then 26-connected
+    components under `min_volume_mm3` go. ValueError on NaN in the map or on other shapes.
+    """
+    brain, spacing = as_mask(brain, "brain"), check_spacing(spacing)
+    check_same_shape(np.asarray(anomaly_map), brain, "anomaly_map and brain")
+    check_not_negative(closing_mm, "closing_mm")
+    check_not_negative(min_volume_mm3, "min_volume_mm3")
+    if np.isnan(threshold):
+        raise ValueError("the threshold is NaN")
+    mask = brain & (_finite_map(anomaly_map) > float(threshold))
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    mask[box] = _close(mask[box], spacing, closing_mm) & brain[box]
+    mask[box] = _without_small(mask[box], min_volume_mm3 / float(np.prod(spacing)))
+    return mask
+
+
+def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> list[dict[str, Any]]:
+    """Return the 26-connected components of `mask`, largest first, as dictionaries ready for JSON.
+
+    Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm (world), peak_voxel, peak_mm, peak, mean
+    (both of the map). `affine` (4, 4) takes voxel indices to world mm.
+    """
+    from scipy.ndimage import find_objects, label
+
+    mask, affine = as_mask(mask, "mask"), check_affine(affine)
+    anomaly_map = _finite_map(anomaly_map)
+    check_same_shape(mask, anomaly_map, "mask and anomaly_map")
+    box = bounding_box(mask)
+    if box is None:
+        return []
+    labels, _ = label(mask[box], structure=TOUCHING)
+    corner = np.array([side.start for side in box])
+    found = []
+    for number, part in enumerate(find_objects(labels), start=1):
+        voxels = np.argwhere(labels[part] == number) + [side.start for side in part] + corner
+        found.append(_describe(voxels, anomaly_map, affine))
+    return sorted(found, key=lambda item: (-item["n_voxels"], -item["peak"]))
+
+
+def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """Return voxel (index), mm (world) and value of the map's maximum; the first in array order if tied."""
+    anomaly_map, affine = _finite_map(anomaly_map), check_affine(affine)
+    voxel = np.array(np.unravel_index(np.argmax(anomaly_map), anomaly_map.shape))
+    return {"voxel": voxel.tolist(), "mm": _world(voxel, affine), "value": float(anomaly_map[tuple(voxel)])}
+
+
+def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float) -> np.ndarray:
+    """Return the closing of `mask` by a ball: dilation, then erosion, each by a distance in mm."""
+    from scipy.ndimage import distance_transform_edt
+
+    radius *= 1 + ROUNDING
+    margins = [int(radius // size) + 1 for size in spacing]  # keeps the array border from acting as mask
+    padded = np.pad(mask, [(margin, margin) for margin in margins])
+    dilated = distance_transform_edt(~padded, sampling=spacing) <= radius
+    closed = distance_transform_edt(dilated, sampling=spacing) > radius
+    return closed[tuple(slice(margin, -margin) for margin in margins)]
+
+
+def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:
+    """Return `mask` without 26-connected components of fewer than `min_voxels` voxels."""
+    from scipy.ndimage import label
+
+    labels, _ = label(mask, structure=TOUCHING)
+    keep = np.bincount(labels.ravel()) >= min_voxels * (1 - ROUNDING)
+    keep[0] = False
+    return keep[labels]
+
+
+def _describe(voxels: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    values = anomaly_map[tuple(voxels.T)]
+    centre, peak = voxels.mean(axis=0), voxels[np.argmax(values)]
+    return {
+        "volume_mm3": float(len(voxels) * abs(np.linalg.det(affine[:3, :3]))),
+        "n_voxels": len(voxels),
+        "centre_voxel": centre.tolist(),
+        "centre_mm": _world(centre, affine),
+        "peak_voxel": peak.tolist(),
+        "peak_mm": _world(peak, affine),
+        "peak": float(values.max()),
+        "mean": float(values.mean(dtype=float)),
+    }
+
+
+def _world(voxel: np.ndarray, affine: np.ndarray) -> list[float]:
+    return (affine[:3, :3] @ voxel + affine[:3, 3]).tolist()
+
+
+def _finite_map(anomaly_map: np.ndarray) -> np.ndarray:
+    """Return the map as an array; ValueError when it is not (X, Y, Z) or holds NaN or infinity."""
+    anomaly_map = np.asarray(anomaly_map)
+    if anomaly_map.ndim != 3:
+        raise ValueError(f"an anomaly map has three dimensions, got shape {anomaly_map.shape}")
+    if not np.isfinite(anomaly_map).all():
+        raise ValueError("the anomaly map must be finite, got NaN or infinity")
+    return anomaly_map

@@ -1,0 +1,34 @@
+"""Detectors: one file each, found by its name; `create_model("vae_cr", beta=0.1)`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.base import AnomalyModel
+
+_SHARED = {"__init__", "base", "layers", "pretext"}
+
+
+def model_names() -> list[str]:
+    """Names of the detectors: the files of this folder that hold one."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _SHARED)
+
+
+def model_class(name: str) -> type[AnomalyModel]:
+    """The `AnomalyModel` class defined in models/<name>.py; ValueError for an unknown name."""
+    from models.base import AnomalyModel
+
+    if name not in model_names():
+        raise ValueError(f"unknown model '{name}'; known: {', '.join(model_names())}")
+    module = importlib.import_module(f"models.{name}")
+    return next(c for _, c in inspect.getmembers(module, inspect.isclass)
+                if issubclass(c, AnomalyModel) and c.__module__ == module.__name__)  # fmt: skip
+
+
+def create_model(name: str, **arguments: Any) -> AnomalyModel:
+    """Build a detector by its file name; `arguments` go to its constructor."""
+    return model_class(name)(**arguments)

@@ -1,0 +1,54 @@
+"""The contract between a detector and everything else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+"""`image` (B, C, H, W) float in [0, 1], background 0; `mask` (B, 1, H, W) brain, 0 or 1; `seed` (B,) int64, one number
+per sample and epoch: draw a sample's randomness from it (`layers.randn`) and training does not depend on how samples
+are grouped into batches, workers or processes."""
+Losses = dict[str, Tensor]
+"""`loss` (scalar) is minimised; other scalars are logged."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser step per batch: a loss, which must be a method of the model, and the parameters it moves.
+
+    Everything else is frozen meanwhile; the step is taken on every `every`-th batch.
+    """
+
+    name: str
+    loss: Callable[[Batch], Losses]
+    parameters: Sequence[nn.Parameter]
+    every: int = 1
+
+
+class AnomalyModel(nn.Module, ABC):
+    """A detector: losses for training, `anomaly_map` for inference. One file and one YAML, one level of inheritance."""
+
+    stages: tuple[str, ...] = ("train",)
+
+    @abstractmethod
+    def updates(self, stage: str) -> list[Update]:
+        """The optimiser steps of a stage, in order; may be empty."""
+
+    @abstractmethod
+    def anomaly_map(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, 1, H, W) >= 0, larger is more anomalous, 0 outside the mask; x (B, C, H, W), mask (B, 1, H, W)."""
+
+    def score(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Score (B,): mean of the map inside the mask, 0 for an empty mask."""
+        return self.anomaly_map(x, mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pseudo-healthy image of the shape of x; only where the model has one."""
+        raise NotImplementedError(f"{type(self).__name__} reconstructs nothing")
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:  # noqa: B027 - most models have none
+        """Closed-form part fitted on healthy data (memory bank, mixture, atlas)."""

@@ -1,0 +1,68 @@
+"""Blocks and draws that models share; nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batch of all processes, on any device.
+
+    Alone it is `nn.BatchNorm2d`; with several processes the batch statistics are summed over them (torch's own
+    SyncBatchNorm needs a GPU), so that two processes learn what one would. Input (B, C, H, W).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and distributed and torch.distributed.get_world_size() > 1):
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        wide = x.float()
+        n = torch.full((1,), wide.numel() / wide.shape[1], device=x.device)
+        total = all_reduce(torch.cat([n, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
+        n, mean, square = total[0], total[1 : 1 + x.shape[1]] / total[0], total[1 + x.shape[1] :] / total[0]
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * n / (n - 1), momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+
+def down(inputs: int, outputs: int) -> nn.Sequential:
+    """Halve height and width: convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), BatchNorm2d(outputs), nn.LeakyReLU(0.1))
+
+
+def up(inputs: int, outputs: int) -> nn.Sequential:
+    """Double height and width: transposed convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1."""
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), BatchNorm2d(outputs), nn.LeakyReLU(0.1))
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) summed over all but the batch, (B,) (Kingma & Welling 2014)."""
+    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).flatten(1).sum(1)
+
+
+def squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Squared difference summed over all but the batch, (B,)."""
+    return F.mse_loss(x, y, reduction="none").flatten(1).sum(1)
+
+
+def generator(seed: Tensor | int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one sample's seed; different streams of one seed are independent."""
+    return torch.Generator().manual_seed((int(seed) * 1_000_003 + stream) % (1 << 62))
+
+
+def randn(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
+    """Standard normal numbers of the shape of `like` (B, ...), each sample from its own seed (B,); unseeded where None."""
+    if seeds is None:
+        return torch.randn_like(like)
+    rows = [torch.randn(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
+    return torch.stack(rows).to(like)

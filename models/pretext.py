@@ -1,0 +1,46 @@
+"""Pretext tasks: batch in, changed batch out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.layers import generator
+
+
+def swap_patches(image: Tensor, mask: Tensor, fraction: float = 0.125, seeds: Tensor | None = None) -> Tensor:
+    """Swap two equal, disjoint patches in each image: context restoration (Chen et al. 2019).
+
+    Patches have `fraction` of the image's height and width and are centred on brain pixels (moved inwards where they
+    would cross the image's edge). An image without two such places is returned as it is.
+
+    Args: image (B, C, H, W); mask (B, 1, H, W); seeds (B,) or None. Returns (B, C, H, W), a copy.
+    """
+    height, width = image.shape[-2:]
+    h, w = max(1, round(height * fraction)), max(1, round(width * fraction))
+    out = image.clone()
+    for i in range(len(image)):
+        seed = torch.randint(1 << 31, (1,)) if seeds is None else seeds[i]
+        source = generator(seed, stream=1)
+        pair = _two_places(mask[i, 0] > 0, h, w, source)
+        if pair is not None:
+            (a, b), (c, d) = pair
+            out[i, :, a : a + h, b : b + w] = image[i, :, c : c + h, d : d + w]
+            out[i, :, c : c + h, d : d + w] = image[i, :, a : a + h, b : b + w]
+    return out
+
+
+def _two_places(brain: Tensor, h: int, w: int, source: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Top-left corners of two disjoint h x w patches centred on brain pixels, or None."""
+    pixels = brain.nonzero().cpu()
+    if len(pixels) == 0:
+        return None
+    corners = pixels - torch.tensor([h // 2, w // 2])
+    corners = torch.minimum(corners.clamp(min=0), torch.tensor([brain.shape[0] - h, brain.shape[1] - w]))
+    first = corners[torch.randint(len(corners), (1,), generator=source)[0]]
+    apart = (corners - first).abs()
+    others = corners[(apart[:, 0] >= h) | (apart[:, 1] >= w)]
+    if len(others) == 0:
+        return None
+    second = others[torch.randint(len(others), (1,), generator=source)[0]]
+    return (int(first[0]), int(first[1])), (int(second[0]), int(second[1]))

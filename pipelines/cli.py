@@ -1,0 +1,70 @@
+"""What every command shares: exit codes, one-sentence errors, logging to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+OK, SOME_FAILED, USAGE, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 3, 130
+log = logging.getLogger("norma")
+
+
+def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
+    """Parse, run, and leave with the exit code; a user's mistake is one sentence on stderr, never a traceback.
+
+    0 all ok, 1 some scans failed, 2 usage or config, 3 nothing could be processed, 130 interrupted.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("matplotlib", "torch", "lightning", "fabric", "monai"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = main(arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
+        code = INTERRUPTED
+    except (ValueError, OSError) as error:
+        if arguments.debug or not is_user_error(error):
+            raise
+        print(f"error: {error_sentence(error)}", file=sys.stderr)
+        code = USAGE
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether an exception is a message to the user: a config, table or scan that cannot be used, a disk that refuses."""
+    from pipelines.config import ConfigError
+    from preprocessing.scans import InputError, ScanError
+
+    return isinstance(error, (ConfigError, InputError, ScanError, OSError))
+
+
+def error_sentence(error: BaseException) -> str:
+    """One line for an exception; operating-system errors with the file they are about."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        advice = {28: "; free some space and run again", 13: "; choose a folder you may write to"}.get(error.errno or 0, "")
+        return f"{name}{error.strerror}{advice}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder and check that a file can be written in it; raises OSError naming the folder."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".tmp-write-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+    return folder
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser that says how the command is called."""
+    return argparse.ArgumentParser(prog=f"python -m pipelines.{command}", description=description)

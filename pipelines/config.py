@@ -1,0 +1,226 @@
+"""Typed, closed configs: YAML in, pydantic models out; an unknown key or a wrong type is an error with a hint."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+class ConfigError(ValueError):
+    """A config, key, model or modality that does not exist or has the wrong type."""
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Intensity(Closed):
+    """`window`: fixed HU limits; `percentiles`: robust limits inside the brain."""
+
+    kind: Literal["window", "percentiles"]
+    low: float
+    high: float
+
+
+class Limits(Closed):
+    """What a scan must measure up to; see docs/conventions.md for where the numbers come from."""
+
+    brain_ml: tuple[float, float] = (600.0, 2300.0)
+    min_overlap: float = 0.7
+    min_information: float = 0.05
+
+
+class Recipe(Closed):
+    """Preprocessing of one modality; stored with the cohort and with every run trained on it."""
+
+    modality: Literal["ct", "t1", "t2", "flair"]
+    intensity: Intensity
+    pad: float = 0.0
+    spacing: float = Field(1.0, gt=0)
+    brain: Literal["auto", "deepbet", "bet", "none"] = "auto"
+    n4: bool = False
+    template: str | None = None
+    grid: tuple[int | None, int | None, int | None] = (240, 240, None)
+    registration_spacing: float = Field(3.0, gt=0)
+    min_brain_pixels: int = Field(10, ge=1)
+    limits: Limits = Limits()
+
+
+class Augmentation(Closed):
+    """Random changes of training slices; 0 switches one off. Degrees, fractions of the image, factors."""
+
+    flip: float = Field(0.0, ge=0, le=1)
+    rotate: float = Field(0.0, ge=0)
+    translate: float = Field(0.0, ge=0, le=0.5)
+    scale: float = Field(0.0, ge=0, lt=1)
+    intensity: float = Field(0.0, ge=0, lt=1)
+
+
+class Stage(Closed):
+    """One training stage: Adam, learning rate reduced on a plateau of the validation loss, early stop."""
+
+    max_epochs: int = Field(ge=0)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(10, ge=1)
+    lr_patience: int = Field(4, ge=1)
+    lr_factor: float = Field(0.5, gt=0, lt=1)
+    steps_per_epoch: int | None = Field(None, ge=1)
+
+
+class Loop(Closed):
+    """What every stage shares. `batch_size` is the total over all processes."""
+
+    seed: int = 0
+    batch_size: int = Field(64, ge=1)
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    gradient_clip: float | None = Field(1.0, gt=0)
+    loader_workers: int = Field(0, ge=0)
+    accelerator: str = "auto"
+    devices: int = Field(1, ge=1)
+
+
+class Postprocess(Closed):
+    """From residual to mask; voxels of the filter are atlas voxels (1 mm)."""
+
+    median: int = Field(5, ge=0)
+    rim_mm: float = Field(3.0, ge=0)
+    closing_mm: float = Field(2.0, ge=0)
+    min_volume_mm3: float = Field(100.0, ge=0)
+
+
+class Calibration(Closed):
+    """Operating point and scan score, from healthy validation scans alone.
+
+    The threshold is the `quantile` of healthy in-brain map voxels; the scan score is the mean of the highest
+    `score_fraction` of the brain's map voxels.
+    """
+
+    quantile: float = Field(0.99, gt=0, lt=1)
+    score_fraction: float = Field(0.01, gt=0, le=1)
+
+
+class RunConfig(Closed):
+    """All that `make train` is told; `model` holds the constructor arguments of the model's class."""
+
+    name: str
+    model: dict[str, Any] = {}
+    image_size: tuple[int, int] = (128, 128)
+    stages: dict[str, Stage]
+    augmentation: Augmentation = Augmentation()
+    loop: Loop = Loop()
+    postprocess: Postprocess = Postprocess()
+    calibration: Calibration = Calibration()
+
+
+def load_recipe(modality: str, overrides: list[str] | None = None, template: str | None = None) -> Recipe:
+    """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none"."""
+    path = _known(CONFIGS / "modality", modality, "MODALITY")
+    values = merge(read_yaml(path), overrides or [])
+    if template:
+        values["template"] = str(Path(template).resolve())
+    return validate(Recipe, values, path)
+
+
+def load_run_config(model: str, overrides: list[str] | None = None, preset: str | None = None) -> RunConfig:
+    """The config of configs/<model>.yaml, under a preset of configs/preset/ and overrides such as "loop.seed=1"."""
+    path = _known(CONFIGS, model, "MODEL")
+    values = read_yaml(path)
+    if preset:
+        values = _over(values, read_yaml(_known(CONFIGS / "preset", preset, "PRESET")))
+    return validate(RunConfig, {"name": model} | merge(values, overrides or []), path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; ConfigError where it is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}.")
+    return values
+
+
+def write_yaml(config: BaseModel) -> str:
+    """A config as YAML text that reads back to the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Apply "a.b=value" overrides (values are YAML) to nested dictionaries; the keys are checked on validation."""
+    values = _over({}, values)
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"'{text}': expected key=value, such as stages.finetune.max_epochs=50.")
+        node = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"'{text}': '{parent}' holds a value, not keys.")
+            node = child
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"'{text}': the value is not readable as YAML.") from None
+    return values
+
+
+def validate(kind: type[Any], values: dict[str, Any], where: object) -> Any:
+    """Build `kind` from values; every problem in one ConfigError, with the nearest spelling of an unknown key."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_problem(kind, e) for e in error.errors())) from None
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the YAML files in a folder."""
+    return sorted(p.stem for p in folder.glob("*.yaml"))
+
+
+def hint(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _known(folder: Path, name: str, what: str) -> Path:
+    known = names(folder)
+    if name not in known:
+        raise ConfigError(f"unknown {what} '{name}'; known: {', '.join(known)}{hint(name, known)}")
+    return folder / f"{name}.yaml"
+
+
+def _over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        nested = isinstance(value, dict)
+        result[key] = _over(base[key] if isinstance(base.get(key), dict) else {}, value) if nested else value
+    return result
+
+
+def _problem(kind: type[BaseModel], error: Any) -> str:
+    place = [str(p) for p in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        return f"'{'.'.join(place)}': {error['msg'].lower()}, got {error['input']!r}"
+    fields = _fields(kind, place[:-1])
+    return f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{hint(place[-1], fields)}"
+
+
+def _fields(kind: Any, path: list[str]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else kind
+        args = getattr(annotation, "__args__", ())
+        kind = next((a for a in (annotation, *args) if hasattr(a, "model_fields")), kind)
+    return list(kind.model_fields)

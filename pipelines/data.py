@@ -1,0 +1,93 @@
+"""Slices to batches: MONAI dataset and transform chain, seeded sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai import transforms as mt
+from monai.data import Dataset, set_track_meta
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from preprocessing.slices import SliceStore
+
+if TYPE_CHECKING:
+    from pipelines.config import Augmentation, Loop
+
+
+class SliceDataset(Dataset):
+    """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
+
+    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "seed": int}.
+    """
+
+    def __init__(self, folder: Path, split: str, image_size: tuple[int, int], augmentation: Augmentation | None = None) -> None:
+        super().__init__(SliceStore(folder, split), transform=chain(image_size, augmentation))
+
+    def __getitem__(self, item: Any) -> dict[str, Any]:
+        set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
+        index, seed = item
+        self.transform.set_random_state(seed=seed % (1 << 32))
+        sample = self.transform(self.data[index])
+        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "seed": seed}
+
+
+def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None) -> mt.Compose:
+    """Resize (area for images, nearest for masks), then flip, affine and intensity changes where the config asks."""
+    keys = ("image", "mask")
+    steps: list[Any] = [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
+    a = augmentation
+    if a and a.flip:
+        steps.append(mt.RandFlipd(keys, prob=a.flip, spatial_axis=0))  # the first axis runs from left to right
+    if a and (a.rotate or a.translate or a.scale):
+        shift = tuple(a.translate * side for side in image_size)
+        steps.append(mt.RandAffined(keys, prob=1.0, rotate_range=np.deg2rad(a.rotate), translate_range=shift,
+                                    scale_range=(a.scale, a.scale), mode=("bilinear", "nearest"), padding_mode="zeros"))  # fmt: skip
+    if a and a.intensity:
+        steps += [mt.RandScaleIntensityd("image", factors=a.intensity, prob=1.0),
+                  mt.Lambdad("image", lambda x: x.clamp(0, 1))]  # fmt: skip
+    return mt.Compose(steps)
+
+
+def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Axial slices of a volume (X, Y, Z) as network input, (Z, 1, H, W) each, by the same chain as in training."""
+    set_track_meta(False)
+    stack = {"image": image.transpose(2, 0, 1).astype(np.float32), "mask": mask.transpose(2, 0, 1).astype(np.float32)}
+    small = chain(image_size)(stack)  # slices stand where channels would
+    return (small["image"] * small["mask"])[:, None], small["mask"][:, None]
+
+
+class Batches:
+    """Batches of one epoch, the same whatever the number of processes and loader workers.
+
+    The order and every sample's seed follow from (seed, epoch). `batch_size` is the total: each of `world` processes
+    gets its contiguous share of every batch. Without `shuffle` the order is the store's and seeds do not change.
+    """
+
+    def __init__(self, dataset: SliceDataset, loop: Loop, *, shuffle: bool, stream: int, rank: int = 0, world: int = 1,
+                 steps: int | None = None) -> None:  # fmt: skip
+        self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
+        self.rank, self.world, self.steps = rank, world, steps
+
+    def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """This process's (index, seed) lists, one per batch."""
+        n, size = len(self.dataset), self.loop.batch_size
+        epoch = epoch if self.shuffle else 0
+        base = np.random.default_rng([self.loop.seed, self.stream, epoch])
+        order = base.permutation(n) if self.shuffle else np.arange(n)
+        seeds = base.integers(0, 1 << 62, size=n)
+        if self.shuffle and n >= size:
+            order = order[: n // size * size]
+        batches = [order[i : i + size] for i in range(0, len(order), size)][: self.steps]
+        share = [np.array_split(b, self.world)[self.rank] for b in batches]
+        return [[(int(i), int(seeds[i])) for i in b] for b in share]
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        return iter(DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=self.loop.loader_workers))
+
+    def length(self) -> int:
+        return len(self.plan(0))

@@ -1,0 +1,360 @@
+"""`make preprocess`: scans in, preprocessed volumes, the slice store and quality.html out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import cli
+from pipelines.config import Recipe, load_recipe, write_yaml
+from pipelines.runs import read_json, versions, write_json
+from preprocessing import brain, dicom, intensity, quality, register, slices
+from preprocessing.quality import Check
+from preprocessing.scans import (SUFFIXES, InputError, Scan, ScanError, assign_splits, check_leaks, file_digest,
+                                 read_image, read_scans, save_nifti, scan_row, write_atomic, write_table)  # fmt: skip
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+log = logging.getLogger("norma")
+STEPS_VERSION = 1  # raise when the steps change, so that nothing old is taken for done
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan in atlas space, and the way back.
+
+    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool); `world` (4x4) maps atlas mm to scan mm (RAS+);
+    `native` is the scan as it came in.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    world: np.ndarray
+    native: nib.Nifti1Image
+    brain_method: str
+    checks: list[Check]
+
+    @property
+    def flags(self) -> list[str]:
+        return quality.flags(self.checks)
+
+
+class RefusedScan(ScanError):
+    """A scan failed its checks; carries what was seen, for the report and the picture."""
+
+    def __init__(self, message: str, checks: list[Check], picture: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        super().__init__(message)
+        self.checks, self.picture = checks, picture
+
+
+def prepare(scan: Scan, recipe: Recipe) -> Prepared:
+    """The chain for one scan: check, 1 mm, brain mask, N4, rigid to the atlas, intensity; raises ScanError.
+
+    Without N4 the image is interpolated once, from its own voxels to the atlas: the 1 mm copy serves the mask and the
+    fit. Half a voxel beyond the outermost slices, where the mask may reach, the image repeats its last value.
+    """
+    import nibabel as nib
+
+    native = read_image(scan.image)
+    checks = quality.image_checks(np.asarray(native.dataobj), recipe.modality, _extent(native))
+    _demand(checks, scan)
+    work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
+    mask, method = _brain(scan, work, recipe)
+    checks += quality.brain_checks(mask, (recipe.spacing,) * 3, recipe.limits.brain_ml)
+    _demand(checks, scan, (np.asarray(work.dataobj), mask))
+    if recipe.n4 and recipe.modality != "ct":
+        work = register.n4(work, mask)
+    source = work if recipe.n4 else native
+    atlas = register.load_atlas(recipe.template, recipe.grid)
+    shown = _visible(np.asarray(work.dataobj), mask, recipe)
+    world, loose = register.fit(shown, work.affine, atlas, spacing=recipe.registration_spacing)
+    image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None)
+    in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
+    checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
+    _demand(checks, scan, (image, in_atlas))
+    mask = in_atlas
+    return Prepared(_scale(image, mask, recipe), mask, world, native, method, checks)
+
+
+def _registration_checks(shown: np.ndarray, mask: np.ndarray, in_atlas: np.ndarray, affine: np.ndarray, loose: np.ndarray,
+                         atlas: register.Atlas, recipe: Recipe) -> list[Check]:  # fmt: skip
+    """Overlaps and mutual information; the affine ones on every second atlas voxel."""
+    coarse, half = atlas.affine @ np.diag([2, 2, 2, 1]), (slice(None, None, 2),) * 3
+    there, atlas_there = atlas.mask[half], atlas.image[half]
+    mask_there = register.carry_mask(mask, affine, there.shape, coarse, loose)
+    image_there = register.resample(shown, affine, there.shape, coarse, loose)
+    both = mask_there & there
+    information = quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
+    return quality.registration_checks(quality.overlap(in_atlas, atlas.mask), quality.overlap(mask_there, there), information,
+                                       recipe.limits.min_overlap, recipe.limits.min_information)  # fmt: skip
+
+
+def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+    try:
+        quality.demand(checks)
+    except ScanError as error:
+        raise RefusedScan(f"{scan.image}: {error}", checks, picture) from None
+
+
+def _extent(image: nib.Nifti1Image) -> list[float]:
+    return [float(n * s) for n, s in zip(image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), strict=True)]
+
+
+def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
+    if scan.brain_mask:
+        given = read_image(scan.brain_mask)
+        mask = register.carry_mask(np.asarray(given.dataobj) > 0, given.affine, work.shape, work.affine)
+        if not mask.any():
+            raise ScanError(f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}.")
+        return mask, "given"
+    try:
+        mask, method = brain.brain_mask(work, recipe.modality, recipe.brain)
+    except ScanError as error:
+        raise ScanError(f"{scan.image}: {error}") from None
+    if method == "none" and recipe.brain == "auto":
+        log.info("%s: already skull-stripped, taken as it is", scan.id)
+    return mask, method
+
+
+def _visible(data: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Brain alone, in a range that registration can use."""
+    if recipe.intensity.kind == "window":
+        return intensity.window(data, mask, recipe.intensity.low, recipe.intensity.high)
+    return intensity.percentiles(data, mask, 0.5, 99.5)
+
+
+def _scale(image: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
+    scale = intensity.window if recipe.intensity.kind == "window" else intensity.percentiles
+    return scale(image, mask, recipe.intensity.low, recipe.intensity.high)
+
+
+def stem(scan_id: str, atlas: str) -> str:
+    return f"{scan_id}_space-{atlas}"
+
+
+def fingerprint(scan: Scan, recipe: Recipe) -> str:
+    """Digest of the inputs' bytes, the recipe and the version of the steps: same digest, same result."""
+    parts = [str(STEPS_VERSION), recipe.model_dump_json(), file_digest(scan.image)]
+    parts += [file_digest(scan.brain_mask)] if scan.brain_mask else []
+    parts += [file_digest(Path(recipe.template))] if recipe.template else []
+    return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> dict[str, Any]:
+    """Preprocess one scan into `out`; skip it where its sidecar has the same fingerprint. Returns the sidecar."""
+    import nibabel as nib
+
+    if not scan.image.is_file():
+        raise ScanError(f"{scan.image}: no such file.")
+    folder = out / scan.subject
+    sidecar = folder / f"{scan.id}_preproc.json"
+    digest = fingerprint(scan, recipe)
+    done = read_json(sidecar) if sidecar.is_file() else {}
+    if done.get("fingerprint") == digest and set(formats) <= set(done["formats"]) and all((out / f).is_file() for f in done["files"]):
+        return done
+    prepared = prepare(scan, recipe)
+    atlas = register.load_atlas(recipe.template, recipe.grid)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = folder / stem(scan.id, atlas.name)
+    files = {"image": Path(f"{base}_desc-preproc_{SUFFIXES[recipe.modality]}.nii.gz"),
+             "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
+             "transform": folder / f"{scan.id}_from-orig_to-{atlas.name}_mode-image_xfm.mat",
+             "picture": out / "quality" / f"{scan.id}.png"}  # fmt: skip
+    save_nifti(nib.Nifti1Image(prepared.image, atlas.affine), files["image"])
+    save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), atlas.affine), files["mask"])
+    register.write_matrix(files["transform"], prepared.world)
+    z = slices.select(prepared.mask, recipe.min_brain_pixels)
+    slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.mask, z)
+    if "nifti" in formats:
+        slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, atlas.affine, z)
+    _picture(files["picture"], prepared.image, prepared.mask, scan.id, atlas.mask)
+    content = {"fingerprint": digest, "formats": list(formats), "files": [str(p.relative_to(out)) for p in files.values()],
+               "image": str(files["image"].relative_to(out)), "mask": str(files["mask"].relative_to(out)),
+               "world": prepared.world, "native_shape": prepared.native.shape, "native_affine": prepared.native.affine,
+               "brain_method": prepared.brain_method, "z": z, "brain_px": prepared.mask.sum((0, 1))[z],
+               "checks": [c.row() for c in prepared.checks], "flags": prepared.flags}  # fmt: skip
+    write_json(sidecar, content)
+    return json.loads(sidecar.read_text())
+
+
+def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_mask: np.ndarray | None = None) -> None:
+    from evaluation.plots import outline_figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, atlas=atlas_mask))
+
+
+def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]:
+    """`process` that answers (scan, sidecar, None) or (scan, None, failure) instead of raising for a bad scan."""
+    try:
+        return scan, process(scan, recipe, out, formats), None
+    except OSError as error:
+        if error.errno in (28, 13, 30):  # disk full, no permission, read-only: no scan's fault
+            raise
+        return scan, None, {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
+    except RefusedScan as error:
+        if error.picture is not None:
+            low, high = np.percentile(error.picture[0], (1, 99.5))
+            shown = np.clip((error.picture[0] - low) / max(high - low, 1e-6), 0, 1)
+            _picture(out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)")
+        return scan, None, {"reason": str(error), "checks": [c.row() for c in error.checks]}
+    except ScanError as error:
+        return scan, None, {"reason": str(error), "checks": []}
+    except (RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError, ValueError, KeyError, IndexError) as error:
+        return scan, None, {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
+
+
+def set_threads(threads: int) -> None:
+    """Threads of everything that a worker runs; called before the heavy imports."""
+    for name in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def process_all(scans: Sequence[Scan], recipe: Recipe, out: Path, formats: Sequence[str] = (), workers: int = 1) -> Iterator[tuple]:
+    """`attempt` for every scan, `workers` at a time, as they finish; a worker that dies costs its scan alone."""
+    if workers <= 1:
+        for scan in scans:
+            yield attempt(scan, recipe, out, formats)
+        return
+    import multiprocessing
+
+    waiting, lives = list(scans), {s.id: 2 for s in scans}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    while waiting:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), set_threads, (threads,))
+        jobs = {pool.submit(attempt, s, recipe, out, formats): s for s in waiting}
+        waiting = []
+        try:
+            for job in as_completed(jobs):
+                scan = jobs[job]
+                try:
+                    yield job.result()
+                except BrokenProcessPool:
+                    lives[scan.id] -= 1
+                    if lives[scan.id]:
+                        waiting.append(scan)
+                    else:
+                        yield scan, None, {"reason": f"{scan.image}: the worker process died twice (out of memory?).", "checks": []}
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str] = ()) -> None:
+    """Write scans.tsv, failures.tsv, the slice index, recipe.yaml and quality.html from what `attempt` answered."""
+    good = [(scan, side) for scan, side, _ in results if side]
+    bad = [(scan, failure) for scan, _, failure in results if failure]
+    (out / "slices").mkdir(parents=True, exist_ok=True)
+    rows = [{**scan_row(s), "preproc": side["image"], "brain": side["mask"], "sidecar": f"{s.subject}/{s.id}_preproc.json",
+             "flags": "; ".join(side["flags"])} for s, side in good]  # fmt: skip
+    columns = [*scan_row(Scan("", Path(), "")), "preproc", "brain", "sidecar", "flags"]
+    write_table(out / "scans.tsv", rows, columns)
+    write_table(out / "failures.tsv", [{"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad],
+                ("id", "image", "split", "reason"))  # fmt: skip
+    index = [{"scan": s.id, "subject": s.subject, "split": s.split, "label": s.label, "row": i, "z": z, "brain_px": px}
+             for s, side in good for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True))]  # fmt: skip
+    slices.write_index(out / "slices", index)
+    write_atomic(out / "recipe.yaml", write_yaml(recipe))
+    write_json(out / "preprocess.json", {"versions": versions(), "n_scans": len(good), "n_failed": len(bad), "n_slices": len(index)})
+    write_atomic(out / "quality.html", quality_page(good, bad, recipe, out, notes))
+
+
+def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str]) -> str:
+    """One page: what went in, what fell out and why, and each scan's outline with its checks."""
+    from evaluation.report import Section, page
+
+    def pictures(scan: Scan) -> list[tuple[str, bytes]]:
+        path = out / "quality" / f"{scan.id}.png"
+        return [("", path.read_bytes())] if path.is_file() else []
+
+    def table(checks: list[dict]) -> list[list]:
+        return [[c["name"], c["value"], c["unit"], c["expected"], "ok" if c["passed"] else "FAILED" if c["hard"] else "flag"] for c in checks]
+
+    columns = ["check", "value", "unit", "expected", "result"]
+    text = (f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}, 1 mm, rigid to the atlas. Outlines: the scan's "
+            "brain mask (solid) and the atlas brain (dashed); they should agree in place and tilt, not in size. " + " ".join(notes))  # fmt: skip
+    sections = [Section("Summary", text)]
+    if bad:
+        sections.append(Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad])))
+    for scan, failure in bad:
+        if pictures(scan):
+            sections.append(Section(f"{scan.id} (left out)", failure["reason"], (columns, table(failure["checks"])), pictures(scan)))
+    for scan, side in good:
+        about = f"split {scan.split or '-'}, {scan.label or 'no label'}, brain mask: {side['brain_method']}. " + " ".join(side["flags"])
+        sections.append(Section(scan.id, about, (columns, table(side["checks"])), pictures(scan)))
+    return page("Preprocessing quality", sections)
+
+
+def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
+    """Scans of any input; DICOM folders are converted below `out` first. Also why DICOM series gave none, by name."""
+    if source.is_dir() and not (source / "dataset_description.json").is_file() and dicom.has_dicom(source):
+        return dicom.convert(source, out / "dicom")
+    return read_scans(source, modality), {}
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    recipe = load_recipe(arguments.modality, arguments.overrides, arguments.template)
+    if recipe.template:
+        register.load_atlas(recipe.template, recipe.grid)
+    source = Path(arguments.input)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
+    out = cli.writable_folder(arguments.out)
+    scans, lost = list_scans(source, arguments.modality, out)
+    given = all(s.split for s in scans)
+    scans = assign_splits(scans, arguments.seed)
+    check_leaks(scans)
+    notes = [] if given else [f"Splits by subject were made here (seed {arguments.seed}) and are in scans.tsv."]
+    if any(not s.label and s.split in ("train", "val") for s in scans):
+        notes.append("Scans without a label in train and val are taken as healthy.")
+    for note in notes:
+        log.info(note)
+    results = []
+    bar = tqdm(process_all(scans, recipe, out, arguments.format, arguments.workers), total=len(scans), desc="preprocess", unit="scan")
+    try:
+        for result in bar:
+            results.append(result)
+            if result[2]:
+                tqdm.write(f"left out: {result[2]['reason']}", file=bar.fp)
+    finally:
+        order = {s.id: i for i, s in enumerate(scans)}
+        results.sort(key=lambda r: order[r[0].id])
+        if results:
+            results += [(Scan(name, source, name), None, {"reason": reason, "checks": []}) for name, reason in lost.items()]
+            write_cohort(results, recipe, out, notes)
+    failed = sum(1 for r in results if r[2])
+    print(f"{out}: {len(results) - failed} scans preprocessed, {failed} left out; look at {out / 'quality.html'}")
+    return cli.NOTHING_DONE if failed == len(results) else cli.SOME_FAILED if failed else cli.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser("preprocess", "Bring scans to atlas space: 1 mm, brain only, rigid, [0, 1]; write the slice store.")
+    p.add_argument("--input", required=True, help="BIDS folder, folder of NIfTI, table (.csv/.tsv), datalist (.json) or DICOM folder")
+    p.add_argument("--modality", required=True, help="a file of configs/modality: ct, t1, t2, flair")
+    p.add_argument("--out", required=True, help="output folder; a second run skips what is unchanged")
+    p.add_argument("--template", help="skull-stripped NIfTI to use as atlas instead of ICBM152")
+    p.add_argument("--format", action="append", default=[], choices=["nifti"], help="also write one NIfTI per slice")
+    p.add_argument("--workers", type=int, default=1, help="scans at a time")
+    p.add_argument("--seed", type=int, default=0, help="for the splits, where the input has none")
+    p.add_argument("overrides", nargs="*", help="recipe settings such as brain=none or n4=true")
+    return p
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())

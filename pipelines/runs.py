@@ -1,0 +1,141 @@
+"""The run folder: everything that inference needs, written by training and read by infer and evaluate."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_yaml, validate
+from preprocessing.scans import InputError, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.base import AnomalyModel
+
+PACKAGES = ("torch", "monai", "lightning-fabric", "antspyx", "deepbet", "nibabel", "numpy", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: model in eval mode, its config, the recipe of its scans, threshold and healthy scan scores."""
+
+    folder: Path
+    model: AnomalyModel
+    config: RunConfig
+    recipe: Recipe
+    threshold: float
+    reference: dict[str, Any]
+    device: torch.device
+
+    @property
+    def healthy_scores(self) -> np.ndarray:
+        return np.array([case["score"] for case in self.reference["scans"]], float)
+
+
+def build_model(config: RunConfig) -> AnomalyModel:
+    """The model of a config; its arguments are checked against the constructor's signature, closed and typed."""
+    import inspect
+    from typing import get_type_hints
+
+    from pydantic import create_model as pydantic_model
+
+    from models import create_model, model_class
+    from pipelines.config import Closed
+
+    kind = model_class(config.name)
+    hints = get_type_hints(kind.__init__)
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
+    arguments = validate(pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), config.model, f"model of {config.name}")
+    missing = set(kind.stages) ^ set(config.stages)
+    if missing:
+        raise ConfigError(f"stages of '{config.name}' are {', '.join(kind.stages)}; the config has {', '.join(config.stages)}.")
+    try:
+        return create_model(config.name, **dict(arguments))
+    except ValueError as error:
+        raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
+    """Read a run folder; InputError names what is missing."""
+    import torch
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder; train one with 'make train'.")
+    for name in ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}, so this is no finished run; finish it with 'make train'.")
+    config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
+    recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
+    device = pick_device(accelerator)
+    model = build_model(config)
+    try:
+        model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]}).") from None
+    model.eval().to(device)
+    threshold = read_json(folder / "threshold.json")["value"]
+    return Run(folder, model, config, recipe, float(threshold), read_json(folder / "reference.json"), device)
+
+
+def pick_device(accelerator: str = "auto") -> torch.device:
+    """"cpu", "cuda" or, for "auto", CUDA where there is one."""
+    import torch
+
+    wanted = "cuda" if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"
+    if accelerator in ("cuda", "gpu") and wanted == "cpu":
+        raise ConfigError("a CUDA device was asked for and torch sees none; use accelerator=cpu.")
+    return torch.device(wanted)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error}).") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN becomes null, numpy numbers become numbers."""
+    write_atomic(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Only what JSON knows: dictionaries, lists, strings, finite numbers, null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result, the machine and, in a git checkout, the commit."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    try:
+        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        found |= {"commit": commit.stdout.strip()} if commit.returncode == 0 else {}
+    except OSError:
+        pass  # no git here: the version stays unknown
+    return found

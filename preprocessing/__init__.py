@@ -1,0 +1,1 @@
+"""Scans in, model-space arrays out, and back."""

@@ -1,0 +1,205 @@
+"""Resample to 1 mm, rigid registration to the atlas (ANTs), and any grid to any grid by one affine."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preprocessing.brain import foreground
+from preprocessing.scans import InputError, ScanError, read_image
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ world to ITK's LPS world
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The space that scans are brought to: template (X, Y, Z) float32, its brain mask, its affine, and its name."""
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.image.shape
+
+
+@lru_cache(maxsize=2)
+def load_atlas(template: str | None = None, grid: tuple[int | None, int | None, int | None] = (240, 240, None)) -> Atlas:
+    """The ICBM152 T1 brain that nilearn ships (its BIDS label is MNI152NLin2009aSym), or a NIfTI template, at 1 mm.
+
+    The template is zero-padded or cropped about its centre to `grid` voxels (None keeps an axis). The brain mask of a
+    given template is its foreground: it has to be skull-stripped.
+    """
+    import nibabel as nib
+
+    if template is None:
+        from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+
+        image, mask = load_mni152_template(resolution=1), load_mni152_brain_mask(resolution=1)
+        name, affine = "MNI152NLin2009aSym", image.affine
+        data, brain = image.get_fdata(dtype=np.float32), np.asarray(mask.dataobj) > 0
+    else:
+        try:
+            image = to_spacing(nib.as_closest_canonical(read_image(Path(template))), 1.0)
+        except ScanError as error:
+            raise InputError(f"TEMPLATE: {error}") from None
+        name = "".join(c for c in Path(template).name.split(".")[0] if c.isalnum())
+        data, affine = np.asarray(image.dataobj), image.affine
+        brain = foreground(data)
+    data, affine = _fit_grid(data, affine, grid)
+    brain, _ = _fit_grid(brain, image.affine, grid)
+    return Atlas(name, np.ascontiguousarray(data * brain), brain, affine)
+
+
+def _fit_grid(data: np.ndarray, affine: np.ndarray, grid: tuple[int | None, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Pad with zeros or crop each axis about its centre; the affine follows."""
+    start = np.array([0 if size is None else (n - size) // 2 for n, size in zip(data.shape, grid, strict=True)])
+    shape = [n if size is None else size for n, size in zip(data.shape, grid, strict=True)]
+    out = np.zeros(shape, data.dtype)
+    source = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, shape, data.shape, strict=True))
+    target = tuple(slice(max(-s, 0), max(-s, 0) + (c.stop - c.start)) for s, c in zip(start, source, strict=True))
+    out[target] = data[source]
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ start
+    return out, moved
+
+
+def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.Nifti1Image:
+    """Resample to isotropic voxels of `spacing` mm: ANTs ResampleImageBySpacing, linear.
+
+    A sheared affine (gantry tilt that nobody corrected), which ITK cannot hold, is resampled onto a straight grid by
+    nibabel, with `pad` outside the scan.
+    """
+    import ants
+    import nibabel as nib
+    from nibabel.processing import resample_to_output
+
+    axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        return resample_to_output(image, (spacing,) * 3, order=1, cval=pad)
+    if np.allclose(nib.affines.voxel_sizes(image.affine), spacing, atol=1e-3):
+        return image
+    new = ants.resample_image(_to_ants(np.asarray(image.dataobj, np.float32), image.affine), (spacing,) * 3,
+                              use_voxels=False, interp_type=0)  # 0 is linear; the default, 1, is nearest  # fmt: skip
+    return nib.Nifti1Image(new.numpy(), _affine_of(new))
+
+
+def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rigid and affine maps from atlas world to scan world (RAS+ mm, 4x4) that lay a stripped scan on the atlas.
+
+    Mutual information (ANTs, 32 bins) drives an *affine* fit at `spacing` mm from the centres of mass; the rigid map
+    keeps its rotation (polar decomposition) and the place of the atlas centre, and throws scale and shear away. A rigid
+    fit of a brain to a template of another size has no clear optimum: this way the pose repeats within a few tenths of
+    a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone. Raises ScanError
+    where ANTs fails.
+    """
+    import ants
+
+    fixed, moving = (ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
+                     for i in ((atlas.image, atlas.affine), (image, affine)))  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="norma-") as folder:
+        try:
+            done = ants.registration(fixed, moving, type_of_transform="Affine", outprefix=f"{folder}/",
+                                     aff_metric="mattes", aff_sampling=32, aff_random_sampling_rate=0.5,
+                                     aff_iterations=(200, 100, 50), aff_shrink_factors=(4, 2, 1),
+                                     aff_smoothing_sigmas=(2, 1, 0), random_seed=seed + 1)  # fmt: skip
+            full = _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
+        except (RuntimeError, KeyError, IndexError, ValueError) as error:
+            raise ScanError(f"registration to the atlas failed ({error}).") from None
+    return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
+
+
+def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:
+    """Rotation nearest to an affine (4x4), with the translation that sends `fixed_point` (3,) where the affine does."""
+    u, _, vt = np.linalg.svd(matrix[:3, :3])
+    result = np.eye(4)
+    result[:3, :3] = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+    result[:3, 3] = matrix[:3, :3] @ fixed_point + matrix[:3, 3] - result[:3, :3] @ fixed_point
+    return result
+
+
+def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Centre of mass of a mask in world mm, (3,)."""
+    return affine[:3, :3] @ np.array([axis.mean() for axis in np.nonzero(mask)]) + affine[:3, 3]
+
+
+def resample(data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray,
+             world: np.ndarray | None = None, *, order: int = 1, pad: float | None = 0.0) -> np.ndarray:  # fmt: skip
+    """Carry an array onto another grid in one interpolation.
+
+    `affine` is the array's own, `target` that of the grid of `shape`; `world` (4x4) maps target world to source world.
+    Order 1 for images (linear), 0 for masks (nearest neighbour). `pad` outside the source's voxel centres, or for None
+    the nearest voxel. Any invertible affine will do, sheared ones too. Returns the dtype of `data`; not for bool.
+    """
+    from scipy import ndimage
+
+    matrix = np.linalg.inv(affine) @ (np.eye(4) if world is None else world) @ target
+    mode, value = ("nearest", 0.0) if pad is None else ("constant", pad)
+    return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=order, mode=mode, cval=value)
+
+
+def carry_mask(mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray, world: np.ndarray | None = None) -> np.ndarray:
+    """`resample` for a bool mask, by nearest neighbour; bool (shape)."""
+    return resample(mask.astype(np.uint8), affine, shape, target, world, order=0).astype(bool)
+
+
+def write_matrix(path: Path, world: np.ndarray) -> None:
+    """Write atlas world -> scan world (RAS+) as an ITK affine (.mat, LPS) that ANTs applies to bring the scan to the atlas."""
+    import ants
+
+    lps = _FLIP @ world @ _FLIP
+    transform = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3])
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        ants.write_transform(transform, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_matrix(path: Path) -> np.ndarray:
+    """4x4 matrix of an ITK affine file, in ITK's own LPS world."""
+    import ants
+
+    transform = ants.read_transform(str(path))
+    parameters = np.array(transform.parameters)
+    about = np.array(transform.fixed_parameters[:3])
+    matrix = np.eye(4)
+    matrix[:3, :3] = parameters[:9].reshape(3, 3)
+    matrix[:3, 3] = parameters[9:] + about - matrix[:3, :3] @ about
+    return matrix
+
+
+def n4(image: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
+    """N4 bias field correction (Tustison et al. 2010) inside a brain mask, on a grid shrunk 4 times."""
+    import ants
+    import nibabel as nib
+
+    data = _to_ants(np.asarray(image.dataobj, np.float32), image.affine)
+    done = ants.n4_bias_field_correction(data, mask=_to_ants(mask.astype(np.float32), image.affine), shrink_factor=4)
+    return nib.Nifti1Image(done.numpy(), image.affine)
+
+
+def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
+    import ants
+
+    lps = _FLIP @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    return ants.from_numpy(np.asarray(data, np.float32), origin=tuple(lps[:3, 3]), spacing=tuple(spacing), direction=lps[:3, :3] / spacing)
+
+
+def _affine_of(image: Any) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
+    affine[:3, 3] = image.origin
+    return _FLIP @ affine

@@ -1,0 +1,358 @@
+"""Scan tables: read BIDS folders, plain folders, CSV/TSV tables and decathlon JSON; split by subject; refuse leaks."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+SPLITS = ("train", "val", "test")
+LABELS = ("healthy", "abnormal")
+SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR"}  # BIDS has no CT datatype: see docs/conventions.md
+_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+_LABEL_NAMES = {"0": "healthy", "normal": "healthy", "control": "healthy",
+                "1": "abnormal", "lesion": "abnormal", "pathological": "abnormal"}  # fmt: skip
+_TABLE_COLUMNS = ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels")
+
+
+class InputError(ValueError):
+    """The input as a whole cannot be used; nothing is processed."""
+
+
+class ScanError(ValueError):
+    """One scan cannot be used; the batch goes on without it."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image file with its row in the table.
+
+    `label` is "healthy", "abnormal" or "" (unknown); `split` is "train", "val", "test" or "" (not split yet);
+    `slice_labels` is a CSV with one row per axial slice of the scan's own grid (see docs/conventions.md).
+    """
+
+    id: str
+    image: Path
+    subject: str
+    split: str = ""
+    label: str = ""
+    pathology: str = ""
+    mask: Path | None = None
+    brain_mask: Path | None = None
+    slice_labels: Path | None = None
+
+
+def read_scans(source: Path, modality: str) -> list[Scan]:
+    """List the scans in `source`: one NIfTI file, a BIDS folder, a plain folder, a CSV/TSV table or a decathlon JSON.
+
+    Raises InputError where nothing can be read, a row is malformed or two scans share a name.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
+    if source.is_dir():
+        scans = _from_bids(source, modality) if _is_bids(source) else _from_folder(source)
+    elif source.suffix.lower() in (".csv", ".tsv"):
+        scans = _from_table(source)
+    elif source.suffix.lower() == ".json":
+        scans = _from_decathlon(source)
+    elif is_nifti(source):
+        scans = [Scan(id=_stem(source), image=source, subject=_subject(source))]
+    else:
+        raise InputError(f"{source}: expected .nii, .nii.gz, .csv, .tsv, .json or a folder, got a '{source.suffix}' file.")
+    if not scans:
+        raise InputError(f"{source}: no scans found; expected .nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}').")
+    return _unique_ids(scans)
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the file name ends in .nii or .nii.gz."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def has_nifti(folder: Path) -> bool:
+    """Whether a folder holds a NIfTI file at any depth."""
+    return any(is_nifti(p) for p in folder.rglob("*.nii*"))
+
+
+def assign_splits(scans: Sequence[Scan], seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)) -> list[Scan]:
+    """Give every scan a split by subject where the table has none; abnormal subjects go to the test split.
+
+    Healthy and unlabelled subjects are put in an order that depends on the seed and their names alone, then cut into
+    train, val and test by `fractions`. A table that names splits for some rows only is refused.
+    """
+    given = [s for s in scans if s.split]
+    if len(given) == len(scans):
+        return list(scans)
+    if given:
+        missing = next(s for s in scans if not s.split)
+        raise InputError(f"{missing.image}: no split, while other rows have one; give every row a split or none.")
+    abnormal = {s.subject for s in scans if s.label == "abnormal"}
+    subjects = sorted({s.subject for s in scans} - abnormal, key=lambda name: _digest(f"{seed}:{name}"))
+    n_train, n_val = _counts(len(subjects), fractions)
+    split = dict.fromkeys(subjects[:n_train], "train") | dict.fromkeys(subjects[n_train : n_train + n_val], "val")
+    return [replace(s, split=split.get(s.subject, "test")) for s in scans]
+
+
+def check_leaks(scans: Iterable[Scan]) -> None:
+    """Refuse a subject in two splits, one image in two rows, and an abnormal scan in train or val, by name."""
+    seen_split: dict[str, str] = {}
+    seen_image: dict[Path, str] = {}
+    for scan in scans:
+        other = seen_split.setdefault(scan.subject, scan.split)
+        if other != scan.split:
+            raise InputError(f"subject '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; keep a subject in one.")
+        image = scan.image.resolve()
+        if image in seen_image:
+            raise InputError(f"{scan.image}: listed twice, as '{seen_image[image]}' and '{scan.id}'; list a scan once.")
+        seen_image[image] = scan.id
+        if scan.label == "abnormal" and scan.split in ("train", "val"):
+            raise InputError(f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; training and thresholds "
+                             "take healthy scans only, move it to 'test'.")  # fmt: skip
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write dictionaries as a tab-separated table, atomically; None becomes an empty cell."""
+    columns = list(columns or (rows[0] if rows else []))
+    lines = ["\t".join(columns)]
+    lines += ["\t".join("" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns) for r in rows]
+    write_atomic(path, "\n".join(lines) + "\n")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a CSV or TSV file as dictionaries of stripped strings."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle, delimiter=delimiter)
+            return [{(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))}
+                    for row in reader]  # fmt: skip
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable {path.suffix} table ({error}).") from None
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name in the same folder, then rename it; nothing half-written stays behind."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
+    """Write a NIfTI under a temporary name in the same folder, then rename it."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        image.to_filename(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_image(path: Path) -> nib.Nifti1Image:
+    """Read a NIfTI as float32 (X, Y, Z), scl_slope applied, header kept.
+
+    A trailing axis of length 1 is dropped. Raises ScanError for a file that is missing, truncated, no NIfTI, not 3-D,
+    smaller than 8 voxels along an axis, or without a usable voxel size or affine.
+    """
+    import gzip
+    import zlib
+
+    import nibabel as nib
+    import numpy as np
+
+    if not path.is_file():
+        raise ScanError(f"{path}: no such file.")
+    try:
+        image = nib.load(path)
+        shape = image.shape
+        zooms = np.asarray(image.header.get_zooms()[:3], float)
+        if len(shape) > 3 and set(shape[3:]) == {1}:
+            shape = shape[:3]
+        if len(shape) != 3:
+            raise ScanError(f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {tuple(map(int, shape))}; give one volume per file.")
+        if min(shape) < 8:
+            raise ScanError(f"{path}: expected at least 8 voxels along each axis, got shape {tuple(map(int, shape))}.")
+        raw_pixdim = np.asarray(image.header["pixdim"][1:4], float) if "pixdim" in image.header else zooms
+        if not (np.isfinite(raw_pixdim).all() and (raw_pixdim > 0).all()):
+            raise ScanError(f"{path}: voxel size {raw_pixdim.tolist()} mm in the header; expected three positive numbers.")
+        affine = np.asarray(image.affine, float)
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.isfinite(affine).all() or (sizes == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(sizes, sizes, 1))) < 1e-3:
+            raise ScanError(f"{path}: the affine is singular or not finite, so voxels have no place in space; repair the header.")
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except ScanError:
+        raise
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        raise ScanError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from None
+    except (EOFError, OSError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ScanError(f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again.") from None
+    header = image.header if isinstance(image, nib.Nifti1Image) else None
+    return nib.Nifti1Image(data, image.affine, header)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as "; did you mean 'vae_cr'?" or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
+    if n < 3:
+        return max(n - 1, 0) if n > 1 else 0, min(n, 1) if n > 1 else 0
+    n_val = max(1, round(n * fractions[1]))
+    n_test = max(1, round(n * fractions[2])) if fractions[2] > 0 else 0
+    return n - n_val - n_test, n_val
+
+
+def _stem(path: Path) -> str:
+    name = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    return re.sub(r"_(T1w|T2w|FLAIR|ct)$", "", name, flags=re.IGNORECASE) or name
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "scan"
+
+
+def _subject(path: Path) -> str:
+    found = re.match(r"(sub-[A-Za-z0-9]+)", path.name)
+    return found.group(1) if found else _safe(_stem(path))
+
+
+def _is_bids(folder: Path) -> bool:
+    return (folder / "dataset_description.json").is_file() or any(
+        is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*"))  # fmt: skip
+
+
+def _from_bids(folder: Path, modality: str) -> list[Scan]:
+    if modality not in SUFFIXES:
+        raise InputError(f"unknown MODALITY '{modality}'; known: {', '.join(SUFFIXES)}.")
+    people = {}
+    if (folder / "participants.tsv").is_file():
+        people = {row.get("participant_id", ""): row for row in read_table(folder / "participants.tsv")}
+    ending = f"_{SUFFIXES[modality]}.nii"
+    images = sorted(p for p in folder.glob("sub-*/**/sub-*.nii*") if ending in p.name and is_nifti(p))
+    if not images:
+        raise InputError(f"{folder}: a BIDS folder without any sub-*{ending}[.gz] file for MODALITY={modality}.")
+    scans = []
+    for image in images:
+        subject = _subject(image)
+        row = people.get(subject, {})
+        scans.append(Scan(id=_stem(image), image=image, subject=subject, split=_split_name(row.get("split", ""), image),
+                          label=_label_name(row.get("label", ""), image), pathology=row.get("pathology", "")))  # fmt: skip
+    return scans
+
+
+def _from_folder(folder: Path) -> list[Scan]:
+    """Every NIfTI below a folder, except Norma's own `_mask` and `_map` outputs; names keep the sub-folders apart."""
+    images = [p for p in sorted(folder.rglob("*.nii*"))
+              if is_nifti(p) and not p.name.startswith(".") and not re.search(r"_(mask|map)\.nii", p.name)]  # fmt: skip
+    return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in images]
+
+
+def _from_table(table: Path) -> list[Scan]:
+    rows = read_table(table)
+    if not rows:
+        raise InputError(f"{table}: the table has no rows.")
+    if "image" not in rows[0]:
+        raise InputError(f"{table}: no column 'image'; columns found: {', '.join(rows[0])}.")
+    scans = []
+    for number, row in enumerate(rows, start=2):
+        if not row["image"]:
+            raise InputError(f"{table}, line {number}: empty 'image'.")
+        image = table.parent / row["image"]
+        paths = {k: table.parent / row[k] if row.get(k) else None for k in ("mask", "brain_mask", "slice_labels")}
+        label = _label_name(row.get("label", ""), f"{table}, line {number}") or ("abnormal" if paths["mask"] else "")
+        scans.append(Scan(id=_safe(row.get("id") or _stem(image)), image=image, subject=_safe(row.get("subject") or _subject(image)),
+                          split=_split_name(row.get("split", ""), f"{table}, line {number}"), label=label,
+                          pathology=row.get("pathology", ""), **paths))  # fmt: skip
+    return scans
+
+
+def _from_decathlon(path: Path) -> list[Scan]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}).") from None
+    sections = [k for k in ("training", "validation", "test", "testing") if isinstance(content, dict) and isinstance(content.get(k), list)]
+    if not sections:
+        raise InputError(f"{path}: no list named 'training', 'validation' or 'test'; expected a MONAI decathlon datalist.")
+    scans = []
+    for section in sections:
+        for entry in content[section]:
+            entry = {"image": entry} if isinstance(entry, str) else entry
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+                raise InputError(f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}.")
+            image = path.parent / entry["image"]
+            mask = path.parent / entry["label"] if isinstance(entry.get("label"), str) else None
+            scans.append(Scan(id=_stem(image), image=image, subject=_safe(str(entry.get("subject") or _subject(image))),
+                              split=_SPLIT_NAMES.get(section, section), label="abnormal" if mask else "", mask=mask))  # fmt: skip
+    splits = {s.split for s in scans}
+    return [replace(s, split="") for s in scans] if splits == {"train"} else scans
+
+
+def _split_name(value: str, where: object) -> str:
+    name = _SPLIT_NAMES.get(value.lower(), value.lower())
+    if name and name not in SPLITS:
+        raise InputError(f"{where}: split '{value}'; expected one of {', '.join(SPLITS)}{nearest(name, SPLITS)}")
+    return name
+
+
+def _label_name(value: str, where: object) -> str:
+    name = _LABEL_NAMES.get(value.lower(), value.lower())
+    if name and name not in LABELS:
+        raise InputError(f"{where}: label '{value}'; expected one of {', '.join(LABELS)}{nearest(name, LABELS)}")
+    return name
+
+
+def _unique_ids(scans: list[Scan]) -> list[Scan]:
+    """Tell scans of one name apart by their folder; refuse what still clashes."""
+    names = [s.id for s in scans]
+    if len(set(names)) < len(names):
+        scans = [replace(s, id=_safe(f"{s.image.parent.name}_{s.id}")) if names.count(s.id) > 1 else s for s in scans]
+        subjects_are_files = all(s.subject == _subject(s.image) and not s.subject.startswith("sub-") for s in scans)
+        if subjects_are_files:
+            scans = [replace(s, subject=s.id) for s in scans]
+    names = [s.id for s in scans]
+    clash = next((n for n in names if names.count(n) > 1), None)
+    if clash:
+        raise InputError(f"two scans are named '{clash}'; give the table a column 'id' that tells them apart.")
+    return [replace(s, id=_safe(s.id)) for s in scans]
+
+
+def scan_row(scan: Scan) -> dict[str, Any]:
+    """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
+    row = {f.name: getattr(scan, f.name) for f in fields(scan)}
+    return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}
+
+
+def scan_from_row(row: dict[str, str]) -> Scan:
+    """The inverse of `scan_row` for a row read from a table."""
+    paths = {k: Path(row[k]) if row.get(k) else None for k in ("mask", "brain_mask", "slice_labels")}
+    return Scan(row["id"], Path(row["image"]), row["subject"], row["split"], row["label"], row["pathology"], **paths)

@@ -1,0 +1,85 @@
+"""Axial slices: which to keep, the memory-mapped store that training reads, export as NIfTI."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.scans import InputError, read_table, save_nifti, write_table
+
+INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
+
+
+def select(mask: np.ndarray, min_pixels: int) -> np.ndarray:
+    """Indices along the last axis of the slices with at least `min_pixels` brain pixels."""
+    return np.flatnonzero(mask.sum(axis=(0, 1)) >= min_pixels)
+
+
+def write_arrays(folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z: np.ndarray) -> None:
+    """Store slices `z` of a volume (X, Y, Z): `<scan>_image.npy` (n, 1, X, Y) float16 and `<scan>_mask.npy` uint8."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, volume, dtype in (("image", image, np.float16), ("mask", mask, np.uint8)):
+        target = folder / f"{scan}_{name}.npy"
+        temporary = folder / f".tmp-{target.name}"
+        try:
+            with open(temporary, "wb") as handle:
+                np.save(handle, np.ascontiguousarray(volume[:, :, z].transpose(2, 0, 1)[:, None]).astype(dtype))
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_index(folder: Path, rows: list[dict]) -> None:
+    """Write the index: one row per slice; columns `INDEX_COLUMNS`."""
+    write_table(folder / "index.tsv", rows, INDEX_COLUMNS)
+
+
+def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray, z: np.ndarray) -> None:
+    """Write each slice of a volume (X, Y, Z) as `<scan>_slice-<zzz>.nii.gz` of shape (X, Y, 1), in its place in space."""
+    import nibabel as nib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in z:
+        moved = affine.copy()
+        moved[:3, 3] += affine[:3, 2] * index
+        save_nifti(nib.Nifti1Image(image[:, :, index : index + 1], moved), folder / f"{scan}_slice-{index:03d}.nii.gz")
+
+
+class SliceStore:
+    """Slices of a preprocessed cohort: rows of the index, arrays read through the memory map.
+
+    `store[i]` gives {"image": (1, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1}. Raises InputError where
+    the folder holds no index.
+    """
+
+    def __init__(self, folder: Path, split: str | None = None) -> None:
+        self.folder = Path(folder)
+        index = self.folder / "index.tsv"
+        if not index.is_file():
+            raise InputError(f"{index}: no such file; run 'make preprocess' first and give its OUT as DATA.")
+        rows = [(r["scan"], int(r["row"])) for r in read_table(index) if split in (None, r["split"])]
+        self.scans = sorted({scan for scan, _ in rows})
+        number = {scan: i for i, scan in enumerate(self.scans)}
+        self.places = np.array([(number[scan], row) for scan, row in rows], np.int32).reshape(-1, 2)  # 8 bytes a slice
+        self._open = lru_cache(maxsize=64)(self._load)
+
+    def _load(self, scan: str) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(np.load(self.folder / f"{scan}_{name}.npy", mmap_mode="r") for name in ("image", "mask"))  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        scan, row = self.places[i]
+        image, mask = self._open(self.scans[scan])
+        return {"image": image[row].astype(np.float32), "mask": mask[row].astype(np.float32)}
+
+    def __getstate__(self) -> dict:  # open maps do not travel to loader workers
+        return {k: v for k, v in self.__dict__.items() if k != "_open"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open = lru_cache(maxsize=64)(self._load)
