@@ -33,7 +33,7 @@ class VaeCr(AnomalyModel):
     stages = ("pretrain", "finetune")
 
     def __init__(self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
-                 patch_fraction: float = 0.125, beta: float = 0.1) -> None:  # fmt: skip
+                 patch_fraction: float = 0.125, beta: float = 0.01) -> None:  # fmt: skip
         super().__init__()
         if channels[-1] % 2:
             raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")

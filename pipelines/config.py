@@ -82,7 +82,7 @@ class Loop(Closed):
     batch_size: int = Field(64, ge=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip: float | None = Field(1.0, gt=0)
-    loader_workers: int = Field(0, ge=0)
+    loader_workers: int = Field(1, ge=0)
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)
 

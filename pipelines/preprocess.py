@@ -193,7 +193,7 @@ def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_
     from evaluation.plots import outline_figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, atlas=atlas_mask))
+    write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask))
 
 
 def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]:

@@ -1,0 +1,146 @@
+"""`make train`: a preprocessed cohort in, a run folder out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+from pipelines import cli
+from pipelines.config import ConfigError, RunConfig, load_run_config, read_yaml, validate, write_yaml
+from preprocessing.scans import InputError, read_table, write_atomic
+
+log = logging.getLogger("norma")
+
+
+def cohort_rows(data: Path) -> list[dict[str, str]]:
+    """Rows of the scans.tsv that `make preprocess` wrote; InputError where there is none."""
+    table = data / "scans.tsv"
+    if not table.is_file():
+        raise InputError(f"{table}: no such file; run 'make preprocess' first and give its OUT as DATA.")
+    return read_table(table)
+
+
+def healthy_rows(data: Path, split: str) -> list[dict[str, str]]:
+    """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name."""
+    rows = [r for r in cohort_rows(data) if r["split"] == split]
+    abnormal = next((r for r in rows if r["label"] == "abnormal"), None)
+    if abnormal:
+        raise InputError(f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone.")
+    if not rows:
+        raise InputError(f"{data / 'scans.tsv'}: no scans in split '{split}'; training needs healthy scans in 'train' and 'val'.")
+    return rows
+
+
+def train(config: RunConfig, data: Path, run: Path) -> None:
+    """Train, calibrate on healthy validation scans, and fill the run folder; a finished run is left alone."""
+    import torch
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    from pipelines.config import Recipe
+    from pipelines.data import SliceDataset
+    from pipelines.loop import fit
+    from pipelines.runs import build_model, versions, write_json
+    from pipelines.scoring import calibrate
+
+    train_rows, val_rows = healthy_rows(data, "train"), healthy_rows(data, "val")
+    recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
+    if _finished(run, config, data):
+        log.info("%s: finished before with this config and data; nothing to do.", run)
+        return
+    started = time.perf_counter()
+    loop = config.loop
+    strategy = DDPStrategy(find_unused_parameters=True) if loop.devices > 1 or "LOCAL_RANK" in os.environ else "auto"
+    fabric = Fabric(accelerator=loop.accelerator, devices=loop.devices, strategy=strategy, precision=loop.precision)
+    fabric.launch()
+    torch.manual_seed(loop.seed)
+    model = build_model(config)
+    n = sum(p.numel() for p in model.parameters())
+    training = SliceDataset(data / "slices", "train", config.image_size, config.augmentation)
+    checking = SliceDataset(data / "slices", "val", config.image_size)
+    if fabric.is_global_zero:
+        log.info("%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate", config.name,
+                 n / 1e6, fabric.device, len(train_rows), len(training), len(val_rows), len(checking))  # fmt: skip
+        write_atomic(run / "config.yaml", write_yaml(config))
+        write_atomic(run / "recipe.yaml", write_yaml(recipe))
+        write_json(run / "run.json", _about(data))
+    fabric.barrier()
+    fit(model, config, training, checking, fabric, run)
+    model.eval()
+    if fabric.is_global_zero:
+        threshold, reference = calibrate(model, config, recipe, data, val_rows, fabric.device)
+        write_json(run / "threshold.json", threshold)
+        write_json(run / "reference.json", reference)
+        seconds = round(time.perf_counter() - started, 1)
+        write_json(run / "run.json", _about(data) | {"versions": versions(), "command": sys.argv[1:], "seconds": seconds, "parameters": n,
+                                                    "device": str(fabric.device), "threads": torch.get_num_threads(),
+                                                    "train_scans": [r["id"] for r in train_rows],
+                                                    "val_scans": [r["id"] for r in val_rows]})  # fmt: skip
+        _write_weights(model, run)
+    fabric.barrier()
+
+
+def _write_weights(model: object, run: Path) -> None:
+    """The last file of a run: where it stands, the run is finished."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)  # type: ignore[attr-defined]
+    write_atomic(run / "weights.pt", buffer.getvalue())
+
+
+def _about(data: Path) -> dict[str, str]:
+    """Which data a run is trained on: the folder and the digest of its training and validation rows."""
+    rows = [f"{r['id']} {r['split']} {r['image']}" for r in cohort_rows(data) if r["split"] in ("train", "val")]
+    return {"data": str(data), "data_digest": sha256("\n".join(sorted(rows)).encode()).hexdigest()}
+
+
+def _finished(run: Path, config: RunConfig, data: Path) -> bool:
+    """Whether the run is done; InputError where the folder holds a run of another config or other data."""
+    from pipelines.runs import read_json
+
+    if not (run / "config.yaml").is_file():
+        return False
+    other = validate(RunConfig, read_yaml(run / "config.yaml"), run / "config.yaml")
+    about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    if other != config or about.get("data_digest", "") != _about(data)["data_digest"]:
+        what = "settings" if other != config else "data"
+        raise InputError(f"{run}: holds a run with other {what}; choose another OUT or delete the folder.")
+    return (run / "weights.pt").is_file()
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_run_config(arguments.model, arguments.overrides, arguments.preset)
+    data = Path(arguments.data)
+    cohort_rows(data)
+    run = cli.writable_folder(arguments.out or Path("runs") / data.name / arguments.model)
+    from pipelines.loop import TrainingError
+
+    try:
+        train(config, data, run)
+    except TrainingError as error:
+        raise ConfigError(str(error)) from None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{run}: trained; score scans with 'make infer RUN={run} IN=<scan or folder> OUT=<folder>'")
+    return cli.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser("train", "Train a detector on the healthy scans of a preprocessed cohort.")
+    p.add_argument("--model", required=True, help="a file of configs, such as vae_cr")
+    p.add_argument("--data", required=True, help="the OUT folder of preprocess")
+    p.add_argument("--out", help="run folder (default runs/<data>/<model>); an interrupted run goes on where it stopped")
+    p.add_argument("--preset", help="a file of configs/preset laid over the model's config, such as small")
+    p.add_argument("overrides", nargs="*", help="settings such as stages.finetune.max_epochs=50 loop.seed=1")
+    return p
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())
