@@ -27,8 +27,16 @@ def ct_ich(data: Path, out: Path) -> list[Scan]:
         write_table(labels, [{"slice": s["slice"], "label": int(any(s[k] == "1" for k in (*BLEEDS, "fracture")))} for s in own])
         abnormal = row["hemorrhage"] == "1" or row["fracture"] == "1"
         kinds = "+".join(k for k in BLEEDS if any(s[k] == "1" for s in own)) or ("fracture" if abnormal else "")
-        scans.append(Scan(subject, data / subject / f"{subject}_ct.nii.gz", subject, label="abnormal" if abnormal else "healthy",
-                          pathology=kinds, slice_labels=labels))  # fmt: skip
+        scans.append(
+            Scan(
+                subject,
+                data / subject / f"{subject}_ct.nii.gz",
+                subject,
+                label="abnormal" if abnormal else "healthy",
+                pathology=kinds,
+                slice_labels=labels,
+            )
+        )
     return assign_splits(scans)
 
 
@@ -43,8 +51,17 @@ def ds011(data: Path, out: Path) -> list[Scan]:
 
 def open_ms(data: Path, out: Path) -> list[Scan]:
     folder = data / "sub-19"
-    return [Scan("sub-19", folder / "sub-19_space-MNI_T1.nii.gz", "sub-19", "test", "abnormal", "multiple sclerosis",
-                 folder / "sub-19_space-MNI_lesion.nii.gz")]  # fmt: skip
+    return [
+        Scan(
+            "sub-19",
+            folder / "sub-19_space-MNI_T1.nii.gz",
+            "sub-19",
+            "test",
+            "abnormal",
+            "multiple sclerosis",
+            folder / "sub-19_space-MNI_lesion.nii.gz",
+        )
+    ]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
     sizes = tuple(float(size) for size in spacing)
     if len(sizes) != 3 or not all(np.isfinite(size) and size > 0 for size in sizes):
         raise ValueError(f"spacing must be three positive numbers in mm, got {spacing!r}")
-    return sizes  # type: ignore[return-value]
+    return sizes
 
 
 def check_not_negative(value: float, name: str) -> None:

@@ -16,8 +16,7 @@ import numpy as np
 from evaluation.checks import as_mask, bounding_box, check_same_shape, check_spacing
 
 MASK_COLOUR, TRUTH_COLOUR, BRAIN_COLOUR = "#E69F00", "#56B4E9", "#D55E00"  # Okabe and Ito 2008
-OUTLINES = {"truth": (TRUTH_COLOUR, 1.8, "solid"), "brain": (BRAIN_COLOUR, 1.0, "solid"),
-            "atlas": (TRUTH_COLOUR, 1.0, "dashed")}  # fmt: skip
+OUTLINES = {"truth": (TRUTH_COLOUR, 1.8, "solid"), "brain": (BRAIN_COLOUR, 1.0, "solid"), "atlas": (TRUTH_COLOUR, 1.0, "dashed")}
 PLANES = {"sagittal": (0, 1, 2), "coronal": (1, 0, 2), "axial": (2, 0, 1)}  # axis cut, across, up
 ENDS = {"sagittal": ("A", "P"), "coronal": ("R", "L"), "axial": ("R", "L")}  # viewer's left, viewer's right
 PANEL_INCHES, DPI = 2.3, 110
@@ -150,11 +149,11 @@ def histogram_figure(healthy_scores: np.ndarray, abnormal_scores: np.ndarray, ti
     both = np.concatenate([healthy, abnormal])
     if both.size == 0 or not np.isfinite(both).all():
         raise ValueError("a histogram needs at least one score, and all scores finite")
-    bins = np.histogram_bin_edges(both, bins=min(max(int(np.sqrt(both.size)) * 2, 8), 40))
+    bins = np.histogram_bin_edges(both, bins=min(max(int(np.sqrt(both.size)) * 2, 8), 40)).tolist()
     figure = Figure(figsize=(5.5, 3.2), dpi=DPI, layout="constrained")
     ax = figure.subplots()
     ax.hist(healthy, bins, color=TRUTH_COLOUR, edgecolor="black", label=f"healthy (n = {healthy.size})")
-    style = {"histtype": "step", "edgecolor": "black", "hatch": "///", "linewidth": 1.5}
+    style: dict[str, Any] = {"histtype": "step", "edgecolor": "black", "hatch": "///", "linewidth": 1.5}
     ax.hist(abnormal, bins, label=f"abnormal (n = {abnormal.size})", **style)
     ax.set(xlabel="anomaly score", ylabel="scans")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -169,9 +168,7 @@ def _shown_box(image: np.ndarray, marks: list[np.ndarray]) -> tuple[slice, ...]:
     return bounding_box(shown, margin=2) or tuple(slice(0, size) for size in image.shape)
 
 
-def _chosen_slices(
-    slices: Sequence[int] | None, depth: int, extent: slice, volumes: list[np.ndarray | None]
-) -> list[int]:
+def _chosen_slices(slices: Sequence[int] | None, depth: int, extent: slice, volumes: list[np.ndarray | None]) -> list[int]:
     """Return slice indices, top of the head first: those asked for, or three as `case_figure` says."""
     if slices is not None:
         if not len(slices) or not all(0 <= index < depth for index in slices):
@@ -190,16 +187,14 @@ def _between(side: slice, fraction: float) -> int:
     return round(side.start + fraction * (side.stop - 1 - side.start))
 
 
-def _show(
-    ax: Any, view: View, volume: np.ndarray, scale: dict[str, Any], frame: tuple[float, float] | None = None
-) -> Any:
+def _show(ax: Any, view: View, volume: np.ndarray, scale: dict[str, Any], frame: tuple[float, float] | None = None) -> Any:
     """Draw one view with its two letters, centred in a frame of (width, height) mm; return its image."""
     width, height = view.size
     across, down = ((outer - inner) / 2 for outer, inner in zip(frame or view.size, view.size, strict=True))
     drawn = ax.imshow(view.cut(volume), extent=(0, width, height, 0), interpolation="nearest", **scale)
     ax.set(xticks=[], yticks=[], facecolor="0.2", autoscale_on=False)
     ax.set(xlim=(-across, width + across), ylim=(height + down, -down))
-    style = {"color": "white", "fontsize": 8, "fontweight": "bold", "va": "center", "transform": ax.transAxes}
+    style: dict[str, Any] = {"color": "white", "fontsize": 8, "fontweight": "bold", "va": "center", "transform": ax.transAxes}
     style["bbox"] = {"facecolor": "black", "edgecolor": "none", "pad": 1}
     left, right = ENDS[view.plane]
     ax.text(0.02, 0.5, left, ha="left", **style)
@@ -230,7 +225,7 @@ def _legend(figure: Any, kinds: list[str]) -> None:
         "truth": Line2D([], [], color=TRUTH_COLOUR, linewidth=1.8, label="truth"),
     }
     if kinds:
-        style = {"facecolor": "0.2", "labelcolor": "white", "fontsize": 8, "edgecolor": "none"}
+        style: dict[str, Any] = {"facecolor": "0.2", "labelcolor": "white", "fontsize": 8, "edgecolor": "none"}
         handles = [entries[kind] for kind in kinds]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
 

@@ -25,8 +25,9 @@ def model_class(name: str) -> type[AnomalyModel]:
     if name not in model_names():
         raise ValueError(f"unknown model '{name}'; known: {', '.join(model_names())}")
     module = importlib.import_module(f"models.{name}")
-    return next(c for _, c in inspect.getmembers(module, inspect.isclass)
-                if issubclass(c, AnomalyModel) and c.__module__ == module.__name__)  # fmt: skip
+    return next(
+        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, AnomalyModel) and c.__module__ == module.__name__
+    )
 
 
 def create_model(name: str, **arguments: Any) -> AnomalyModel:

@@ -20,8 +20,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         from torch.distributed.nn.functional import all_reduce
 
-        wide = x.float()
-        n = torch.full((1,), wide.numel() / wide.shape[1], device=x.device)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        n = wide.new_full((1,), wide.numel() / wide.shape[1])
         total = all_reduce(torch.cat([n, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
         n, mean, square = total[0], total[1 : 1 + x.shape[1]] / total[0], total[1 + x.shape[1] :] / total[0]
         var = (square - mean.square()).clamp(min=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -32,17 +33,18 @@ class VaeCr(AnomalyModel):
 
     stages = ("pretrain", "finetune")
 
-    def __init__(self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
-                 patch_fraction: float = 0.125, beta: float = 0.01) -> None:  # fmt: skip
+    def __init__(
+        self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512), patch_fraction: float = 0.125, beta: float = 0.01
+    ) -> None:
         super().__init__()
         if channels[-1] % 2:
             raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
         latent = channels[-1] // 2
         widths = [in_channels, *channels]
-        encoder = [down(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        encoder = [down(a, b) for a, b in itertools.pairwise(widths)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(channels[-1], channels[-1], 1))
         back = [latent, *channels[-2::-1]]
-        decoder = [up(a, b) for a, b in zip(back[:-1], back[1:], strict=True)]
+        decoder = [up(a, b) for a, b in itertools.pairwise(back)]
         self.decoder = nn.Sequential(*decoder, nn.ConvTranspose2d(channels[0], in_channels, 4, 2, 1))
         self.patch_fraction, self.beta = patch_fraction, beta
 

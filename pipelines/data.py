@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from monai import transforms as mt
 from monai.data import Dataset, set_track_meta
 from torch import Tensor
@@ -26,7 +25,7 @@ class SliceDataset(Dataset):
     """
 
     def __init__(self, folder: Path, split: str, image_size: tuple[int, int], augmentation: Augmentation | None = None) -> None:
-        super().__init__(SliceStore(folder, split), transform=chain(image_size, augmentation))
+        super().__init__(cast(Any, SliceStore(folder, split)), transform=chain(image_size, augmentation))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
@@ -45,11 +44,19 @@ def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None)
         steps.append(mt.RandFlipd(keys, prob=a.flip, spatial_axis=0))  # the first axis runs from left to right
     if a and (a.rotate or a.translate or a.scale):
         shift = tuple(a.translate * side for side in image_size)
-        steps.append(mt.RandAffined(keys, prob=1.0, rotate_range=np.deg2rad(a.rotate), translate_range=shift,
-                                    scale_range=(a.scale, a.scale), mode=("bilinear", "nearest"), padding_mode="zeros"))  # fmt: skip
+        steps.append(
+            mt.RandAffined(
+                keys,
+                prob=1.0,
+                rotate_range=np.deg2rad(a.rotate),
+                translate_range=shift,
+                scale_range=(a.scale, a.scale),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            )
+        )
     if a and a.intensity:
-        steps += [mt.RandScaleIntensityd("image", factors=a.intensity, prob=1.0),
-                  mt.Lambdad("image", lambda x: x.clamp(0, 1))]  # fmt: skip
+        steps += [mt.RandScaleIntensityd("image", factors=a.intensity, prob=1.0), mt.Lambdad("image", lambda x: x.clamp(0, 1))]
     return mt.Compose(steps)
 
 
@@ -68,8 +75,9 @@ class Batches:
     gets its contiguous share of every batch. Without `shuffle` the order is the store's and seeds do not change.
     """
 
-    def __init__(self, dataset: SliceDataset, loop: Loop, *, shuffle: bool, stream: int, rank: int = 0, world: int = 1,
-                 steps: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, dataset: SliceDataset, loop: Loop, *, shuffle: bool, stream: int, rank: int = 0, world: int = 1, steps: int | None = None
+    ) -> None:
         self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
         self.rank, self.world, self.steps = rank, world, steps
 

@@ -42,10 +42,16 @@ def evaluate_scan(run: Run, row: dict[str, str], native: NativeMap, threshold: f
     voxels = VoxelHistogram()
     if truth is not None:
         voxels.update(native.map[native.brain], truth[native.brain])
-        result |= {"dice": dice(mask, truth), "truth_ml": float(truth.sum()) * voxel_ml, "voxel_ap": voxels.average_precision(),
-                   "truth_outside_brain_ml": float((truth & ~native.brain).sum()) * voxel_ml,
-                   "overlap_voxels": int((mask & truth).sum()), "mask_voxels": int(mask.sum()), "truth_voxels": int(truth.sum()),
-                   "false_positive_ml": false_positive_ml(mask, truth, native.spacing)}  # fmt: skip
+        result |= {
+            "dice": dice(mask, truth),
+            "truth_ml": float(truth.sum()) * voxel_ml,
+            "voxel_ap": voxels.average_precision(),
+            "truth_outside_brain_ml": float((truth & ~native.brain).sum()) * voxel_ml,
+            "overlap_voxels": int((mask & truth).sum()),
+            "mask_voxels": int(mask.sum()),
+            "truth_voxels": int(truth.sum()),
+            "false_positive_ml": false_positive_ml(mask, truth, native.spacing),
+        }
     labels = _slice_labels(row, native, truth)
     result["slices"] = [{"slice": i, "score": s, "label": labels.get(i)} for i, s in slice_scores(native, fraction).items()]
     return result, voxels
@@ -56,7 +62,9 @@ def _truth(row: dict[str, str], native: NativeMap) -> np.ndarray | None:
     if row["mask"]:
         image = read_image(Path(row["mask"]))
         if image.shape != native.map.shape or not np.allclose(image.affine, native.affine, atol=1e-2):
-            raise ScanError(f"{row['mask']}: shape {image.shape} or affine differs from the scan's, {native.map.shape}; the truth must lie on its grid.")
+            raise ScanError(
+                f"{row['mask']}: shape {image.shape} or affine differs from the scan's, {native.map.shape}; the truth must lie on its grid."
+            )
         return np.asarray(image.dataobj) > 0
     return np.zeros(native.map.shape, bool) if row["label"] == "healthy" else None
 
@@ -70,7 +78,7 @@ def _slice_labels(row: dict[str, str], native: NativeMap, truth: np.ndarray | No
     if truth is None:
         return {}
     other = tuple(a for a in range(3) if a != axial_axis(native.affine))
-    return {i: int(v) for i, v in enumerate(truth.any(axis=other))}
+    return {i: int(v) for i, v in enumerate(np.atleast_1d(truth.any(axis=other)))}
 
 
 def summarise(cases: list[dict[str, Any]], pooled: VoxelHistogram, threshold: float) -> dict[str, Any]:
@@ -91,18 +99,25 @@ def summarise(cases: list[dict[str, Any]], pooled: VoxelHistogram, threshold: fl
     masks = sum(c["mask_voxels"] + c["truth_voxels"] for c in lesions)
     oracle, at = pooled.oracle_dice() if lesions else (float("nan"), float("nan"))
     return {
-        "n_scans": len(cases), "n_healthy": len(healthy), "n_abnormal": len(abnormal), "n_with_lesion_mask": len(lesions),
+        "n_scans": len(cases),
+        "n_healthy": len(healthy),
+        "n_abnormal": len(abnormal),
+        "n_with_lesion_mask": len(lesions),
         "threshold": threshold,
         "dice_mean": _mean([c["dice"] for c in lesions]),
         "dice_pooled": 2 * sum(c["overlap_voxels"] for c in lesions) / masks if masks else float("nan"),
-        "oracle_dice_pooled": oracle, "oracle_threshold": at,
+        "oracle_dice_pooled": oracle,
+        "oracle_threshold": at,
         "voxel_ap": pooled.average_precision() if lesions else float("nan"),
         "voxel_ap_mean": _mean([c["voxel_ap"] for c in lesions]),
         "healthy_false_positive_ml": _mean([c["false_positive_ml"] for c in healthy]),
-        "scan_auroc": auroc(*scan), "scan_ap": average_precision(*scan),
-        "slicewise_auroc": auroc(*slicewise), "slicewise_ap": average_precision(*slicewise),
-        "clinical_slicewise_auroc": auroc(*clinical), "clinical_slicewise_ap": average_precision(*clinical),
-    }  # fmt: skip
+        "scan_auroc": auroc(*scan),
+        "scan_ap": average_precision(*scan),
+        "slicewise_auroc": auroc(*slicewise),
+        "slicewise_ap": average_precision(*slicewise),
+        "clinical_slicewise_auroc": auroc(*clinical),
+        "clinical_slicewise_ap": average_precision(*clinical),
+    }
 
 
 def _two(healthy: list[dict], abnormal: list[dict], values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -117,25 +132,31 @@ def _mean(values: list[float]) -> float:
 
 def picture(run: Run, data: Path, row: dict[str, str], native: NativeMap, threshold: float) -> bytes:
     """Input, reconstruction, map, mask and truth of one case in atlas space, RAS+."""
-    import nibabel as nib
-
     from evaluation.plots import case_figure
     from pipelines.runs import read_json
-    from pipelines.scoring import cut, reconstruction
+    from pipelines.scoring import cut, load_array, reconstruction
     from preprocessing.register import carry_mask, load_atlas, resample
 
     atlas = load_atlas(run.recipe.template, run.recipe.grid)
     world = np.array(read_json(data / row["sidecar"])["world"])
-    image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
-    shown = {"anomaly_map": resample(native.map, native.affine, atlas.shape, atlas.affine, world),
-             "mask": carry_mask(cut(native, threshold, run.config.postprocess), native.affine, atlas.shape, atlas.affine, world),
-             "brain": brain > 0}  # fmt: skip
+    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
+    shown: dict[str, Any] = {
+        "anomaly_map": resample(native.map, native.affine, atlas.shape, atlas.affine, world),
+        "mask": carry_mask(cut(native, threshold, run.config.postprocess), native.affine, atlas.shape, atlas.affine, world),
+        "brain": brain > 0,
+    }
     truth = _truth(row, native)
     if truth is not None and truth.any():
         shown["truth"] = carry_mask(truth, native.affine, atlas.shape, atlas.affine, world)
     top = run.reference["voxel_quantiles"]["0.999"]
-    return case_figure(image, spacing=(1, 1, 1), map_max=top, reconstruction=reconstruction(run.model, run.config, image, brain > 0, run.device),
-                       title=row["id"], **shown)  # fmt: skip
+    return case_figure(
+        image,
+        spacing=(1, 1, 1),
+        map_max=top,
+        reconstruction=reconstruction(run.model, run.config, image, brain > 0, run.device),
+        title=row["id"],
+        **shown,
+    )
 
 
 def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, Any]:
@@ -150,7 +171,9 @@ def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, An
 
     recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
     if recipe != run.recipe:
-        raise InputError(f"{data}: preprocessed by another recipe than the run's scans; preprocess it with the settings in {run.folder / 'recipe.yaml'}.")
+        raise InputError(
+            f"{data}: preprocessed by another recipe than the run's scans; preprocess it with the settings in {run.folder / 'recipe.yaml'}."
+        )
     rows = [r for r in cohort_rows(data) if r["split"] == "test"]
     if not rows:
         raise InputError(f"{data / 'scans.tsv'}: no scans in split 'test'.")
@@ -172,10 +195,20 @@ def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, An
             images.append((_caption(case), picture(run, data, row, native, run.threshold)))
     if not cases:
         return {"cases": [], "failures": failures}
-    result = {"model": run.config.name, "data": data.name, "protocol": "volumes, own grid, inside the brain", "summary": summarise(cases, pooled, run.threshold),
-              "threshold_rule": "healthy validation scans alone", "command": "python -m pipelines.evaluate " + " ".join(sys.argv[1:]), "config": run.config.model_dump(),
-              "recipe": run.recipe.model_dump(), "versions": versions(), "n_healthy_reference": len(run.healthy_scores),
-              "failures": failures, "cases": cases}  # fmt: skip
+    result = {
+        "model": run.config.name,
+        "data": data.name,
+        "protocol": "volumes, own grid, inside the brain",
+        "summary": summarise(cases, pooled, run.threshold),
+        "threshold_rule": "healthy validation scans alone",
+        "command": "python -m pipelines.evaluate " + " ".join(sys.argv[1:]),
+        "config": run.config.model_dump(),
+        "recipe": run.recipe.model_dump(),
+        "versions": versions(),
+        "n_healthy_reference": len(run.healthy_scores),
+        "failures": failures,
+        "cases": cases,
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "evaluation.json", result)
     write_table(out / "scans.tsv", [{k: _short(c.get(k)) for k in COLUMNS} for c in cases], COLUMNS)
@@ -190,7 +223,8 @@ def _spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
 
 def _caption(case: dict[str, Any]) -> str:
     dice = f", Dice {case['dice']:.3f}" if case.get("dice") is not None and np.isfinite(case["dice"]) else ""
-    return f"{case['id']}: {case['label'] or 'no label'} {case['pathology']}, score {case['score']:.4g} (percentile {case['percentile']:.0f}){dice}"
+    what = f"{case['label'] or 'no label'} {case['pathology']}".strip()
+    return f"{case['id']}: {what}, score {case['score']:.4g} (percentile {case['percentile']:.0f}){dice}"
 
 
 def _short(value: Any) -> Any:
@@ -198,13 +232,19 @@ def _short(value: Any) -> Any:
 
 
 LABELS = {
-    "dice_mean": "Dice, mean per scan, at the healthy threshold", "dice_pooled": "Dice, voxels of all scans pooled, at the healthy threshold",
+    "dice_mean": "Dice, mean per scan, at the healthy threshold",
+    "dice_pooled": "Dice, voxels of all scans pooled, at the healthy threshold",
     "oracle_dice_pooled": "oracle Dice, pooled (best threshold, chosen with the test labels: not achievable)",
-    "voxel_ap": "voxel average precision inside the brain, pooled", "voxel_ap_mean": "voxel average precision, mean per scan",
-    "healthy_false_positive_ml": "false-positive ml per healthy scan", "scan_auroc": "AUROC per scan", "scan_ap": "AP per scan",
-    "slicewise_auroc": "AUROC per slice (abnormal slices against healthy scans)", "slicewise_ap": "AP per slice (same)",
-    "clinical_slicewise_auroc": "AUROC per slice, clinical (all slices of an abnormal scan)", "clinical_slicewise_ap": "AP per slice, clinical",
-}  # fmt: skip
+    "voxel_ap": "voxel average precision inside the brain, pooled",
+    "voxel_ap_mean": "voxel average precision, mean per scan",
+    "healthy_false_positive_ml": "false-positive ml per healthy scan",
+    "scan_auroc": "AUROC per scan",
+    "scan_ap": "AP per scan",
+    "slicewise_auroc": "AUROC per slice (abnormal slices against healthy scans)",
+    "slicewise_ap": "AP per slice (same)",
+    "clinical_slicewise_auroc": "AUROC per slice, clinical (all slices of an abnormal scan)",
+    "clinical_slicewise_ap": "AP per slice, clinical",
+}
 
 
 def page_of(result: dict[str, Any], images: list[tuple[str, bytes]]) -> str:
@@ -213,15 +253,31 @@ def page_of(result: dict[str, Any], images: list[tuple[str, bytes]]) -> str:
     from evaluation.report import Section, page
 
     summary, cases = result["summary"], result["cases"]
-    text = (f"Model {result['model']} on the test scans of {result['data']}: {summary['n_healthy']} healthy, {summary['n_abnormal']} abnormal, "
-            f"{summary['n_with_lesion_mask']} with a lesion mask. Threshold {summary['threshold']:.4g}, from {result['n_healthy_reference']} healthy "
-            "validation scans alone. Voxel figures are measured on each scan's own grid inside its brain mask; an empty truth has no Dice.")  # fmt: skip
+    text = (
+        f"Model {result['model']} on the test scans of {result['data']}: {summary['n_healthy']} healthy, "
+        f"{summary['n_abnormal']} abnormal, {summary['n_with_lesion_mask']} with a lesion mask. Threshold "
+        f"{summary['threshold']:.4g}, from {result['n_healthy_reference']} healthy validation scans alone. Voxel figures are "
+        "measured on each scan's own grid inside its brain mask; an empty truth has no Dice."
+    )
     table = (["figure", "value"], [[LABELS[k], summary[k]] for k in LABELS])
     scans = (list(COLUMNS), [[c.get(k) for k in COLUMNS] for c in cases])
     groups = [np.array([c["score"] for c in cases if c["label"] == k]) for k in ("healthy", "abnormal")]
-    scores = [("Scan scores", histogram_figure(*groups, title="scan scores of the test set"))] if all(g.size for g in groups) else []
-    sections = [Section("Result", text, table), Section("Scores", images=scores), Section("Scans", table=scans),
-                Section("Cases", "Chosen by their place in the table, not by their result. The map's colour scale ends at the 99.9th percentile of healthy validation voxels.", images=images)]  # fmt: skip
+    scores = (
+        [("Scan scores", histogram_figure(groups[0], groups[1], title="scan scores of the test set"))]
+        if all(g.size for g in groups)
+        else []
+    )
+    sections = [
+        Section("Result", text, table),
+        Section("Scores", images=scores),
+        Section("Scans", table=scans),
+        Section(
+            "Cases",
+            "Chosen by their place in the table, not by their result. The map's colour scale ends at the 99.9th percentile of "
+            "healthy validation voxels.",
+            images=images,
+        ),
+    ]
     if result["failures"]:
         sections.append(Section("Left out", table=(["scan", "reason"], [[f["id"], f["reason"]] for f in result["failures"]])))
     about = [["command", result["command"]], *sorted(result["versions"].items())]

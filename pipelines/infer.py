@@ -63,12 +63,23 @@ def _report(run: Run, scan: Scan, threshold: float, native: NativeMap, mask: np.
         for key in [k for k in place if k.endswith("mm")]:
             place[key.replace("mm", "atlas_mm")] = (np.linalg.inv(world) @ [*place[key], 1])[:3].round(1)
     volume = float(mask.sum() * np.prod(native.spacing))
-    return {"id": scan.id, "image": str(scan.image), "status": "scored", "notice": NOTICE, "score": score,
-            "percentile": percentile_of(score, run.healthy_scores),
-            "percentile_of": f"{len(run.healthy_scores)} healthy validation scans",
-            "threshold": threshold, "anomalous_mm3": volume, "n_components": len(found), "components": found[:20],
-            "maximum": peak, "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
-            "model": run.config.name, "run": str(run.folder)}  # fmt: skip
+    return {
+        "id": scan.id,
+        "image": str(scan.image),
+        "status": "scored",
+        "notice": NOTICE,
+        "score": score,
+        "percentile": percentile_of(score, run.healthy_scores),
+        "percentile_of": f"{len(run.healthy_scores)} healthy validation scans",
+        "threshold": threshold,
+        "anomalous_mm3": volume,
+        "n_components": len(found),
+        "components": found[:20],
+        "maximum": peak,
+        "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
+        "model": run.config.name,
+        "run": str(run.folder),
+    }
 
 
 def save_results(out: Path, scan: Scan, mask: nib.Nifti1Image, anomaly_map: nib.Nifti1Image, report: dict[str, Any]) -> None:
@@ -119,8 +130,12 @@ def score_row(report: dict[str, Any]) -> dict[str, Any]:
     """A report as a row of scores.tsv."""
     row = {k: report.get(k) for k in COLUMNS}
     if report["status"] == "scored":
-        row |= {"score": f"{report['score']:.6g}", "anomalous_ml": f"{report['anomalous_mm3'] / 1000:.3f}",
-                "components": report["n_components"], "flags": "; ".join(report["flags"])}  # fmt: skip
+        row |= {
+            "score": f"{report['score']:.6g}",
+            "anomalous_ml": f"{report['anomalous_mm3'] / 1000:.3f}",
+            "components": report["n_components"],
+            "flags": "; ".join(report["flags"]),
+        }
     return row
 
 

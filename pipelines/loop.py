@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,19 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
         writer.close()
 
 
-def _stage(number: int, name: str, model: AnomalyModel, module: Any, config: RunConfig, train: SliceDataset, val: SliceDataset,
-           fabric: Fabric, run: Path, state: dict[str, Any], writer: SummaryWriter | None) -> None:  # fmt: skip
+def _stage(
+    number: int,
+    name: str,
+    model: AnomalyModel,
+    module: Any,
+    config: RunConfig,
+    train: SliceDataset,
+    val: SliceDataset,
+    fabric: Fabric,
+    run: Path,
+    state: dict[str, Any],
+    writer: SummaryWriter | None,
+) -> None:
     """One stage: epochs until `max_epochs` or no better validation loss for `patience` epochs; then the best weights."""
     settings, best_path = config.stages[name], run / "checkpoints" / f"best-{name}.pt"
     updates = model.updates(name)
@@ -65,8 +77,8 @@ def _stage(number: int, name: str, model: AnomalyModel, module: Any, config: Run
         model.load_state_dict(state["model"])
     for kept, live in zip(state.get("optimizers", []), optimizers, strict=False):
         live.load_state_dict(kept)
-    for kept, live in zip(state.get("plateaus", []), plateaus, strict=False):
-        live.load_state_dict(kept)
+    for kept, plateau in zip(state.get("plateaus", []), plateaus, strict=False):
+        plateau.load_state_dict(kept)
     progress = {"best": state.get("best", float("inf")), "bad": state.get("bad", 0)}
     split = {"rank": fabric.global_rank, "world": fabric.world_size}
     batches = Batches(train, config.loop, shuffle=True, stream=number, steps=settings.steps_per_epoch, **split)
@@ -89,28 +101,46 @@ def _stage(number: int, name: str, model: AnomalyModel, module: Any, config: Run
         state["history"] += [(name, epoch, key, value) for key, value in logged.items()]
         if improved:
             _save(fabric, best_path, {"model": model.state_dict()})
-        _save(fabric, run / "checkpoints" / "last.pt",
-              {"stage": number, "epoch": epoch + 1, "history": state["history"], "model": model.state_dict(), **progress,
-               "optimizers": [o.state_dict() for o in optimizers], "plateaus": [p.state_dict() for p in plateaus]})  # fmt: skip
+        _save(
+            fabric,
+            run / "checkpoints" / "last.pt",
+            {
+                "stage": number,
+                "epoch": epoch + 1,
+                "history": state["history"],
+                "model": model.state_dict(),
+                **progress,
+                "optimizers": [o.state_dict() for o in optimizers],
+                "plateaus": [p.state_dict() for p in plateaus],
+            },
+        )
         if writer is not None:
             _report(writer, run, name, epoch, logged, state["history"], model, val, fabric)
     if best_path.is_file():
         model.load_state_dict(torch.load(best_path, map_location=fabric.device, weights_only=True)["model"])
 
 
-def _train_epoch(epoch: int, name: str, module: Any, updates: list[Update], steppers: list[Any], batches: Batches,
-                 config: RunConfig, fabric: Fabric) -> dict[str, float]:  # fmt: skip
+def _train_epoch(
+    epoch: int, name: str, module: Any, updates: list[Update], steppers: list[Any], batches: Batches, config: RunConfig, fabric: Fabric
+) -> dict[str, float]:
     module.train()
     sums: dict[str, torch.Tensor] = {}
-    bar = tqdm(batches.epoch(epoch), total=batches.length(), desc=f"{name} {epoch + 1}/{config.stages[name].max_epochs}",
-               disable=not fabric.is_global_zero, leave=False, mininterval=1.0)  # fmt: skip
+    bar = tqdm(
+        batches.epoch(epoch),
+        total=batches.length(),
+        desc=f"{name} {epoch + 1}/{config.stages[name].max_epochs}",
+        disable=not fabric.is_global_zero,
+        leave=False,
+        mininterval=1.0,
+    )
     for step, batch in enumerate(bar):
         batch = fabric.to_device(batch)
         for update, optimizer in zip(updates, steppers, strict=True):
             if step % update.every:
                 continue
             _freeze_others(module, update)
-            losses = getattr(module, update.loss.__name__)(batch)
+            with fabric.autocast():  # a marked method passes by the wrapper's own autocast on a single device
+                losses = getattr(module, update.loss.__name__)(batch)
             optimizer.zero_grad()
             fabric.backward(losses["loss"])
             if config.loop.gradient_clip:
@@ -118,7 +148,8 @@ def _train_epoch(epoch: int, name: str, module: Any, updates: list[Update], step
             optimizer.step()
             for key, value in losses.items():
                 sums.setdefault(_key(update, updates, key), torch.zeros(2, device=value.device)).add_(
-                    torch.stack([value.detach().float(), torch.ones((), device=value.device)]))  # fmt: skip
+                    torch.stack([value.detach().float(), torch.ones((), device=value.device)])
+                )
     return _means(sums, fabric)
 
 
@@ -133,7 +164,9 @@ def validate(module: Any, updates: list[Update], batches: Batches, fabric: Fabri
             continue
         batch = fabric.to_device(batch)
         for update in updates:
-            for key, value in getattr(module, update.loss.__name__)(batch).items():
+            with fabric.autocast():
+                losses = getattr(module, update.loss.__name__)(batch)
+            for key, value in losses.items():
                 weighted = torch.stack([value.float() * n, torch.tensor(n, device=value.device)])
                 sums[_key(update, updates, key)] = sums.get(_key(update, updates, key), torch.zeros_like(weighted)) + weighted
     means = _means(sums, fabric)
@@ -187,8 +220,17 @@ def _writer(run: Path) -> SummaryWriter:
     return SummaryWriter(str(run / "tensorboard"))
 
 
-def _report(writer: SummaryWriter, run: Path, stage: str, epoch: int, logged: dict[str, float], history: list[tuple],
-            model: AnomalyModel, val: SliceDataset, fabric: Fabric) -> None:  # fmt: skip
+def _report(
+    writer: SummaryWriter,
+    run: Path,
+    stage: str,
+    epoch: int,
+    logged: dict[str, float],
+    history: list[tuple],
+    model: AnomalyModel,
+    val: SliceDataset,
+    fabric: Fabric,
+) -> None:
     """Epoch to metrics.csv and TensorBoard, with pictures: validation slices, reconstruction, map."""
     for key, value in logged.items():
         writer.add_scalar(f"{stage}/{key}", value, epoch)
@@ -199,12 +241,16 @@ def _report(writer: SummaryWriter, run: Path, stage: str, epoch: int, logged: di
     model.eval()
     with torch.no_grad():
         rows = [image[:, :1]]
-        try:
+        with suppress(NotImplementedError):  # a model without reconstruction shows its map alone
             rows.append(model.reconstruct(image)[:, :1] * mask)
-        except NotImplementedError:
-            pass  # a model without reconstruction shows its map alone
         rows.append(model.anomaly_map(image, mask))
     picture = torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
     writer.add_image(f"{stage}/input, reconstruction, map", picture, epoch, dataformats="HW")
-    log.info("%s epoch %d: train %.5g, validation %.5g, %.0f s", stage, epoch + 1, logged.get("loss", float("nan")),
-             logged["val_loss"], logged["seconds"])  # fmt: skip
+    log.info(
+        "%s epoch %d: train %.5g, validation %.5g, %.0f s",
+        stage,
+        epoch + 1,
+        logged.get("loss", float("nan")),
+        logged["val_loss"],
+        logged["seconds"],
+    )

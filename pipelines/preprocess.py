@@ -21,8 +21,21 @@ from pipelines.config import Recipe, load_recipe, write_yaml
 from pipelines.runs import read_json, versions, write_json
 from preprocessing import brain, dicom, intensity, quality, register, slices
 from preprocessing.quality import Check
-from preprocessing.scans import (SUFFIXES, InputError, Scan, ScanError, assign_splits, check_leaks, file_digest,
-                                 read_image, read_scans, save_nifti, scan_row, write_atomic, write_table)  # fmt: skip
+from preprocessing.scans import (
+    SUFFIXES,
+    InputError,
+    Scan,
+    ScanError,
+    assign_splits,
+    check_leaks,
+    file_digest,
+    read_image,
+    read_scans,
+    save_nifti,
+    scan_row,
+    write_atomic,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -88,8 +101,9 @@ def prepare(scan: Scan, recipe: Recipe) -> Prepared:
     return Prepared(_scale(image, mask, recipe), mask, world, native, method, checks)
 
 
-def _registration_checks(shown: np.ndarray, mask: np.ndarray, in_atlas: np.ndarray, affine: np.ndarray, loose: np.ndarray,
-                         atlas: register.Atlas, recipe: Recipe) -> list[Check]:  # fmt: skip
+def _registration_checks(
+    shown: np.ndarray, mask: np.ndarray, in_atlas: np.ndarray, affine: np.ndarray, loose: np.ndarray, atlas: register.Atlas, recipe: Recipe
+) -> list[Check]:
     """Overlaps and mutual information; the affine ones on every second atlas voxel."""
     coarse, half = atlas.affine @ np.diag([2, 2, 2, 1]), (slice(None, None, 2),) * 3
     there, atlas_there = atlas.mask[half], atlas.image[half]
@@ -97,8 +111,13 @@ def _registration_checks(shown: np.ndarray, mask: np.ndarray, in_atlas: np.ndarr
     image_there = register.resample(shown, affine, there.shape, coarse, loose)
     both = mask_there & there
     information = quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
-    return quality.registration_checks(quality.overlap(in_atlas, atlas.mask), quality.overlap(mask_there, there), information,
-                                       recipe.limits.min_overlap, recipe.limits.min_information)  # fmt: skip
+    return quality.registration_checks(
+        quality.overlap(in_atlas, atlas.mask),
+        quality.overlap(mask_there, there),
+        information,
+        recipe.limits.min_overlap,
+        recipe.limits.min_information,
+    )
 
 
 def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarray] | None = None) -> None:
@@ -168,10 +187,12 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     atlas = register.load_atlas(recipe.template, recipe.grid)
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / stem(scan.id, atlas.name)
-    files = {"image": Path(f"{base}_desc-preproc_{SUFFIXES[recipe.modality]}.nii.gz"),
-             "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
-             "transform": folder / f"{scan.id}_from-orig_to-{atlas.name}_mode-image_xfm.mat",
-             "picture": out / "quality" / f"{scan.id}.png"}  # fmt: skip
+    files = {
+        "image": Path(f"{base}_desc-preproc_{SUFFIXES[recipe.modality]}.nii.gz"),
+        "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
+        "transform": folder / f"{scan.id}_from-orig_to-{atlas.name}_mode-image_xfm.mat",
+        "picture": out / "quality" / f"{scan.id}.png",
+    }
     save_nifti(nib.Nifti1Image(prepared.image, atlas.affine), files["image"])
     save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), atlas.affine), files["mask"])
     register.write_matrix(files["transform"], prepared.world)
@@ -180,11 +201,21 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     if "nifti" in formats:
         slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, atlas.affine, z)
     _picture(files["picture"], prepared.image, prepared.mask, scan.id, atlas.mask)
-    content = {"fingerprint": digest, "formats": list(formats), "files": [str(p.relative_to(out)) for p in files.values()],
-               "image": str(files["image"].relative_to(out)), "mask": str(files["mask"].relative_to(out)),
-               "world": prepared.world, "native_shape": prepared.native.shape, "native_affine": prepared.native.affine,
-               "brain_method": prepared.brain_method, "z": z, "brain_px": prepared.mask.sum((0, 1))[z],
-               "checks": [c.row() for c in prepared.checks], "flags": prepared.flags}  # fmt: skip
+    content = {
+        "fingerprint": digest,
+        "formats": list(formats),
+        "files": [str(p.relative_to(out)) for p in files.values()],
+        "image": str(files["image"].relative_to(out)),
+        "mask": str(files["mask"].relative_to(out)),
+        "world": prepared.world,
+        "native_shape": prepared.native.shape,
+        "native_affine": prepared.native.affine,
+        "brain_method": prepared.brain_method,
+        "z": z,
+        "brain_px": prepared.mask.sum((0, 1))[z],
+        "checks": [c.row() for c in prepared.checks],
+        "flags": prepared.flags,
+    }
     write_json(sidecar, content)
     return json.loads(sidecar.read_text())
 
@@ -196,7 +227,9 @@ def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_
     write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask))
 
 
-def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]:
+def attempt(
+    scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
+) -> tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]:
     """`process` that answers (scan, sidecar, None) or (scan, None, failure) instead of raising for a bad scan."""
     try:
         return scan, process(scan, recipe, out, formats), None
@@ -259,14 +292,28 @@ def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Seq
     good = [(scan, side) for scan, side, _ in results if side]
     bad = [(scan, failure) for scan, _, failure in results if failure]
     (out / "slices").mkdir(parents=True, exist_ok=True)
-    rows = [{**scan_row(s), "preproc": side["image"], "brain": side["mask"], "sidecar": f"{s.subject}/{s.id}_preproc.json",
-             "flags": "; ".join(side["flags"])} for s, side in good]  # fmt: skip
+    rows = [
+        {
+            **scan_row(s),
+            "preproc": side["image"],
+            "brain": side["mask"],
+            "sidecar": f"{s.subject}/{s.id}_preproc.json",
+            "flags": "; ".join(side["flags"]),
+        }
+        for s, side in good
+    ]
     columns = [*scan_row(Scan("", Path(), "")), "preproc", "brain", "sidecar", "flags"]
     write_table(out / "scans.tsv", rows, columns)
-    write_table(out / "failures.tsv", [{"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad],
-                ("id", "image", "split", "reason"))  # fmt: skip
-    index = [{"scan": s.id, "subject": s.subject, "split": s.split, "label": s.label, "row": i, "z": z, "brain_px": px}
-             for s, side in good for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True))]  # fmt: skip
+    write_table(
+        out / "failures.tsv",
+        [{"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad],
+        ("id", "image", "split", "reason"),
+    )
+    index = [
+        {"scan": s.id, "subject": s.subject, "split": s.split, "label": s.label, "row": i, "z": z, "brain_px": px}
+        for s, side in good
+        for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True))
+    ]
     slices.write_index(out / "slices", index)
     write_atomic(out / "recipe.yaml", write_yaml(recipe))
     write_json(out / "preprocess.json", {"versions": versions(), "n_scans": len(good), "n_failed": len(bad), "n_slices": len(index)})
@@ -282,11 +329,15 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
         return [("", path.read_bytes())] if path.is_file() else []
 
     def table(checks: list[dict]) -> list[list]:
-        return [[c["name"], c["value"], c["unit"], c["expected"], "ok" if c["passed"] else "FAILED" if c["hard"] else "flag"] for c in checks]
+        return [
+            [c["name"], c["value"], c["unit"], c["expected"], "ok" if c["passed"] else "FAILED" if c["hard"] else "flag"] for c in checks
+        ]
 
     columns = ["check", "value", "unit", "expected", "result"]
-    text = (f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}, 1 mm, rigid to the atlas. Outlines: the scan's "
-            "brain mask (solid) and the atlas brain (dashed); they should agree in place and tilt, not in size. " + " ".join(notes))  # fmt: skip
+    text = (
+        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}, 1 mm, rigid to the atlas. Outlines: the scan's "
+        "brain mask (solid) and the atlas brain (dashed); they should agree in place and tilt, not in size. " + " ".join(notes)
+    )
     sections = [Section("Summary", text)]
     if bad:
         sections.append(Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad])))

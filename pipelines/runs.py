@@ -53,7 +53,7 @@ def build_model(config: RunConfig) -> AnomalyModel:
     kind = model_class(config.name)
     hints = get_type_hints(kind.__init__)
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
-    fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
+    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     arguments = validate(pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), config.model, f"model of {config.name}")
     missing = set(kind.stages) ^ set(config.stages)
     if missing:
@@ -88,7 +88,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """"cpu", "cuda" or, for "auto", CUDA where there is one."""
+    """ "cpu", "cuda" or, for "auto", CUDA where there is one."""
     import torch
 
     wanted = "cuda" if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"

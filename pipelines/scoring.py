@@ -49,8 +49,13 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
         return None
 
 
-def _slicewise(network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], config: RunConfig, image: np.ndarray,
-               brain: np.ndarray, device: torch.device) -> np.ndarray:  # fmt: skip
+def _slicewise(
+    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    config: RunConfig,
+    image: np.ndarray,
+    brain: np.ndarray,
+    device: torch.device,
+) -> np.ndarray:
     """Apply a network to every slice with brain at the network's resolution, and come back to the volume's (X, Y, Z)."""
     import torch
     from torch.nn import functional as F
@@ -75,7 +80,9 @@ def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.nd
     return smooth * postprocess.erode_rim(brain, (1.0, 1.0, 1.0), settings.rim_mm)
 
 
-def to_native(values: np.ndarray, brain: np.ndarray, atlas: Atlas, world: np.ndarray, shape: tuple[int, ...], affine: np.ndarray) -> NativeMap:
+def to_native(
+    values: np.ndarray, brain: np.ndarray, atlas: Atlas, world: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
+) -> NativeMap:
     """Carry an atlas-space map (linear) and brain mask (nearest neighbour) to the scan's own grid."""
     back = np.linalg.inv(world)
     native_brain = register.carry_mask(brain, atlas.affine, shape, affine, back)
@@ -99,7 +106,7 @@ def top_mean(values: np.ndarray, fraction: float) -> float:
     """Mean of the highest `fraction` of the values, at least one of them; 0 for none."""
     if values.size == 0:
         return 0.0
-    count = max(1, int(round(fraction * values.size)))
+    count = max(1, round(fraction * values.size))
     return float(np.partition(values, values.size - count)[-count:].mean(dtype=np.float64))
 
 
@@ -115,21 +122,27 @@ def cut(native: NativeMap, threshold: float, settings: Postprocess) -> np.ndarra
     return postprocess.binarise(native.map, native.brain, native.spacing, threshold, settings.closing_mm, settings.min_volume_mm3)
 
 
-def cohort_maps(model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, row: dict[str, str], device: torch.device) -> NativeMap:
-    """Native map of a scan that `make preprocess` prepared (a row of its scans.tsv); no raw scan is read."""
+def load_array(path: Path) -> np.ndarray:
+    """Voxels of a NIfTI that Norma wrote."""
     import nibabel as nib
 
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
+
+
+def cohort_maps(model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, row: dict[str, str], device: torch.device) -> NativeMap:
+    """Native map of a scan that `make preprocess` prepared (a row of its scans.tsv); no raw scan is read."""
     from pipelines.runs import read_json
 
     side = read_json(data / row["sidecar"])
-    image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
+    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
     atlas = register.load_atlas(recipe.template, recipe.grid)
     values = atlas_map(model, config, image.astype(np.float32), brain > 0, device)
     return to_native(values, brain > 0, atlas, np.array(side["world"]), tuple(side["native_shape"]), np.array(side["native_affine"]))
 
 
-def calibrate(model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, rows: list[dict[str, str]],
-              device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+def calibrate(
+    model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, rows: list[dict[str, str]], device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """threshold.json and reference.json from healthy validation scans (rows of scans.tsv)."""
     from tqdm import tqdm
 
@@ -144,9 +157,16 @@ def calibrate(model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path
         pooled.update(values, np.zeros(values.size, np.uint8))
         scans.append({"id": row["id"], "score": scan_score(native, settings.score_fraction)})
     value = healthy_quantile(pooled, settings.quantile)
-    threshold = {"value": float(value), "rule": "quantile of the map inside the brain of healthy validation scans",
-                 "quantile": settings.quantile, "n_scans": len(scans)}  # fmt: skip
+    threshold = {
+        "value": float(value),
+        "rule": "quantile of the map inside the brain of healthy validation scans",
+        "quantile": settings.quantile,
+        "n_scans": len(scans),
+    }
     quantiles = {str(q): float(healthy_quantile(pooled, q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
-    reference = {"score": f"mean of the highest {settings.score_fraction:.1%} of the map inside the brain",
-                 "scans": sorted(scans, key=lambda s: s["score"]), "voxel_quantiles": quantiles}  # fmt: skip
+    reference = {
+        "score": f"mean of the highest {settings.score_fraction:.1%} of the map inside the brain",
+        "scans": sorted(scans, key=lambda s: s["score"]),
+        "voxel_quantiles": quantiles,
+    }
     return threshold, reference

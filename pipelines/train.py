@@ -30,7 +30,9 @@ def healthy_rows(data: Path, split: str) -> list[dict[str, str]]:
     rows = [r for r in cohort_rows(data) if r["split"] == split]
     abnormal = next((r for r in rows if r["label"] == "abnormal"), None)
     if abnormal:
-        raise InputError(f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone.")
+        raise InputError(
+            f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone."
+        )
     if not rows:
         raise InputError(f"{data / 'scans.tsv'}: no scans in split '{split}'; training needs healthy scans in 'train' and 'val'.")
     return rows
@@ -64,8 +66,16 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
     training = SliceDataset(data / "slices", "train", config.image_size, config.augmentation)
     checking = SliceDataset(data / "slices", "val", config.image_size)
     if fabric.is_global_zero:
-        log.info("%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate", config.name,
-                 n / 1e6, fabric.device, len(train_rows), len(training), len(val_rows), len(checking))  # fmt: skip
+        log.info(
+            "%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate",
+            config.name,
+            n / 1e6,
+            fabric.device,
+            len(train_rows),
+            len(training),
+            len(val_rows),
+            len(checking),
+        )
         write_atomic(run / "config.yaml", write_yaml(config))
         write_atomic(run / "recipe.yaml", write_yaml(recipe))
         write_json(run / "run.json", _about(data))
@@ -77,10 +87,20 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
         write_json(run / "threshold.json", threshold)
         write_json(run / "reference.json", reference)
         seconds = round(time.perf_counter() - started, 1)
-        write_json(run / "run.json", _about(data) | {"versions": versions(), "command": sys.argv[1:], "seconds": seconds, "parameters": n,
-                                                    "device": str(fabric.device), "threads": torch.get_num_threads(),
-                                                    "train_scans": [r["id"] for r in train_rows],
-                                                    "val_scans": [r["id"] for r in val_rows]})  # fmt: skip
+        write_json(
+            run / "run.json",
+            _about(data)
+            | {
+                "versions": versions(),
+                "command": sys.argv[1:],
+                "seconds": seconds,
+                "parameters": n,
+                "device": str(fabric.device),
+                "threads": torch.get_num_threads(),
+                "train_scans": [r["id"] for r in train_rows],
+                "val_scans": [r["id"] for r in val_rows],
+            },
+        )
         _write_weights(model, run)
     fabric.barrier()
 

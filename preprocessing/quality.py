@@ -54,8 +54,7 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
     checks.append(Check("largest extent of the field of view", float(max(extent_mm)), low=110, high=600, unit="mm"))
     low, high = (float(v) for v in (data.min(), data.max()))
     if modality == "ct":
-        checks += [Check("lowest value", low, low=-10000, high=20, unit="HU"),
-                   Check("highest value", high, low=40, high=40000, unit="HU")]  # fmt: skip
+        checks += [Check("lowest value", low, low=-10000, high=20, unit="HU"), Check("highest value", high, low=40, high=40000, unit="HU")]
     checks.append(Check("spread of values (max - min)", high - low, low=1e-12))
     return checks
 
@@ -65,20 +64,26 @@ def brain_checks(mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[fl
     volume = float(mask.sum() * np.prod(spacing) / 1000)
     faces = [np.take(mask, i, axis) for axis in range(3) for i in (0, -1)]
     worst = max(float(face.sum()) for face in faces) / max(float(mask.sum()) ** (2 / 3), 1)
-    return [Check("brain volume", volume, *volume_ml, unit="ml"),
-            Check("brain cut by the border of the scan (largest face / volume^2/3)", worst, high=0.9),
-            Check("brain touches the border of the scan", worst, high=0.15, hard=False)]  # fmt: skip
+    return [
+        Check("brain volume", volume, *volume_ml, unit="ml"),
+        Check("brain cut by the border of the scan (largest face / volume^2/3)", worst, high=0.9),
+        Check("brain touches the border of the scan", worst, high=0.15, hard=False),
+    ]
 
 
-def registration_checks(rigid_dice: float, affine_dice: float, information: float, min_overlap: float, min_information: float) -> list[Check]:
+def registration_checks(
+    rigid_dice: float, affine_dice: float, information: float, min_overlap: float, min_information: float
+) -> list[Check]:
     """After registration: overlap of the brain masks, and likeness to the atlas once size and shape are allowed for.
 
     The rigid overlap catches a scan that lies wrong; the affine overlap and the mutual information, measured where
     the affine fit lays the scan, catch an object that is no brain (a box, a bottle) and an upside-down header.
     """
-    return [Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
-            Check("overlap with the atlas brain, affine (Dice)", affine_dice, low=min_overlap + 0.1),
-            Check("mutual information with the atlas, affine", information, low=min_information, unit="nats")]  # fmt: skip
+    return [
+        Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
+        Check("overlap with the atlas brain, affine (Dice)", affine_dice, low=min_overlap + 0.1),
+        Check("mutual information with the atlas, affine", information, low=min_information, unit="nats"),
+    ]
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -88,6 +93,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 32) -> float:
     """Mutual information of two samples in nats, from a joint histogram of equally filled bins (values 0..log(bins))."""
+
     def ranks(v: np.ndarray) -> np.ndarray:
         edges = np.unique(np.quantile(v, np.linspace(0, 1, bins + 1)[1:-1]))
         return np.digitize(v, edges)

@@ -89,8 +89,9 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
         return resample_to_output(image, (spacing,) * 3, order=1, cval=pad)
     if np.allclose(nib.affines.voxel_sizes(image.affine), spacing, atol=1e-3):
         return image
-    new = ants.resample_image(_to_ants(np.asarray(image.dataobj, np.float32), image.affine), (spacing,) * 3,
-                              use_voxels=False, interp_type=0)  # 0 is linear; the default, 1, is nearest  # fmt: skip
+    new = ants.resample_image(
+        _to_ants(np.asarray(image.dataobj, np.float32), image.affine), (spacing,) * 3, use_voxels=False, interp_type=0
+    )  # 0 is linear; the default, 1, is nearest
     return nib.Nifti1Image(new.numpy(), _affine_of(new))
 
 
@@ -105,14 +106,25 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
     """
     import ants
 
-    fixed, moving = (ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
-                     for i in ((atlas.image, atlas.affine), (image, affine)))  # fmt: skip
+    fixed, moving = (
+        ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
+        for i in ((atlas.image, atlas.affine), (image, affine))
+    )
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         try:
-            done = ants.registration(fixed, moving, type_of_transform="Affine", outprefix=f"{folder}/",
-                                     aff_metric="mattes", aff_sampling=32, aff_random_sampling_rate=0.5,
-                                     aff_iterations=(200, 100, 50), aff_shrink_factors=(4, 2, 1),
-                                     aff_smoothing_sigmas=(2, 1, 0), random_seed=seed + 1)  # fmt: skip
+            done = ants.registration(
+                fixed,
+                moving,
+                type_of_transform="Affine",
+                outprefix=f"{folder}/",
+                aff_metric="mattes",
+                aff_sampling=32,
+                aff_random_sampling_rate=0.5,
+                aff_iterations=(200, 100, 50),
+                aff_shrink_factors=(4, 2, 1),
+                aff_smoothing_sigmas=(2, 1, 0),
+                random_seed=seed + 1,
+            )
             full = _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
             raise ScanError(f"registration to the atlas failed ({error}).") from None
@@ -133,8 +145,16 @@ def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return affine[:3, :3] @ np.array([axis.mean() for axis in np.nonzero(mask)]) + affine[:3, 3]
 
 
-def resample(data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray,
-             world: np.ndarray | None = None, *, order: int = 1, pad: float | None = 0.0) -> np.ndarray:  # fmt: skip
+def resample(
+    data: np.ndarray,
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    target: np.ndarray,
+    world: np.ndarray | None = None,
+    *,
+    order: int = 1,
+    pad: float | None = 0.0,
+) -> np.ndarray:
     """Carry an array onto another grid in one interpolation.
 
     `affine` is the array's own, `target` that of the grid of `shape`; `world` (4x4) maps target world to source world.
@@ -148,7 +168,9 @@ def resample(data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], targe
     return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=order, mode=mode, cval=value)
 
 
-def carry_mask(mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray, world: np.ndarray | None = None) -> np.ndarray:
+def carry_mask(
+    mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray, world: np.ndarray | None = None
+) -> np.ndarray:
     """`resample` for a bool mask, by nearest neighbour; bool (shape)."""
     return resample(mask.astype(np.uint8), affine, shape, target, world, order=0).astype(bool)
 

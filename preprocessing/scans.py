@@ -19,8 +19,14 @@ SPLITS = ("train", "val", "test")
 LABELS = ("healthy", "abnormal")
 SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR"}  # BIDS has no CT datatype: see docs/conventions.md
 _SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
-_LABEL_NAMES = {"0": "healthy", "normal": "healthy", "control": "healthy",
-                "1": "abnormal", "lesion": "abnormal", "pathological": "abnormal"}  # fmt: skip
+_LABEL_NAMES = {
+    "0": "healthy",
+    "normal": "healthy",
+    "control": "healthy",
+    "1": "abnormal",
+    "lesion": "abnormal",
+    "pathological": "abnormal",
+}
 _TABLE_COLUMNS = ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels")
 
 
@@ -116,8 +122,10 @@ def check_leaks(scans: Iterable[Scan]) -> None:
             raise InputError(f"{scan.image}: listed twice, as '{seen_image[image]}' and '{scan.id}'; list a scan once.")
         seen_image[image] = scan.id
         if scan.label == "abnormal" and scan.split in ("train", "val"):
-            raise InputError(f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; training and thresholds "
-                             "take healthy scans only, move it to 'test'.")  # fmt: skip
+            raise InputError(
+                f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; training and thresholds "
+                "take healthy scans only, move it to 'test'."
+            )
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -134,8 +142,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter)
-            return [{(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))}
-                    for row in reader]  # fmt: skip
+            return [{(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable {path.suffix} table ({error}).") from None
 
@@ -175,19 +182,19 @@ def read_image(path: Path) -> nib.Nifti1Image:
     if not path.is_file():
         raise ScanError(f"{path}: no such file.")
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         shape = image.shape
-        zooms = np.asarray(image.header.get_zooms()[:3], float)
+        zooms = np.array(image.header.get_zooms()[:3], dtype=float)
         if len(shape) > 3 and set(shape[3:]) == {1}:
             shape = shape[:3]
         if len(shape) != 3:
             raise ScanError(f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {tuple(map(int, shape))}; give one volume per file.")
         if min(shape) < 8:
             raise ScanError(f"{path}: expected at least 8 voxels along each axis, got shape {tuple(map(int, shape))}.")
-        raw_pixdim = np.asarray(image.header["pixdim"][1:4], float) if "pixdim" in image.header else zooms
+        raw_pixdim = np.array(image.header["pixdim"][1:4], dtype=float) if "pixdim" in image.header else zooms
         if not (np.isfinite(raw_pixdim).all() and (raw_pixdim > 0).all()):
             raise ScanError(f"{path}: voxel size {raw_pixdim.tolist()} mm in the header; expected three positive numbers.")
-        affine = np.asarray(image.affine, float)
+        affine = np.array(image.affine, dtype=float)
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(affine).all() or (sizes == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(sizes, sizes, 1))) < 1e-3:
             raise ScanError(f"{path}: the affine is singular or not finite, so voxels have no place in space; repair the header.")
@@ -246,8 +253,7 @@ def _subject(path: Path) -> str:
 
 
 def _is_bids(folder: Path) -> bool:
-    return (folder / "dataset_description.json").is_file() or any(
-        is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*"))  # fmt: skip
+    return (folder / "dataset_description.json").is_file() or any(is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*"))
 
 
 def _from_bids(folder: Path, modality: str) -> list[Scan]:
@@ -264,15 +270,26 @@ def _from_bids(folder: Path, modality: str) -> list[Scan]:
     for image in images:
         subject = _subject(image)
         row = people.get(subject, {})
-        scans.append(Scan(id=_stem(image), image=image, subject=subject, split=_split_name(row.get("split", ""), image),
-                          label=_label_name(row.get("label", ""), image), pathology=row.get("pathology", "")))  # fmt: skip
+        scans.append(
+            Scan(
+                id=_stem(image),
+                image=image,
+                subject=subject,
+                split=_split_name(row.get("split", ""), image),
+                label=_label_name(row.get("label", ""), image),
+                pathology=row.get("pathology", ""),
+            )
+        )
     return scans
 
 
 def _from_folder(folder: Path) -> list[Scan]:
     """Every NIfTI below a folder, except Norma's own `_mask` and `_map` outputs; names keep the sub-folders apart."""
-    images = [p for p in sorted(folder.rglob("*.nii*"))
-              if is_nifti(p) and not p.name.startswith(".") and not re.search(r"_(mask|map)\.nii", p.name)]  # fmt: skip
+    images = [
+        p
+        for p in sorted(folder.rglob("*.nii*"))
+        if is_nifti(p) and not p.name.startswith(".") and not re.search(r"_(mask|map)\.nii", p.name)
+    ]
     return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in images]
 
 
@@ -289,9 +306,17 @@ def _from_table(table: Path) -> list[Scan]:
         image = table.parent / row["image"]
         paths = {k: table.parent / row[k] if row.get(k) else None for k in ("mask", "brain_mask", "slice_labels")}
         label = _label_name(row.get("label", ""), f"{table}, line {number}") or ("abnormal" if paths["mask"] else "")
-        scans.append(Scan(id=_safe(row.get("id") or _stem(image)), image=image, subject=_safe(row.get("subject") or _subject(image)),
-                          split=_split_name(row.get("split", ""), f"{table}, line {number}"), label=label,
-                          pathology=row.get("pathology", ""), **paths))  # fmt: skip
+        scans.append(
+            Scan(
+                id=_safe(row.get("id") or _stem(image)),
+                image=image,
+                subject=_safe(row.get("subject") or _subject(image)),
+                split=_split_name(row.get("split", ""), f"{table}, line {number}"),
+                label=label,
+                pathology=row.get("pathology", ""),
+                **paths,
+            )
+        )
     return scans
 
 
@@ -311,8 +336,16 @@ def _from_decathlon(path: Path) -> list[Scan]:
                 raise InputError(f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}.")
             image = path.parent / entry["image"]
             mask = path.parent / entry["label"] if isinstance(entry.get("label"), str) else None
-            scans.append(Scan(id=_stem(image), image=image, subject=_safe(str(entry.get("subject") or _subject(image))),
-                              split=_SPLIT_NAMES.get(section, section), label="abnormal" if mask else "", mask=mask))  # fmt: skip
+            scans.append(
+                Scan(
+                    id=_stem(image),
+                    image=image,
+                    subject=_safe(str(entry.get("subject") or _subject(image))),
+                    split=_SPLIT_NAMES.get(section, section),
+                    label="abnormal" if mask else "",
+                    mask=mask,
+                )
+            )
     splits = {s.split for s in scans}
     return [replace(s, split="") for s in scans] if splits == {"train"} else scans
 

@@ -67,7 +67,7 @@ class SliceStore:
         self._open = lru_cache(maxsize=64)(self._load)
 
     def _load(self, scan: str) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(np.load(self.folder / f"{scan}_{name}.npy", mmap_mode="r") for name in ("image", "mask"))  # type: ignore[return-value]
+        return tuple(np.load(self.folder / f"{scan}_{name}.npy", mmap_mode="r") for name in ("image", "mask"))
 
     def __len__(self) -> int:
         return len(self.places)

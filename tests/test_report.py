@@ -54,9 +54,7 @@ class Reader(HTMLParser):
             self.cells.append(self.text)
 
 
-@pytest.mark.parametrize(
-    ("plane", "index", "seen"), [("axial", 9, (5, 3)), ("coronal", 28, (5, 2)), ("sagittal", 34, (3, 2))]
-)
+@pytest.mark.parametrize(("plane", "index", "seen"), [("axial", 9, (5, 3)), ("coronal", 28, (5, 2)), ("sagittal", 34, (3, 2))])
 def test_display_is_radiological(plane, index, seen):
     volume = np.zeros(SHAPE)
     volume[34, 28, 9] = 1  # right, anterior, superior
@@ -91,10 +89,7 @@ def test_overlays_are_drawn_only_when_given():
 
 def test_grey_scale_is_the_given_one():
     image, _, _ = head()
-    levels = [
-        np.median(pixels(case_figure(image, spacing=SPACING, vmax_image=vmax, slices=[6])).max(axis=-1))
-        for vmax in (1.0, 2.0)
-    ]
+    levels = [np.median(pixels(case_figure(image, spacing=SPACING, vmax_image=vmax, slices=[6])).max(axis=-1)) for vmax in (1.0, 2.0)]
     assert levels == pytest.approx([0.5, 0.25], abs=0.01)
 
 
@@ -141,12 +136,24 @@ def test_histogram_figure():
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        (0.87654, "0.877"), (np.float32(0.5), "0.500"), (99.96, "100"), (12.345, "12.3"), (1234.5, "1234"),
-        (0.0, "0.00"), (-0.25, "\u22120.250"), (1.5e-5, "1.50e-05"), (float("inf"), "\u221e"), (7, "7"),
-        (np.int64(12345), "12345"), (True, "True"), ("a<b", "a<b"), (None, "\u2013"), (np.nan, "\u2013"),
+        (0.87654, "0.877"),
+        (np.float32(0.5), "0.500"),
+        (99.96, "100"),
+        (12.345, "12.3"),
+        (1234.5, "1234"),
+        (0.0, "0.00"),
+        (-0.25, "\u22120.250"),
+        (1.5e-5, "1.50e-05"),
+        (float("inf"), "\u221e"),
+        (7, "7"),
+        (np.int64(12345), "12345"),
+        (True, "True"),
+        ("a<b", "a<b"),
+        (None, "\u2013"),
+        (np.nan, "\u2013"),
         (np.float32("nan"), "\u2013"),
     ],
-)  # fmt: skip
+)
 def test_cells(cell, text):
     html = page("t", [Section("s", table=(["column"], [[cell]]))])
     assert Reader(html).cells == ["column", text]

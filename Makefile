@@ -1,0 +1,58 @@
+# Every line runs one visible command; `make help` lists the targets.
+PY := .venv/bin/python
+PYTHON ?= python3
+MODALITY ?= t1
+MODEL ?= vae_cr
+DEMO := work/demo
+SEED ?= 0
+WORKERS ?= 1
+ARGS ?=
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint preprocess train infer evaluate benchmark results clean
+
+.venv/installed: requirements.txt
+	@echo "installing the environment into .venv (a few minutes, once)"
+	test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit("Norma needs Python 3.11 or newer; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep '^torch==' requirements.txt)
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
+	touch $@
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F': .*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+demo: .venv/installed ## the main job in minutes: virtual cohort, preprocess, train, infer, evaluate, report (OUT=work/demo)
+	$(PY) -m pipelines.demo --out $(or $(OUT),$(DEMO)) --seed $(SEED) $(ARGS)
+
+test: .venv/installed lint ## lint, then all tests
+	OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 $(PY) -m pytest -n 2 tests
+
+lint: .venv/installed ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
+	$(if $(IN),,$(PY) -m pipelines.cohort --out $(DEMO)/cohort --seed $(SEED))
+	$(PY) -m pipelines.preprocess --input $(or $(IN),$(DEMO)/cohort/cohort.tsv) --modality $(MODALITY) --out $(or $(OUT),$(if $(IN),work/$(MODALITY),$(DEMO)/data)) --workers $(WORKERS) --seed $(SEED) $(if $(TEMPLATE),--template $(TEMPLATE)) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
+
+train: .venv/installed ## MODEL=vae_cr DATA= OUT of preprocess [OUT= PRESET=small ARGS="key=value"]; without DATA the demo cohort, small
+	$(if $(DATA),,test -f $(DEMO)/data/scans.tsv || $(MAKE) preprocess IN= OUT= MODALITY=t1 ARGS=)
+	$(PY) -m pipelines.train --model $(MODEL) --data $(or $(DATA),$(DEMO)/data) $(if $(OUT),--out $(OUT)) $(if $(or $(PRESET),$(if $(DATA),,small)),--preset $(or $(PRESET),small)) $(ARGS)
+
+infer: .venv/installed ## RUN= run folder, IN= scan, folder or table, OUT= [THRESHOLD=]
+	$(PY) -m pipelines.infer --run $(RUN) --input $(IN) --out $(OUT) $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(ARGS)
+
+evaluate: .venv/installed ## RUN= run folder, DATA= OUT of preprocess [OUT=]
+	$(PY) -m pipelines.evaluate --run $(RUN) --data $(DATA) $(if $(OUT),--out $(OUT)) $(ARGS)
+
+benchmark: .venv/installed ## seconds and peak memory of each stage on one scan: IN= scan, MODALITY=, OUT= JSON
+	$(PY) -m benchmarks.stages --input $(or $(IN),$(DEMO)/cohort/sub-001/sub-001_T1w.nii.gz) --modality $(MODALITY) --out $(or $(OUT),work/benchmark.json) $(ARGS)
+
+results: .venv/installed ## write docs/results.md from the files in docs/results
+	$(PY) -m pipelines.results
+
+clean: ## remove the environment and caches, never work/ or runs/
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

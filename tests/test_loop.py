@@ -1,0 +1,280 @@
+"""The loop: a killed run resumes bit for bit, two processes learn what one does, stages and early stopping behave."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config import load_run_config
+from preprocessing import slices
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["model.channels=[4,8,8]", "image_size=[32,32]", "loop.batch_size=8", "loop.loader_workers=0", "loop.accelerator=cpu",
+        "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=3"]  # fmt: skip
+
+
+def make_store(folder, n=24):
+    """Twenty-four training and eight validation slices of 40 x 36 x 1 in two scans."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for scan, split, count in (("a", "train", n), ("b", "val", 8)):
+        mask = np.zeros((40, 36, count), bool)
+        mask[6:34, 5:31] = True
+        image = np.clip(0.5 + 0.1 * rng.normal(size=mask.shape) + 0.2 * rng.normal(size=(1, 1, count)), 0, 1) * mask
+        slices.write_arrays(folder, scan, image, mask, np.arange(count))
+        rows += [{"scan": scan, "subject": scan, "split": split, "label": "", "row": i, "z": i, "brain_px": 700} for i in range(count)]
+    slices.write_index(folder, rows)
+    return folder
+
+
+def fit(store, run, *overrides):
+    """Train a tiny vae_cr in this process; returns the model."""
+    from lightning_fabric import Fabric
+
+    from pipelines.data import SliceDataset
+    from pipelines.loop import fit as loop
+    from pipelines.runs import build_model
+
+    config = load_run_config("vae_cr", [*TINY, *overrides])
+    fabric = Fabric(accelerator="cpu", devices=1)
+    torch.manual_seed(config.loop.seed)
+    model = build_model(config)
+    sets = (SliceDataset(store, "train", config.image_size, config.augmentation), SliceDataset(store, "val", config.image_size))
+    loop(model, config, *sets, fabric, run)
+    return model
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    return fit(store, run), run
+
+
+@pytest.mark.parametrize("kill_at", [(0, 1), (1, 0), (1, 2)])
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(store, whole, tmp_path, monkeypatch, kill_at):
+    import pipelines.loop as loop
+
+    stage, epoch = kill_at
+    real = loop._train_epoch
+
+    def killed(at, name, *rest):
+        if (name, at) == (["pretrain", "finetune"][stage], epoch):
+            raise KeyboardInterrupt
+        return real(at, name, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_train_epoch", killed)
+        fit(store, tmp_path)
+    resumed = fit(store, tmp_path)
+    for (key, a), b in zip(whole[0].state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    lines = [(p / "metrics.csv").read_text().splitlines() for p in (whole[1], tmp_path)]
+    assert [line for line in lines[0] if ",seconds," not in line] == [line for line in lines[1] if ",seconds," not in line]
+
+
+def test_training_learns_and_logs(whole):
+    import csv
+
+    rows = list(csv.DictReader((whole[1] / "metrics.csv").open()))
+    loss = {(r["stage"], int(r["epoch"])): float(r["value"]) for r in rows if r["name"] == "val_loss"}
+    assert sorted(loss) == [("finetune", 0), ("finetune", 1), ("finetune", 2), ("pretrain", 0), ("pretrain", 1)]
+    train = {int(r["epoch"]): float(r["value"]) for r in rows if r["name"] == "loss" and r["stage"] == "finetune"}
+    assert train[2] < train[0]
+    assert {"loss", "kl", "squared_error", "lr", "seconds"} <= {r["name"] for r in rows if r["stage"] == "finetune"}
+    assert any((whole[1] / "tensorboard").iterdir())
+    assert {p.name for p in (whole[1] / "checkpoints").iterdir()} == {"last.pt", "best-pretrain.pt", "best-finetune.pt"}
+
+
+def test_another_seed_gives_another_model(store, whole, tmp_path):
+    other = fit(store, tmp_path, "loop.seed=1")
+    assert any(not torch.equal(a, b) for a, b in zip(whole[0].parameters(), other.parameters(), strict=True))
+
+
+def test_the_best_epoch_on_validation_is_what_remains(store, tmp_path):
+    import csv
+
+    model = fit(store, tmp_path, "stages.finetune.max_epochs=6", "stages.finetune.lr=0.05")
+    rows = [r for r in csv.DictReader((tmp_path / "metrics.csv").open()) if r["name"] == "val_loss" and r["stage"] == "finetune"]
+    best = min(float(r["value"]) for r in rows)
+    from pipelines.data import SliceDataset
+
+    val = SliceDataset(store, "val", (32, 32))
+    batch = {k: torch.stack([val[(i, 0)][k] for i in range(len(val))]) for k in ("image", "mask")}
+    with torch.no_grad():
+        assert model.eval().vae_loss(batch)["loss"].item() == pytest.approx(best, rel=1e-4)
+
+
+def test_early_stop_counts_epochs_without_a_better_validation_loss(store, tmp_path, monkeypatch):
+    import pipelines.loop as loop
+
+    losses = iter([1.0, 0.9, 0.95, 0.96, 0.8, 0.7])
+    monkeypatch.setattr(loop, "validate", lambda *a: {"loss": next(losses)})
+    fit(store, tmp_path, "stages.pretrain.max_epochs=10", "stages.pretrain.patience=2", "stages.finetune.max_epochs=0")
+    epochs = {line.split(",")[1] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]}
+    assert epochs == {"0", "1", "2", "3"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, monkeypatch):
+    import pipelines.loop as loop
+
+    monkeypatch.setattr(loop, "validate", lambda *a: {"loss": float("nan")})
+    with pytest.raises(loop.TrainingError, match=r"pretrain, epoch 1: the validation loss is nan; lower stages\.pretrain\.lr"):
+        fit(store, tmp_path)
+
+
+def test_only_the_update_s_parameters_move(store, tmp_path):
+    from models.base import Update
+    from models.vae_cr import VaeCr
+
+    class DecoderOnly(VaeCr):
+        def updates(self, stage):
+            return [Update(stage, self.vae_loss, list(self.decoder.parameters()))]
+
+    import pipelines.runs as runs
+
+    original = runs.build_model
+    before = {}
+
+    def build(config):
+        model = DecoderOnly(channels=(4, 8, 8))
+        before.update({k: v.clone() for k, v in model.named_parameters()})
+        return model
+
+    runs.build_model = build
+    try:
+        model = fit(store, tmp_path)
+    finally:
+        runs.build_model = original
+    for key, value in model.named_parameters():
+        assert torch.equal(value, before[key]) == key.startswith("encoder"), key
+
+
+def test_batches_do_not_depend_on_workers_or_processes(store):
+    from pipelines.data import Batches, SliceDataset
+
+    config = load_run_config("vae_cr", TINY)
+    data = SliceDataset(store, "train", (32, 32), config.augmentation)
+    one = list(Batches(data, config.loop, shuffle=True, stream=0).epoch(3))
+    halves = [list(Batches(data, config.loop, shuffle=True, stream=0, rank=r, world=2).epoch(3)) for r in (0, 1)]
+    loop = config.loop.model_copy(update={"loader_workers": 2})
+    many = list(Batches(data, loop, shuffle=True, stream=0).epoch(3))
+    for i, batch in enumerate(one):
+        for key in ("image", "mask", "seed"):
+            torch.testing.assert_close(torch.cat([h[i][key] for h in halves]), batch[key], rtol=0, atol=0)
+            torch.testing.assert_close(many[i][key], batch[key], rtol=0, atol=0)
+    assert not torch.equal(one[0]["seed"], next(Batches(data, config.loop, shuffle=True, stream=0).epoch(4))["seed"])
+    assert len({int(s) for b in one for s in b["seed"]}) == 24
+
+
+def test_augmentation_moves_image_and_mask_together_and_stays_in_range(store):
+    from pipelines.config import Augmentation
+    from pipelines.data import SliceDataset
+
+    strong = SliceDataset(store, "train", (32, 32), Augmentation(flip=0.5, rotate=20, translate=0.1, scale=0.1, intensity=0.3))
+    plain = SliceDataset(store, "train", (32, 32))
+    seen = [strong[(3, seed)] for seed in range(20)]
+    for sample in seen:
+        assert sample["image"].min() >= 0 and sample["image"].max() <= 1
+        assert not sample["image"][sample["mask"] == 0].any()
+        assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
+    assert len({float(s["image"].sum()) for s in seen}) > 15
+    again = strong[(3, 7)]
+    torch.testing.assert_close(again["image"], seen[7]["image"], rtol=0, atol=0)
+    torch.testing.assert_close(plain[(3, 0)]["image"], plain[(3, 99)]["image"], rtol=0, atol=0)
+
+
+def test_training_and_inference_resize_alike(store):
+    from pipelines.data import SliceDataset, resize_volume
+
+    data = SliceDataset(store, "val", (32, 32))
+    raw = [data.data[i] for i in range(4)]
+    image, mask = (np.stack([r[k][0] for r in raw], -1) for k in ("image", "mask"))
+    small, small_mask = resize_volume(image, mask, (32, 32))
+    for i in range(4):
+        torch.testing.assert_close(small[i], data[(i, 0)]["image"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(small_mask[i], data[(i, 0)]["mask"], rtol=0, atol=0)
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from pipelines.config import load_run_config
+from pipelines.data import SliceDataset
+from pipelines.loop import fit
+from pipelines.runs import build_model
+class Double(SliceDataset):
+    def __getitem__(self, item):
+        return {k: v.double() if torch.is_tensor(v) else v for k, v in super().__getitem__(item).items()}
+store, run, world, tiny = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+torch.set_num_threads(1)
+config = load_run_config("vae_cr", tiny)
+strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo") if world > 1 else "auto"
+fabric = Fabric(accelerator="cpu", devices=world, strategy=strategy, precision="64-true")
+fabric.launch()
+torch.manual_seed(0)
+model = build_model(config)
+sets = (Double(store, "train", config.image_size, config.augmentation), Double(store, "val", config.image_size))
+fit(model, config, *sets, fabric, run)
+if fabric.is_global_zero:
+    torch.save(model.state_dict(), run / "final.pt")
+"""
+
+
+def test_two_gloo_processes_learn_what_one_does(store, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    weights = []
+    for world in (1, 2):
+        (tmp_path / str(world)).mkdir()
+        command = [sys.executable, str(script), str(store), str(tmp_path / str(world)), str(world), *TINY]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(torch.load(tmp_path / str(world) / "final.pt", weights_only=True))
+    for key, one in weights[0].items():
+        torch.testing.assert_close(weights[1][key], one, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_mixed_precision_reaches_the_losses_on_one_device(store, tmp_path, monkeypatch):
+    from lightning_fabric import Fabric
+
+    from models.vae_cr import VaeCr
+    from pipelines.data import SliceDataset
+    from pipelines.loop import fit as loop
+    from pipelines.runs import build_model
+
+    seen = set()
+    real = VaeCr.encode
+    monkeypatch.setattr(VaeCr, "encode", lambda self, x: (seen.add(self.encoder[0][0](x).dtype), real(self, x))[1])
+    config = load_run_config("vae_cr", [*TINY, "loop.precision=bf16-mixed"])
+    sets = (SliceDataset(store, "train", (32, 32)), SliceDataset(store, "val", (32, 32)))
+    loop(build_model(config), config, *sets, Fabric(accelerator="cpu", devices=1, precision=config.loop.precision), tmp_path)
+    assert torch.bfloat16 in seen
+
+
+def test_synchronised_batch_norm_matches_torch_alone():
+    from models.layers import BatchNorm2d
+
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm2d(5), torch.nn.BatchNorm2d(5)
+    x = torch.randn(6, 5, 4, 3) * 3 + 1
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
