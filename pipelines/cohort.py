@@ -1,0 +1,272 @@
+"""A virtual cohort from the ICBM152 template: healthy subjects that differ, and test subjects with known lesions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import cli
+from pipelines.runs import plain, versions, write_json
+from preprocessing.scans import save_nifti, write_table
+
+COHORT_VERSION = 1  # raise when the generator changes
+SIZES = {"n_train": 12, "n_val": 4, "n_test_healthy": 3, "n_test_abnormal": 6}
+VOXELS = ((1.5, 1.5, 1.5), (1.2, 1.4, 1.6), (1.0, 1.0, 3.0), (2.0, 1.5, 1.5), (1.8, 1.8, 1.2))
+AXES = {"RAS": np.eye(3), "LPS": np.diag([-1.0, -1, 1]), "LAS": np.diag([-1.0, 1, 1]),
+        "PIR": np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]])}  # fmt: skip
+KINDS, FORMS = ("bright", "dark", "textured"), ("ellipsoid", "blob", "ring")
+
+
+@dataclass
+class Lesion:
+    """One lesion in template mm: what it is, where, and the volume that its mask has on the scan (known once written)."""
+
+    kind: str
+    form: str
+    centre: list[float]
+    wanted_ml: float
+    strength: float
+    measured_ml: float = 0.0
+
+
+@dataclass
+class Subject:
+    """All that was drawn for one virtual subject."""
+
+    id: str
+    split: str
+    label: str
+    voxel_mm: list[float]
+    axes: str
+    rotation_degrees: list[float]
+    shift_mm: list[float]
+    margin_mm: list[float]
+    scale: list[float]
+    deformation_mm: float
+    tissue: list[float]
+    gamma: float
+    bias: float
+    noise: float
+    white_matter: float
+    stored_as: str
+    lesions: list[Lesion] = field(default_factory=list)
+
+
+@lru_cache(maxsize=1)
+def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ICBM152 at 1 mm: (T1, grey, white, brain) as (4, X, Y, Z) float32, distance to the brain's surface in mm, affine."""
+    from nilearn import datasets
+    from scipy.ndimage import distance_transform_edt
+
+    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
+               datasets.load_mni152_brain_mask)  # fmt: skip
+    images = [load(resolution=1) for load in loaders]
+    stack = np.stack([image.get_fdata(dtype=np.float32) for image in images])
+    depth = distance_transform_edt(stack[3] > 0.5).astype(np.float32)
+    return stack, depth, images[0].affine
+
+
+def draw(seed: int, index: int, split: str, label: str, number: int = 0, of: int = 1) -> Subject:
+    """Draw a subject's parameters from (seed, index) alone; `number` of `of` sets the lesion's share of the size range."""
+    rng = np.random.default_rng([seed, index])
+    tissue = np.array([0.30, 0.68, 0.92]) * rng.uniform([0.75, 0.93, 0.97], [1.25, 1.07, 1.03])  # CSF, grey, white
+    subject = Subject(
+        id=f"sub-{index:03d}", split=split, label=label, voxel_mm=list(VOXELS[rng.integers(len(VOXELS))]),
+        axes=str(rng.choice(list(AXES))), rotation_degrees=rng.uniform(-12, 12, 3).tolist(), shift_mm=rng.uniform(-15, 15, 3).tolist(),
+        margin_mm=rng.uniform(6, 25, 3).tolist(), scale=rng.uniform(0.95, 1.05, 3).tolist(), deformation_mm=float(rng.uniform(3, 6)),
+        tissue=tissue.tolist(), gamma=float(rng.uniform(0.9, 1.1)), bias=float(rng.uniform(0.05, 0.18)), noise=float(rng.uniform(0.02, 0.04)),
+        white_matter=float(rng.uniform(300, 2000)), stored_as=str(rng.choice(["int16", "float32"])),
+    )  # fmt: skip
+    if label == "abnormal":
+        for i in range(int(rng.integers(1, 3))):
+            share = (number + rng.uniform()) / of if i == 0 else rng.uniform()
+            wanted = 0.2 * (40 / 0.2) ** share  # log-uniform over 0.2..40 ml, spread evenly over the test subjects
+            kind, form = KINDS[(number + i) % 3], FORMS[int(rng.integers(3 if wanted > 1 else 2))]
+            subject.lesions.append(Lesion(kind, form, _place(rng, wanted), float(wanted), float(rng.uniform(0.25, 0.6))))
+    return subject
+
+
+def _place(rng: np.random.Generator, ml: float) -> list[float]:
+    """A point of grey or white matter, deep enough for a lesion of `ml` to lie mostly inside; template mm."""
+    stack, depth, affine = template()
+    radius = (ml * 1000 * 3 / 4 / np.pi) ** (1 / 3)
+    inside = np.argwhere((stack[1] + stack[2] > 0.7) & (depth > min(8 + 0.5 * radius, 24)))
+    return (affine[:3, :3] @ inside[rng.integers(len(inside))] + affine[:3, 3]).tolist()
+
+
+def render(subject: Subject, seed: int, lesions: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The subject's scan (X, Y, Z) float32, its lesion mask (bool) and affine; `lesions=False` is the same brain in health."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng([seed, int(subject.id[4:]), 1])
+    shape, affine, at = _grid(subject, rng)
+    stack, _, base = template()
+    values = [_averaged(channel, at, subject) for channel in stack]
+    t1, grey, white, brain = values
+    inside = brain > 0.5
+    csf, grey_mean, white_mean = subject.tissue
+    known = np.clip(1 - grey - white, 0, 1) * csf + grey * grey_mean + white * white_mean
+    detail = t1 - gaussian_filter(t1, 3.0)  # the template's own edges
+    image = np.clip(0.6 * known + 0.4 * t1 + 0.5 * detail, 0.02, None) ** subject.gamma
+    image *= 1 + 0.04 * _noise(rng, shape, 2.0)  # anatomy of its own, at a few mm
+    mask = np.zeros(shape, bool)
+    marks = np.random.default_rng([seed, int(subject.id[4:]), 2])
+    for lesion in subject.lesions if lesions else []:
+        soft, core = _lesion_shape(lesion, at, marks, base, inside)
+        image = image * (1 - soft) + soft * _lesion_value(lesion, image, core, subject, marks)
+        lesion.measured_ml = float((soft > 0.5).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+        mask |= soft > 0.5
+    image *= 1 + subject.bias * _noise(rng, shape, 35.0 / np.mean(subject.voxel_mm))
+    image = np.hypot(image + subject.noise * rng.normal(size=shape), subject.noise * rng.normal(size=shape))
+    return np.where(inside, image * subject.white_matter / white_mean, 0).astype(np.float32), mask, affine
+
+
+def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Shape and affine of the scan, and for every voxel its template voxel (3, X, Y, Z): pose, size and deformation."""
+    from scipy.ndimage import zoom
+    from scipy.spatial.transform import Rotation
+
+    stack, _, base = template()
+    extent = np.array([150.0, 186, 160]) * subject.scale + 2 * np.array(subject.margin_mm)
+    turn = Rotation.from_euler("xyz", subject.rotation_degrees, degrees=True).as_matrix()
+    tilt = Rotation.from_euler("xyz", 0.6 * np.array(subject.rotation_degrees), degrees=True).as_matrix()
+    axes = tilt @ AXES[subject.axes]  # the scanner follows the head's pose in part
+    along = np.abs(AXES[subject.axes].T) @ (extent + 20)
+    shape = tuple(int(n) for n in np.ceil(along / subject.voxel_mm))
+    affine = np.eye(4)
+    affine[:3, :3] = axes * subject.voxel_mm
+    centre = np.array([0.0, -18, 8])  # of the template's brain
+    middle = centre + subject.shift_mm
+    affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    world = np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) @ affine[:3, :3].T.astype(np.float32) + affine[:3, 3].astype(np.float32)
+    there = (world - middle.astype(np.float32)) @ turn.astype(np.float32) / np.array(subject.scale, np.float32) + centre.astype(np.float32)
+    coarse = [_unit(_noise(rng, tuple(n // 8 + 2 for n in shape), 2.0)) for _ in range(3)]
+    for axis, values in enumerate(coarse):
+        full = zoom(values, [n / c for n, c in zip(shape, values.shape, strict=True)], order=1)
+        there[..., axis] += subject.deformation_mm * full
+    back = np.linalg.inv(base).astype(np.float32)
+    return shape, affine, np.moveaxis(there @ back[:3, :3].T + back[:3, 3], -1, 0)
+
+
+def _averaged(channel: np.ndarray, at: np.ndarray, subject: Subject) -> np.ndarray:
+    """Sample a template channel; along a thick voxel, the mean of three samples (partial volume)."""
+    from scipy.ndimage import map_coordinates
+
+    thick = int(np.argmax(subject.voxel_mm))
+    if subject.voxel_mm[thick] < 2:
+        return map_coordinates(channel, at, order=1)
+    step = np.gradient(at, axis=thick + 1) / 3
+    return np.mean([map_coordinates(channel, at + k * step, order=1) for k in (-1, 0, 1)], axis=0)
+
+
+def _lesion_shape(
+    lesion: Lesion, at: np.ndarray, rng: np.random.Generator, base: np.ndarray, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Soft shape (X, Y, Z) in [0, 1], zero outside the brain, whose half level holds the wanted volume; and a ring's core."""
+    point = np.linalg.inv(base)[:3] @ [*lesion.centre, 1]
+    offset = at - point[:, None, None, None].astype(np.float32)
+    stretch = rng.uniform(0.75, 1.3, 3)
+    stretch /= np.prod(stretch) ** (1 / 3)
+    distance = np.sqrt(sum((offset[a] / stretch[a]) ** 2 for a in range(3)))
+    if lesion.form == "blob":
+        distance = distance + 0.3 * (lesion.wanted_ml * 239) ** (1 / 3) * _noise(rng, at.shape[1:], 3.0)  # 30 % of its radius
+    voxel = abs(np.linalg.det(np.stack([np.gradient(at, axis=a + 1)[:, 0, 0, 0] for a in range(3)])))  # template mm3 of a voxel
+    room = np.sort(distance[inside])
+    radius = float(room[min(int(lesion.wanted_ml * 1000 / max(voxel, 1e-3)), room.size - 1)])
+    soft = 1 / (1 + np.exp(np.clip((distance - radius) / 0.4, -30, 30)))
+    core = 1 / (1 + np.exp(np.clip((distance - 0.6 * radius) / 0.4, -30, 30))) if lesion.form == "ring" else np.zeros_like(soft)
+    return (soft * inside).astype(np.float32), core
+
+
+def _lesion_value(lesion: Lesion, image: np.ndarray, core: np.ndarray, subject: Subject, rng: np.random.Generator) -> np.ndarray:
+    """Intensity inside a lesion, before bias and noise; the core of a ring is as dark as fluid, or bright in a dark ring."""
+    csf, _, white = subject.tissue
+    grain = 0.05 * _noise(rng, image.shape, 1.0)
+    bright, dark = white * (1 + lesion.strength) + grain, csf + (image - csf) * 0.25 + 0.3 * grain
+    if lesion.kind == "textured":
+        return image * (1 + 1.2 * lesion.strength * _noise(rng, image.shape, 2.0 / np.mean(subject.voxel_mm)))
+    rim, middle = (bright, dark) if lesion.kind == "bright" else (dark, bright)
+    return rim * (1 - core) + middle * core
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
+    """Smooth noise of unit standard deviation; wide smoothing is done on a coarse grid."""
+    from scipy.ndimage import gaussian_filter, zoom
+
+    step = max(1, int(sigma // 3))
+    small = tuple(-(-n // step) + 1 for n in shape)
+    values = gaussian_filter(rng.normal(size=small).astype(np.float32), sigma / step)
+    if step > 1:
+        values = zoom(values, [n / s for n, s in zip(shape, small, strict=True)], order=1)
+    else:
+        values = values[tuple(slice(n) for n in shape)]
+    return (values - values.mean()) / values.std()
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.abs(values).max()
+
+
+def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, n_test_healthy: int = 3, n_test_abnormal: int = 6) -> Path:
+    """Write scans, lesion masks, `cohort.tsv` (the table, returned) and `cohort.json` (all that was drawn); once per folder."""
+    from tqdm import tqdm
+
+    table, record = out / "cohort.tsv", out / "cohort.json"
+    wanted = {"version": COHORT_VERSION, "seed": seed, "n_train": n_train, "n_val": n_val, "n_test_healthy": n_test_healthy,
+              "n_test_abnormal": n_test_abnormal}  # fmt: skip
+    if table.is_file() and record.is_file() and json.loads(record.read_text())["settings"] == wanted:
+        return table
+    groups = [("train", "healthy", n_train, 1), ("val", "healthy", n_val, 201), ("test", "healthy", n_test_healthy, 301),
+              ("test", "abnormal", n_test_abnormal, 401)]  # fmt: skip
+    plan = [(first + i, split, label, i, n) for split, label, n, first in groups for i in range(n)]
+    subjects = [draw(seed, *p) for p in plan]
+    rows = [_write(subject, seed, out) for subject in tqdm(subjects, desc="virtual cohort", unit="scan")]
+    write_table(table, rows)
+    write_json(record, {"settings": wanted, "versions": versions(), "subjects": plain([asdict(s) for s in subjects])})
+    return table
+
+
+def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
+    import nibabel as nib
+
+    data, mask, affine = render(subject, seed)
+    folder = out / subject.id
+    folder.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    if subject.stored_as == "int16":
+        image.set_data_dtype(np.int16)  # nibabel chooses scl_slope
+    save_nifti(image, folder / f"{subject.id}_T1w.nii.gz")
+    row = {"image": f"{subject.id}/{subject.id}_T1w.nii.gz", "subject": subject.id, "split": subject.split, "label": subject.label,
+           "pathology": "+".join(sorted({lesion.kind for lesion in subject.lesions})), "mask": ""}  # fmt: skip
+    if subject.lesions:
+        marked = nib.Nifti1Image(mask.astype(np.uint8), affine)
+        marked.header.set_xyzt_units("mm")
+        row["mask"] = f"{subject.id}/{subject.id}_lesion_mask.nii.gz"
+        save_nifti(marked, out / row["mask"])
+    return row
+
+
+def main(arguments: argparse.Namespace) -> int:
+    out = cli.writable_folder(arguments.out)
+    print(f"{make_cohort(out, seed=arguments.seed, **{k: getattr(arguments, k) for k in SIZES})}: the virtual cohort")
+    return cli.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser("cohort", "Make the demo's virtual cohort from the ICBM152 template.")
+    p.add_argument("--out", required=True, help="folder of the cohort")
+    p.add_argument("--seed", type=int, default=0)
+    for name, default in SIZES.items():
+        p.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    return p
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())
