@@ -112,9 +112,19 @@ def main() -> None:
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     total = round(sum(r["seconds"] for r in rows), 3)
-    write_json(out, {"scan": Path(arguments.input).name, "modality": arguments.modality, "model": arguments.model, "cores": os.cpu_count(),
-                     "stages": rows, "seconds": total, "peak_memory_mb": max(r["peak_memory_mb"] for r in rows),
-                     "versions": versions()})  # fmt: skip
+    write_json(
+        out,
+        {
+            "scan": Path(arguments.input).name,
+            "modality": arguments.modality,
+            "model": arguments.model,
+            "cores": os.cpu_count(),
+            "stages": rows,
+            "seconds": total,
+            "peak_memory_mb": max(r["peak_memory_mb"] for r in rows),
+            "versions": versions(),
+        },
+    )
     print(f"{'all':24s} {total:8.2f} s; written to {out}")
 
 

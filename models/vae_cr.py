@@ -34,7 +34,11 @@ class VaeCr(AnomalyModel):
     stages = ("pretrain", "finetune")
 
     def __init__(
-        self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512), patch_fraction: float = 0.125, beta: float = 0.01
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
+        patch_fraction: float = 0.125,
+        beta: float = 0.001,
     ) -> None:
         super().__init__()
         if channels[-1] % 2:

@@ -18,8 +18,12 @@ from preprocessing.scans import save_nifti, write_table
 COHORT_VERSION = 1  # raise when the generator changes
 SIZES = {"n_train": 12, "n_val": 4, "n_test_healthy": 3, "n_test_abnormal": 6}
 VOXELS = ((1.5, 1.5, 1.5), (1.2, 1.4, 1.6), (1.0, 1.0, 3.0), (2.0, 1.5, 1.5), (1.8, 1.8, 1.2))
-AXES = {"RAS": np.eye(3), "LPS": np.diag([-1.0, -1, 1]), "LAS": np.diag([-1.0, 1, 1]),
-        "PIR": np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]])}  # fmt: skip
+AXES = {
+    "RAS": np.eye(3),
+    "LPS": np.diag([-1.0, -1, 1]),
+    "LAS": np.diag([-1.0, 1, 1]),
+    "PIR": np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]]),
+}
 KINDS, FORMS = ("bright", "dark", "textured"), ("ellipsoid", "blob", "ring")
 
 
@@ -64,8 +68,12 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from nilearn import datasets
     from scipy.ndimage import distance_transform_edt
 
-    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
-               datasets.load_mni152_brain_mask)  # fmt: skip
+    loaders = (
+        datasets.load_mni152_template,
+        datasets.load_mni152_gm_template,
+        datasets.load_mni152_wm_template,
+        datasets.load_mni152_brain_mask,
+    )
     images = [load(resolution=1) for load in loaders]
     stack = np.stack([image.get_fdata(dtype=np.float32) for image in images])
     depth = distance_transform_edt(stack[3] > 0.5).astype(np.float32)
@@ -77,12 +85,23 @@ def draw(seed: int, index: int, split: str, label: str, number: int = 0, of: int
     rng = np.random.default_rng([seed, index])
     tissue = np.array([0.30, 0.68, 0.92]) * rng.uniform([0.75, 0.93, 0.97], [1.25, 1.07, 1.03])  # CSF, grey, white
     subject = Subject(
-        id=f"sub-{index:03d}", split=split, label=label, voxel_mm=list(VOXELS[rng.integers(len(VOXELS))]),
-        axes=str(rng.choice(list(AXES))), rotation_degrees=rng.uniform(-12, 12, 3).tolist(), shift_mm=rng.uniform(-15, 15, 3).tolist(),
-        margin_mm=rng.uniform(6, 25, 3).tolist(), scale=rng.uniform(0.95, 1.05, 3).tolist(), deformation_mm=float(rng.uniform(3, 6)),
-        tissue=tissue.tolist(), gamma=float(rng.uniform(0.9, 1.1)), bias=float(rng.uniform(0.05, 0.18)), noise=float(rng.uniform(0.02, 0.04)),
-        white_matter=float(rng.uniform(300, 2000)), stored_as=str(rng.choice(["int16", "float32"])),
-    )  # fmt: skip
+        id=f"sub-{index:03d}",
+        split=split,
+        label=label,
+        voxel_mm=list(VOXELS[rng.integers(len(VOXELS))]),
+        axes=str(rng.choice(list(AXES))),
+        rotation_degrees=rng.uniform(-12, 12, 3).tolist(),
+        shift_mm=rng.uniform(-15, 15, 3).tolist(),
+        margin_mm=rng.uniform(6, 25, 3).tolist(),
+        scale=rng.uniform(0.95, 1.05, 3).tolist(),
+        deformation_mm=float(rng.uniform(3, 6)),
+        tissue=tissue.tolist(),
+        gamma=float(rng.uniform(0.9, 1.1)),
+        bias=float(rng.uniform(0.05, 0.18)),
+        noise=float(rng.uniform(0.02, 0.04)),
+        white_matter=float(rng.uniform(300, 2000)),
+        stored_as=str(rng.choice(["int16", "float32"])),
+    )
     if label == "abnormal":
         for i in range(int(rng.integers(1, 3))):
             share = (number + rng.uniform()) / of if i == 0 else rng.uniform()
@@ -122,7 +141,7 @@ def render(subject: Subject, seed: int, lesions: bool = True) -> tuple[np.ndarra
         image = image * (1 - soft) + soft * _lesion_value(lesion, image, core, subject, marks)
         lesion.measured_ml = float((soft > 0.5).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
         mask |= soft > 0.5
-    image *= 1 + subject.bias * _noise(rng, shape, 35.0 / np.mean(subject.voxel_mm))
+    image *= 1 + subject.bias * _noise(rng, shape, 35.0 / float(np.mean(subject.voxel_mm)))
     image = np.hypot(image + subject.noise * rng.normal(size=shape), subject.noise * rng.normal(size=shape))
     return np.where(inside, image * subject.white_matter / white_mean, 0).astype(np.float32), mask, affine
 
@@ -132,7 +151,7 @@ def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], 
     from scipy.ndimage import zoom
     from scipy.spatial.transform import Rotation
 
-    stack, _, base = template()
+    base = template()[2]
     extent = np.array([150.0, 186, 160]) * subject.scale + 2 * np.array(subject.margin_mm)
     turn = Rotation.from_euler("xyz", subject.rotation_degrees, degrees=True).as_matrix()
     tilt = Rotation.from_euler("xyz", 0.6 * np.array(subject.rotation_degrees), degrees=True).as_matrix()
@@ -190,7 +209,7 @@ def _lesion_value(lesion: Lesion, image: np.ndarray, core: np.ndarray, subject: 
     grain = 0.05 * _noise(rng, image.shape, 1.0)
     bright, dark = white * (1 + lesion.strength) + grain, csf + (image - csf) * 0.25 + 0.3 * grain
     if lesion.kind == "textured":
-        return image * (1 + 1.2 * lesion.strength * _noise(rng, image.shape, 2.0 / np.mean(subject.voxel_mm)))
+        return image * (1 + 1.2 * lesion.strength * _noise(rng, image.shape, 2.0 / float(np.mean(subject.voxel_mm))))
     rim, middle = (bright, dark) if lesion.kind == "bright" else (dark, bright)
     return rim * (1 - core) + middle * core
 
@@ -218,12 +237,22 @@ def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, 
     from tqdm import tqdm
 
     table, record = out / "cohort.tsv", out / "cohort.json"
-    wanted = {"version": COHORT_VERSION, "seed": seed, "n_train": n_train, "n_val": n_val, "n_test_healthy": n_test_healthy,
-              "n_test_abnormal": n_test_abnormal}  # fmt: skip
+    wanted = {
+        "version": COHORT_VERSION,
+        "seed": seed,
+        "n_train": n_train,
+        "n_val": n_val,
+        "n_test_healthy": n_test_healthy,
+        "n_test_abnormal": n_test_abnormal,
+    }
     if table.is_file() and record.is_file() and json.loads(record.read_text())["settings"] == wanted:
         return table
-    groups = [("train", "healthy", n_train, 1), ("val", "healthy", n_val, 201), ("test", "healthy", n_test_healthy, 301),
-              ("test", "abnormal", n_test_abnormal, 401)]  # fmt: skip
+    groups = [
+        ("train", "healthy", n_train, 1),
+        ("val", "healthy", n_val, 201),
+        ("test", "healthy", n_test_healthy, 301),
+        ("test", "abnormal", n_test_abnormal, 401),
+    ]
     plan = [(first + i, split, label, i, n) for split, label, n, first in groups for i in range(n)]
     subjects = [draw(seed, *p) for p in plan]
     rows = [_write(subject, seed, out) for subject in tqdm(subjects, desc="virtual cohort", unit="scan")]
@@ -243,8 +272,14 @@ def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
     if subject.stored_as == "int16":
         image.set_data_dtype(np.int16)  # nibabel chooses scl_slope
     save_nifti(image, folder / f"{subject.id}_T1w.nii.gz")
-    row = {"image": f"{subject.id}/{subject.id}_T1w.nii.gz", "subject": subject.id, "split": subject.split, "label": subject.label,
-           "pathology": "+".join(sorted({lesion.kind for lesion in subject.lesions})), "mask": ""}  # fmt: skip
+    row = {
+        "image": f"{subject.id}/{subject.id}_T1w.nii.gz",
+        "subject": subject.id,
+        "split": subject.split,
+        "label": subject.label,
+        "pathology": "+".join(sorted({lesion.kind for lesion in subject.lesions})),
+        "mask": "",
+    }
     if subject.lesions:
         marked = nib.Nifti1Image(mask.astype(np.uint8), affine)
         marked.header.set_xyzt_units("mm")

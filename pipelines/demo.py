@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from pipelines import cli
 from preprocessing.scans import read_table, write_table

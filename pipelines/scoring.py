@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation import postprocess
+from evaluation.checks import bounding_box
 from preprocessing import register
 from preprocessing.register import Atlas
 
@@ -76,8 +77,12 @@ def _slicewise(
 
 def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.ndarray:
     """Median filter, then zero outside the brain and in its rim; atlas voxels of 1 mm."""
-    smooth = postprocess.smooth(raw, settings.median)
-    return smooth * postprocess.erode_rim(brain, (1.0, 1.0, 1.0), settings.rim_mm)
+    box = bounding_box(brain, margin=settings.median)
+    result = np.zeros_like(raw)
+    if box is not None:
+        smooth = postprocess.smooth(raw[box], settings.median)
+        result[box] = smooth * postprocess.erode_rim(brain[box], (1.0, 1.0, 1.0), settings.rim_mm)
+    return result
 
 
 def to_native(

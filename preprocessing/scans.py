@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import nibabel as nib
+    import numpy as np
 
 SPLITS = ("train", "val", "test")
 LABELS = ("healthy", "abnormal")
@@ -27,7 +29,6 @@ _LABEL_NAMES = {
     "lesion": "abnormal",
     "pathological": "abnormal",
 }
-_TABLE_COLUMNS = ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels")
 
 
 class InputError(ValueError):
@@ -131,9 +132,11 @@ def check_leaks(scans: Iterable[Scan]) -> None:
 def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write dictionaries as a tab-separated table, atomically; None becomes an empty cell."""
     columns = list(columns or (rows[0] if rows else []))
-    lines = ["\t".join(columns)]
-    lines += ["\t".join("" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns) for r in rows]
-    write_atomic(path, "\n".join(lines) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")  # quotes a cell that holds a quotation mark
+    writer.writerow(columns)
+    writer.writerows(["" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns] for r in rows)
+    write_atomic(path, text.getvalue())
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -170,8 +173,8 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
 def read_image(path: Path) -> nib.Nifti1Image:
     """Read a NIfTI as float32 (X, Y, Z), scl_slope applied, header kept.
 
-    A trailing axis of length 1 is dropped. Raises ScanError for a file that is missing, truncated, no NIfTI, not 3-D,
-    smaller than 8 voxels along an axis, or without a usable voxel size or affine.
+    A trailing axis of length 1 is dropped. Raises ScanError for a file that is missing, truncated, no NIfTI, in colour or
+    complex, not 3-D, smaller than 8 voxels along an axis, or without a usable voxel size or affine.
     """
     import gzip
     import zlib
@@ -182,18 +185,19 @@ def read_image(path: Path) -> nib.Nifti1Image:
     if not path.is_file():
         raise ScanError(f"{path}: no such file.")
     try:
+        pixdim = _stored_pixdim(path)
+        if pixdim is not None and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+            raise ScanError(f"{path}: voxel size {pixdim.tolist()} mm in the header; expected three positive numbers.")
         image: Any = nib.load(path)
         shape = image.shape
-        zooms = np.array(image.header.get_zooms()[:3], dtype=float)
         if len(shape) > 3 and set(shape[3:]) == {1}:
             shape = shape[:3]
         if len(shape) != 3:
             raise ScanError(f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {tuple(map(int, shape))}; give one volume per file.")
         if min(shape) < 8:
             raise ScanError(f"{path}: expected at least 8 voxels along each axis, got shape {tuple(map(int, shape))}.")
-        raw_pixdim = np.array(image.header["pixdim"][1:4], dtype=float) if "pixdim" in image.header else zooms
-        if not (np.isfinite(raw_pixdim).all() and (raw_pixdim > 0).all()):
-            raise ScanError(f"{path}: voxel size {raw_pixdim.tolist()} mm in the header; expected three positive numbers.")
+        if image.get_data_dtype().kind not in "biuf":
+            raise ScanError(f"{path}: expected one number per voxel, got data of type {image.get_data_dtype()} (colour or complex).")
         affine = np.array(image.affine, dtype=float)
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(affine).all() or (sizes == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(sizes, sizes, 1))) < 1e-3:
@@ -207,6 +211,20 @@ def read_image(path: Path) -> nib.Nifti1Image:
         raise ScanError(f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again.") from None
     header = image.header if isinstance(image, nib.Nifti1Image) else None
     return nib.Nifti1Image(data, image.affine, header)
+
+
+def _stored_pixdim(path: Path) -> np.ndarray | None:
+    """Voxel size of a 3-D NIfTI as it stands in the file, (3,): nibabel mends zeros and signs on loading. None for no NIfTI."""
+    import nibabel as nib
+    import numpy as np
+
+    with nib.openers.ImageOpener(str(path)) as handle:
+        block = handle.read(540)
+    kind = nib.Nifti1Header if block[344:347] in (b"n+1", b"ni1") else nib.Nifti2Header if block[4:7] in (b"n+2", b"ni2") else None
+    if kind is None or len(block) < kind.sizeof_hdr:
+        return None
+    header = kind(block[: kind.sizeof_hdr], check=False)
+    return np.array(header["pixdim"][1:4], dtype=float) if header["dim"][0] >= 3 else None
 
 
 def file_digest(path: Path) -> str:
@@ -335,19 +353,30 @@ def _from_decathlon(path: Path) -> list[Scan]:
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
                 raise InputError(f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}.")
             image = path.parent / entry["image"]
-            mask = path.parent / entry["label"] if isinstance(entry.get("label"), str) else None
+            label, mask = _decathlon_label(entry.get("label"), path)
             scans.append(
                 Scan(
                     id=_stem(image),
                     image=image,
                     subject=_safe(str(entry.get("subject") or _subject(image))),
                     split=_SPLIT_NAMES.get(section, section),
-                    label="abnormal" if mask else "",
+                    label=label,
                     mask=mask,
                 )
             )
     splits = {s.split for s in scans}
     return [replace(s, split="") for s in scans] if splits == {"train"} else scans
+
+
+def _decathlon_label(value: object, path: Path) -> tuple[str, Path | None]:
+    """The label of a datalist entry: a mask file (abnormal), 0 or 1, or nothing."""
+    if value is None or value == "":
+        return "", None
+    if isinstance(value, str):
+        return "abnormal", path.parent / value
+    if value in (0, 1):
+        return LABELS[int(value)], None
+    raise InputError(f"{path}: label {value!r}; expected one mask file name, 0 (healthy) or 1 (abnormal).")
 
 
 def _split_name(value: str, where: object) -> str:
@@ -367,11 +396,7 @@ def _label_name(value: str, where: object) -> str:
 def _unique_ids(scans: list[Scan]) -> list[Scan]:
     """Tell scans of one name apart by their folder; refuse what still clashes."""
     names = [s.id for s in scans]
-    if len(set(names)) < len(names):
-        scans = [replace(s, id=_safe(f"{s.image.parent.name}_{s.id}")) if names.count(s.id) > 1 else s for s in scans]
-        subjects_are_files = all(s.subject == _subject(s.image) and not s.subject.startswith("sub-") for s in scans)
-        if subjects_are_files:
-            scans = [replace(s, subject=s.id) for s in scans]
+    scans = [_named_by_folder(s) if names.count(s.id) > 1 else s for s in scans]
     names = [s.id for s in scans]
     clash = next((n for n in names if names.count(n) > 1), None)
     if clash:
@@ -379,13 +404,14 @@ def _unique_ids(scans: list[Scan]) -> list[Scan]:
     return [replace(s, id=_safe(s.id)) for s in scans]
 
 
+def _named_by_folder(scan: Scan) -> Scan:
+    """The scan with its folder in its name, and in its subject where that was only the file's name."""
+    name = _safe(f"{scan.image.parent.name}_{scan.id}")
+    of_file = scan.subject == _subject(scan.image) and not scan.subject.startswith("sub-")
+    return replace(scan, id=name, subject=name if of_file else scan.subject)
+
+
 def scan_row(scan: Scan) -> dict[str, Any]:
     """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
     row = {f.name: getattr(scan, f.name) for f in fields(scan)}
     return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}
-
-
-def scan_from_row(row: dict[str, str]) -> Scan:
-    """The inverse of `scan_row` for a row read from a table."""
-    paths = {k: Path(row[k]) if row.get(k) else None for k in ("mask", "brain_mask", "slice_labels")}
-    return Scan(row["id"], Path(row["image"]), row["subject"], row["split"], row["label"], row["pathology"], **paths)

@@ -143,7 +143,13 @@ def test_folders_do_not_import_each_other():
     for folder, mine in allowed.items():
         for path in (root / folder).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                found = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
                 tops = {name.split(".")[0] for name in found}
                 assert not tops & (ours - mine), f"{path} imports {tops & (ours - mine)}"
                 if folder == "models":

@@ -15,8 +15,15 @@ from pipelines.config import load_run_config
 from preprocessing import slices
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["model.channels=[4,8,8]", "image_size=[32,32]", "loop.batch_size=8", "loop.loader_workers=0", "loop.accelerator=cpu",
-        "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=3"]  # fmt: skip
+TINY = [
+    "model.channels=[4,8,8]",
+    "image_size=[32,32]",
+    "loop.batch_size=8",
+    "loop.loader_workers=0",
+    "loop.accelerator=cpu",
+    "stages.pretrain.max_epochs=2",
+    "stages.finetune.max_epochs=3",
+]
 
 
 def make_store(folder, n=24):
@@ -276,5 +283,3 @@ def test_synchronised_batch_norm_matches_torch_alone():
     x = torch.randn(6, 5, 4, 3) * 3 + 1
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
-
-

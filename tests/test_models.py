@@ -172,5 +172,5 @@ def test_score_is_the_mean_map_inside_the_mask():
 
 
 def test_unknown_model_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown model 'vae_rc'; known: .*vae_cr"):
+    with pytest.raises(ValueError, match=r"unknown model 'vae_rc'; known: .*vae_cr"):
         create_model("vae_rc")

@@ -134,8 +134,10 @@ def store(tmp_path, shape=(9, 7, 11)):
     mask[2, 2, 9] = True  # one pixel: too few
     z = slices.select(mask, 10)
     slices.write_arrays(tmp_path, "sub-01", image * mask, mask, z)
-    rows = [{"scan": "sub-01", "subject": "sub-01", "split": s, "label": "", "row": i, "z": k, "brain_px": 15}
-            for i, (k, s) in enumerate(zip(z, ["train"] * 4 + ["val"] * 2, strict=True))]
+    rows = [
+        {"scan": "sub-01", "subject": "sub-01", "split": s, "label": "", "row": i, "z": k, "brain_px": 15}
+        for i, (k, s) in enumerate(zip(z, ["train"] * 4 + ["val"] * 2, strict=True))
+    ]
     slices.write_index(tmp_path, rows)
     return image * mask, mask, z
 

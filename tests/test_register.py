@@ -38,7 +38,9 @@ def displaced_head(atlas, motion, voxel, axes, shape):
     return register.resample(atlas.image, atlas.affine, shape, affine, np.linalg.inv(motion)), affine
 
 
-@pytest.mark.parametrize("axes, voxel, shape", [((-1, -1, 1), (1.2, 1.5, 3.0), (170, 160, 72)), ((1, -1, -1), (2.0, 1.1, 1.6), (100, 210, 130))])
+@pytest.mark.parametrize(
+    "axes, voxel, shape", [((-1, -1, 1), (1.2, 1.5, 3.0), (170, 160, 72)), ((1, -1, -1), (2.0, 1.1, 1.6), (100, 210, 130))]
+)
 def test_a_head_moved_by_10_degrees_and_8_mm_comes_back_within_1_mm(axes, voxel, shape):
     atlas = register.load_atlas()
     about = register.centre(atlas.mask, atlas.affine)
@@ -174,5 +176,5 @@ def test_a_template_of_ones_own(tmp_path):
     atlas = register.load_atlas(str(tmp_path / "my_atlas.nii.gz"), (None, None, None))
     assert atlas.name == "myatlas" and nib.aff2axcodes(atlas.affine) == ("R", "A", "S")
     assert atlas.mask.sum() == pytest.approx(22 * 30 * 27 * 8, rel=0.1)
-    with pytest.raises(InputError, match="TEMPLATE.*no such file"):
+    with pytest.raises(InputError, match=r"TEMPLATE.*no such file"):
         register.load_atlas(str(Path(tmp_path) / "absent.nii.gz"))

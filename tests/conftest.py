@@ -1,0 +1,168 @@
+"""Shared fixtures: one small oblique brain scan, a run that needs no training, and a way to run commands as a user does."""
+
+import importlib
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the heavy imports; what the caller has set stays
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+QUICK = ["registration_spacing=6", "grid=[160,200,160]"]  # a coarse fit on a tight grid: still a real registration
+HEALTHY = [0.11, 0.12, 0.13, 0.14, 0.15]
+HINTS = ("left out: ", "not scored: ", "Splits by subject were made here", "Scans without a label")
+
+
+def oblique_affine(shape, zooms, centre, degrees=8.0):
+    """Affine of an LPS array turned about the left-right axis, with the array's centre at `centre` mm."""
+    angle = np.deg2rad(degrees)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-zooms[0], -zooms[1], zooms[2]])
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+@pytest.fixture(scope="session")
+def brain_t1(tmp_path_factory):
+    """Path of a brain-only T1 scan: the ICBM152 brain at 0.93 of its size, int16, 2 x 2.5 x 3 mm, oblique, LPS."""
+    from nilearn.datasets import load_mni152_template
+    from scipy import ndimage
+
+    template = load_mni152_template(resolution=2)
+    centre = template.affine[:3, :3] @ ((np.array(template.shape) - 1) / 2) + template.affine[:3, 3]
+    shape = (88, 80, 58)
+    affine = oblique_affine(shape, (2.0, 2.5, 3.0), centre)
+    grow = np.eye(4)
+    grow[:3, :3] /= 0.93
+    grow[:3, 3] = centre - grow[:3, :3] @ centre
+    matrix = np.linalg.inv(template.affine) @ grow @ affine
+    data = ndimage.affine_transform(template.get_fdata(dtype=np.float32), matrix[:3, :3], matrix[:3, 3], shape, order=1)
+    image = nib.Nifti1Image(np.round(data / data.max() * 1000).astype(np.int16), affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    path = tmp_path_factory.mktemp("scan") / "sub-01_T1w.nii.gz"
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run folder by the formats of pipelines/train.py: untrained tiny weights, threshold 0.2, five healthy scores."""
+    import torch
+
+    from pipelines.config import load_recipe, load_run_config, write_yaml
+    from pipelines.runs import build_model, write_json
+    from pipelines.train import _write_weights
+
+    folder = tmp_path_factory.mktemp("run") / "vae_cr"
+    folder.mkdir()
+    config = load_run_config("vae_cr", ["model.channels=[4,4,8]", "image_size=[32,32]"])
+    torch.manual_seed(0)
+    model = build_model(config)
+    (folder / "config.yaml").write_text(write_yaml(config))
+    (folder / "recipe.yaml").write_text(write_yaml(load_recipe("t1", QUICK)))
+    write_json(folder / "threshold.json", {"value": 0.2, "rule": "set by hand for the tests", "quantile": 0.99, "n_scans": 5})
+    reference = {
+        "score": "mean of the highest 1.0% of the map inside the brain",
+        "scans": [{"id": f"healthy-{i}", "score": score} for i, score in enumerate(HEALTHY)],
+        "voxel_quantiles": {str(q): q / 5 for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
+    }
+    write_json(folder / "reference.json", reference)
+    _write_weights(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _prepared():
+    return {}
+
+
+@pytest.fixture
+def quick_prepare(monkeypatch, _prepared):
+    """Let `prepare` do its work once per image and recipe in a test session; failures are never remembered."""
+    from pipelines import preprocess
+
+    real = preprocess.prepare
+
+    def prepare(scan, recipe):
+        if not scan.image.is_file() or scan.brain_mask:
+            return real(scan, recipe)
+        key = (preprocess.file_digest(scan.image), recipe.model_dump_json())
+        if key not in _prepared:
+            _prepared[key] = real(scan, recipe)
+        return _prepared[key]
+
+    monkeypatch.setattr(preprocess, "prepare", prepare)
+    return prepare
+
+
+@dataclass
+class Done:
+    """What a command left behind: its exit code and the two streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentences(self):
+        """Lines of stderr without progress bars."""
+        lines = [part for line in self.err.splitlines() for part in line.split("\r")]
+        return [
+            line
+            for line in lines
+            if line.strip() and "it/s]" not in line and "s/it]" not in line and "%|" not in line and "scan/s" not in line
+        ]
+
+    @property
+    def error(self):
+        """The one error sentence; fails where there is none, more than one, or a traceback."""
+        assert "Traceback" not in self.err, self.err
+        found = [line for line in self.sentences if line.startswith("error: ")]
+        assert len(found) == 1, self.err
+        assert [line for line in self.sentences if line not in found and not line.startswith(HINTS)] == [], self.err
+        return found[0]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command("infer", "--run", ...)`: `python -m pipelines.<verb>` in this process."""
+    from pipelines import cli
+
+    def call(verb, *arguments):
+        module = importlib.import_module(f"pipelines.{verb}")
+        monkeypatch.setattr(sys, "argv", [f"pipelines.{verb}", *map(str, arguments)])
+        root = logging.getLogger()
+        before, level = root.handlers[:], root.level
+        root.handlers.clear()  # so that logging goes to the stderr of this test, as in a fresh process
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as left:
+                cli.run(module.main, module.build_parser())
+        finally:
+            root.handlers[:] = before
+            root.setLevel(level)
+        text = capsys.readouterr()
+        return Done(left.value.code, text.out, text.err)
+
+    return call
+
+
+@pytest.fixture
+def left_behind():
+    """Names of temporary files below a folder that nobody removed."""
+    return lambda folder: sorted(str(p.relative_to(folder)) for p in folder.rglob(".tmp-*"))
+
+
+def read_json(path):
+    """JSON of a file."""
+    return json.loads(path.read_text())

@@ -1,0 +1,240 @@
+"""The chain as a user runs it, on three small virtual subjects: preprocess, train, infer, evaluate agree with each other."""
+
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipelines.cohort import make_cohort
+from preprocessing.scans import read_table
+
+TINY = [
+    "model.channels=[4,8,8]",
+    "image_size=[64,64]",
+    "loop.batch_size=16",
+    "loop.loader_workers=0",
+    "stages.pretrain.max_epochs=1",
+    "stages.finetune.max_epochs=1",
+    "stages.pretrain.steps_per_epoch=3",
+    "stages.finetune.steps_per_epoch=3",
+    "postprocess.min_volume_mm3=50",
+]
+
+
+def run(module, *arguments):
+    """Run a command in this process; returns its exit code."""
+    import importlib
+
+    from pipelines import cli
+
+    command = importlib.import_module(f"pipelines.{module}")
+    old, sys.argv = sys.argv, [module, *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as done:
+            cli.run(command.main, command.build_parser())
+    finally:
+        sys.argv = old
+    return done.value.code
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """Cohort, preprocessed data and a trained run."""
+    root = tmp_path_factory.mktemp("chain")
+    table = make_cohort(root / "cohort", n_train=1, n_val=1, n_test_healthy=1, n_test_abnormal=1)
+    assert run("preprocess", "--input", table, "--modality", "t1", "--out", root / "data", "--format", "nifti") == 0
+    assert run("train", "--model", "vae_cr", "--data", root / "data", "--out", root / "run", *TINY) == 0
+    return root
+
+
+def test_preprocessing_writes_what_it_promises(chain):
+    data = chain / "data"
+    rows = read_table(data / "scans.tsv")
+    assert [r["split"] for r in rows] == ["train", "val", "test", "test"] and len(read_table(data / "failures.tsv")) == 0
+    for row in rows:
+        image, brain = nib.load(data / row["preproc"]), nib.load(data / row["brain"])
+        assert image.shape == brain.shape == (240, 240, 189)
+        np.testing.assert_allclose(image.header.get_zooms(), 1, atol=1e-6)
+        values, inside = image.get_fdata(), brain.get_fdata() > 0
+        assert image.get_data_dtype() == np.float32 and brain.get_data_dtype() == np.uint8
+        assert values.min() >= 0 and values.max() <= 1 and not values[~inside].any()
+        side = json.loads((data / row["sidecar"]).read_text())
+        np.testing.assert_allclose(np.linalg.det(np.array(side["world"])[:3, :3]), 1, atol=1e-9)  # rigid
+        assert all(c["passed"] for c in side["checks"]) and side["brain_method"] == "none"
+        z = [int(r["z"]) for r in read_table(data / "slices" / "index.tsv") if r["scan"] == row["id"]]
+        assert z == np.flatnonzero(inside.sum((0, 1)) >= 10).tolist()
+        exported = sorted((data / "slices" / "nifti" / row["id"]).iterdir())
+        assert len(exported) == len(z)
+        np.testing.assert_allclose(nib.load(exported[10]).get_fdata()[:, :, 0], values[:, :, z[10]], atol=1e-6)
+        stored = np.load(data / "slices" / f"{row['id']}_image.npy", mmap_mode="r")
+        np.testing.assert_allclose(stored[10, 0], values[:, :, z[10]], atol=1e-3)
+    page = (data / "quality.html").read_text()
+    assert all(r["id"] in page for r in rows) and "not a medical device" in page and page.count("data:image/png") == 4
+
+
+def test_a_virtual_head_lands_where_the_generator_put_it(chain):
+    """The pose that registration finds is the pose that was drawn, within what deformation and size leave open."""
+    rows = read_table(chain / "data" / "scans.tsv")
+    drawn = {s["id"]: s for s in json.loads((chain / "cohort" / "cohort.json").read_text())["subjects"]}
+    from scipy.spatial.transform import Rotation
+
+    for row in rows:
+        world = np.array(json.loads((chain / "data" / row["sidecar"]).read_text())["world"])
+        want = Rotation.from_euler("xyz", drawn[row["subject"]]["rotation_degrees"], degrees=True)
+        apart = np.degrees((Rotation.from_matrix(world[:3, :3]) * want.inv()).magnitude())
+        assert apart < 4, f"{row['id']}: {apart:.1f} degrees from the drawn pose"
+        centre = np.array([0, -18, 8, 1.0])
+        assert np.linalg.norm((world @ centre)[:3] - centre[:3] - drawn[row["subject"]]["shift_mm"]) < 5
+
+
+def test_a_second_run_skips_what_is_unchanged(chain, monkeypatch):
+    import pipelines.preprocess as preprocess
+
+    before = {p: p.stat().st_mtime_ns for p in (chain / "data").rglob("*_desc-preproc_*.nii.gz")}
+    monkeypatch.setattr(preprocess, "prepare", lambda *a: pytest.fail("a scan that is done was prepared again"))
+    assert run("preprocess", "--input", chain / "cohort" / "cohort.tsv", "--modality", "t1", "--out", chain / "data") == 0
+    assert before == {p: p.stat().st_mtime_ns for p in before} and len(before) == 4
+
+
+def test_changed_settings_or_input_are_not_taken_for_done(chain):
+    from pipelines.config import load_recipe
+    from pipelines.preprocess import fingerprint
+    from preprocessing.scans import read_scans
+
+    one, two, *_ = read_scans(chain / "cohort" / "cohort.tsv", "t1")
+    recipe = load_recipe("t1")
+    keys = {fingerprint(one, recipe), fingerprint(two, recipe), fingerprint(one, load_recipe("t1", ["n4=true"]))}
+    assert len(keys) == 3 and fingerprint(one, recipe) in keys
+
+
+def test_a_finished_run_holds_all_that_inference_needs(chain):
+    from pipelines.runs import load_run
+
+    loaded = load_run(chain / "run", "cpu")
+    assert loaded.config.model["channels"] == [4, 8, 8] and loaded.recipe.modality == "t1"
+    about = json.loads((chain / "run" / "run.json").read_text())
+    assert about["train_scans"] == ["sub-001"] and about["val_scans"] == ["sub-201"]
+    assert run("train", "--model", "vae_cr", "--data", chain / "data", "--out", chain / "run", *TINY) == 0  # at once: it is finished
+    assert run("train", "--model", "vae_cr", "--data", chain / "data", "--out", chain / "run", *TINY, "loop.seed=5") == 2
+
+
+def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
+    from pipelines.runs import load_run
+    from pipelines.scoring import cohort_maps, top_mean
+
+    loaded = load_run(chain / "run", "cpu")
+    row = next(r for r in read_table(chain / "data" / "scans.tsv") if r["split"] == "val")
+    native = cohort_maps(loaded.model, loaded.config, loaded.recipe, chain / "data", row, loaded.device)
+    values = np.sort(native.map[native.brain])
+    assert loaded.threshold == pytest.approx(np.quantile(values, 0.99), rel=2e-3)
+    n = round(0.01 * values.size)
+    assert loaded.healthy_scores.tolist() == [pytest.approx(values[-n:].mean(), rel=1e-5)]
+    assert top_mean(np.array([1.0, 5, 3, 2]), 0.5) == 4 and top_mean(np.array([]), 0.5) == 0 and top_mean(np.array([1.0, 5]), 0.01) == 5
+
+
+@pytest.fixture(scope="session")
+def inferred(chain):
+    test = chain / "cohort" / "test.tsv"
+    lines = (chain / "cohort" / "cohort.tsv").read_text().splitlines()
+    test.write_text("\n".join([lines[0], *[line for line in lines if "\ttest\t" in line]]) + "\n")
+    assert run("infer", "--run", chain / "run", "--input", test, "--out", chain / "out") == 0
+    return chain / "out"
+
+
+def test_inference_answers_on_the_scan_s_own_grid(chain, inferred):
+    for row in read_table(chain / "cohort" / "test.tsv"):
+        scan = nib.load(chain / "cohort" / row["image"])
+        mask, anomaly = (nib.load(inferred / f"{row['subject']}_{kind}.nii.gz") for kind in ("mask", "map"))
+        for image, dtype in ((mask, np.uint8), (anomaly, np.float32)):
+            assert image.shape == scan.shape and image.get_data_dtype() == dtype
+            np.testing.assert_array_equal(image.affine, scan.affine)
+            for code in ("qform_code", "sform_code"):
+                assert image.header[code] == scan.header[code]
+        assert set(np.unique(mask.get_fdata())) <= {0, 1} and anomaly.get_fdata().min() >= 0
+        brain = scan.get_fdata() != 0
+        assert anomaly.get_fdata()[brain].any() and (anomaly.get_fdata()[~brain] > 0).mean() < 0.01
+
+
+def test_the_report_says_what_the_mask_shows(chain, inferred):
+    from scipy import ndimage
+
+    for row in read_table(inferred / "scores.tsv"):
+        report = json.loads((inferred / f"{row['id']}_report.json").read_text())
+        mask = nib.load(inferred / f"{row['id']}_mask.nii.gz")
+        anomaly = nib.load(inferred / f"{row['id']}_map.nii.gz").get_fdata()
+        voxel = abs(np.linalg.det(mask.affine[:3, :3]))
+        marked = np.asarray(mask.dataobj) > 0
+        assert report["status"] == "scored" and "not a medical device" in report["notice"]
+        assert report["anomalous_mm3"] == pytest.approx(marked.sum() * voxel, rel=1e-4)
+        labels, n = ndimage.label(marked, np.ones((3, 3, 3)))
+        assert report["n_components"] == n
+        sizes = sorted(np.bincount(labels.ravel())[1:] * voxel, reverse=True)
+        np.testing.assert_allclose([c["volume_mm3"] for c in report["components"]], sizes[:20], rtol=1e-4)
+        assert all(size >= 50 for size in sizes)
+        top = np.unravel_index(anomaly.argmax(), anomaly.shape)
+        assert report["maximum"]["value"] == pytest.approx(anomaly.max(), rel=1e-5)
+        np.testing.assert_allclose(report["maximum"]["mm"], (mask.affine @ [*top, 1])[:3], atol=0.01)
+        world = np.array(json.loads((chain / "data" / row["id"] / f"{row['id']}_preproc.json").read_text())["world"])
+        np.testing.assert_allclose(world @ [*report["maximum"]["atlas_mm"], 1], [*report["maximum"]["mm"], 1], atol=0.2)
+        assert 0 <= report["percentile"] <= 100
+
+
+def test_infer_from_the_raw_scan_equals_evaluate_from_the_preprocessed_one(chain, inferred):
+    code = run("evaluate", "--run", chain / "run", "--data", chain / "data", "--out", chain / "evaluation")
+    assert code == 0
+    result = json.loads((chain / "evaluation" / "evaluation.json").read_text())
+    assert {c["id"] for c in result["cases"]} == {"sub-301", "sub-401"}
+    for case in result["cases"]:
+        report = json.loads((inferred / f"{case['id']}_report.json").read_text())
+        assert case["score"] == pytest.approx(report["score"], rel=1e-3)
+        assert case["marked_ml"] * 1000 == pytest.approx(report["anomalous_mm3"], rel=0.02, abs=20)
+    ill = next(c for c in result["cases"] if c["label"] == "abnormal")
+    mask, truth = (
+        np.asarray(nib.load(p).dataobj) > 0 for p in (inferred / "sub-401_mask.nii.gz", chain / "cohort/sub-401/sub-401_lesion_mask.nii.gz")
+    )
+    by_hand = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert ill["dice"] == pytest.approx(by_hand, abs=0.02)
+    assert result["summary"]["dice_mean"] == ill["dice"] and result["summary"]["dice_pooled"] == pytest.approx(ill["dice"])
+    assert result["summary"]["oracle_dice_pooled"] >= ill["dice"] - 0.02
+    healthy = next(c for c in result["cases"] if c["label"] == "healthy")
+    assert healthy["dice"] is None and healthy["false_positive_ml"] == pytest.approx(healthy["marked_ml"])
+    page = (chain / "evaluation" / "index.html").read_text()
+    assert "oracle" in page and "chosen with the test labels" in page and page.count("data:image/png") == 3
+
+
+def test_the_threshold_can_be_given_and_the_map_cut_again(chain, inferred):
+    from evaluation.postprocess import binarise
+
+    scan = chain / "cohort" / "sub-401" / "sub-401_T1w.nii.gz"
+    out = chain / "recut"
+    assert run("infer", "--run", chain / "run", "--input", scan, "--out", out, "--threshold", 0.4) == 0
+    one, two = (nib.load(folder / "sub-401_map.nii.gz") for folder in (inferred, out))
+    np.testing.assert_allclose(one.get_fdata(), two.get_fdata(), atol=2e-3)
+    values = np.asarray(two.dataobj)
+    again = binarise(values, values >= 0, two.header.get_zooms()[:3], 0.4, 2, 50)
+    mask = np.asarray(nib.load(out / "sub-401_mask.nii.gz").dataobj) > 0
+    assert (again != mask).sum() <= 0.01 * max(mask.sum(), 100)
+    assert json.loads((out / "sub-401_report.json").read_text())["threshold"] == 0.4
+
+
+def test_slices_count_by_the_reading_of_the_protocol():
+    from evaluation.metrics import VoxelHistogram
+    from pipelines.evaluate import summarise
+
+    def case(label, slices):
+        return {
+            "label": label,
+            "score": max(s for s, _ in slices),
+            "slices": [{"score": s, "label": k} for s, k in slices],
+            "false_positive_ml": 1.5,
+            "dice": float("nan"),
+            "voxel_ap": float("nan"),
+        }
+
+    cases = [case("healthy", [(0.1, 0), (0.4, 0)]), case("abnormal", [(0.2, 0), (0.9, 1)])]
+    summary = summarise(cases, VoxelHistogram(), 0.5)
+    assert summary["slicewise_auroc"] == 1  # 0.9 against 0.1 and 0.4; the healthy slice of the ill scan does not count
+    assert summary["clinical_slicewise_auroc"] == 0.75  # 0.2 and 0.9 against 0.1 and 0.4
+    assert summary["scan_auroc"] == 1 and np.isnan(summary["dice_mean"]) and summary["healthy_false_positive_ml"] == 1.5
