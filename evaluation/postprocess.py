@@ -16,7 +16,6 @@ from evaluation.checks import (
     check_spacing,
 )
 
-TOUCHING = np.ones((3, 3, 3), dtype=bool)  # 26-connectivity
 ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
@@ -88,7 +87,7 @@ def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) ->
     Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm (world), peak_voxel, peak_mm, peak, mean
     (both of the map). `affine` (4, 4) takes voxel indices to world mm.
     """
-    from scipy.ndimage import find_objects, label
+    from skimage.measure import label, regionprops
 
     mask, affine = as_mask(mask, "mask"), check_affine(affine)
     anomaly_map = _finite_map(anomaly_map)
@@ -96,12 +95,9 @@ def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) ->
     box = bounding_box(mask)
     if box is None:
         return []
-    labels, _ = label(mask[box], structure=TOUCHING)
     corner = np.array([side.start for side in box])
-    found = []
-    for number, part in enumerate(find_objects(labels), start=1):
-        voxels = np.argwhere(labels[part] == number) + [side.start for side in part] + corner
-        found.append(_describe(voxels, anomaly_map, affine))
+    regions = regionprops(label(mask[box], connectivity=3), intensity_image=anomaly_map[box].astype(float))
+    found = [_describe(region, corner, anomaly_map, affine) for region in regions]
     return sorted(found, key=lambda item: (-item["n_voxels"], -item["peak"]))
 
 
@@ -114,38 +110,37 @@ def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str
 
 def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float) -> np.ndarray:
     """Return the closing of `mask` by a ball: dilation, then erosion, each by a distance in mm."""
-    from scipy.ndimage import distance_transform_edt
+    from skimage.morphology import isotropic_closing
 
     radius *= 1 + ROUNDING
     margins = [int(radius // size) + 1 for size in spacing]  # keeps the array border from acting as mask
     padded = np.pad(mask, [(margin, margin) for margin in margins])
-    dilated = distance_transform_edt(~padded, sampling=spacing) <= radius
-    closed = distance_transform_edt(dilated, sampling=spacing) > radius
-    return closed[tuple(slice(margin, -margin) for margin in margins)]
+    return isotropic_closing(padded, radius, spacing=spacing)[tuple(slice(margin, -margin) for margin in margins)]
 
 
 def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:
     """Return `mask` without 26-connected components of fewer than `min_voxels` voxels."""
-    from scipy.ndimage import label
+    from skimage.measure import label
 
-    labels, _ = label(mask, structure=TOUCHING)
+    labels = label(mask, connectivity=3)
     keep = np.bincount(labels.ravel()) >= min_voxels * (1 - ROUNDING)
     keep[0] = False
     return keep[labels]
 
 
-def _describe(voxels: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
-    values = anomaly_map[tuple(voxels.T)]
-    centre, peak = voxels.mean(axis=0), voxels[np.argmax(values)]
+def _describe(region: Any, corner: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """A region of scikit-image, whose voxels count from `corner`, as the dictionary of `components`."""
+    voxels = region.coords + corner
+    centre, peak = np.array(region.centroid) + corner, voxels[np.argmax(anomaly_map[tuple(voxels.T)])]
     return {
-        "volume_mm3": float(len(voxels) * abs(np.linalg.det(affine[:3, :3]))),
-        "n_voxels": len(voxels),
+        "volume_mm3": float(region.area * abs(np.linalg.det(affine[:3, :3]))),
+        "n_voxels": int(region.area),
         "centre_voxel": centre.tolist(),
         "centre_mm": _world(centre, affine),
         "peak_voxel": peak.tolist(),
         "peak_mm": _world(peak, affine),
-        "peak": float(values.max()),
-        "mean": float(values.mean(dtype=float)),
+        "peak": float(region.intensity_max),
+        "mean": float(region.intensity_mean),
     }
 
 

@@ -142,6 +142,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; ConfigError where it is none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({error}).") from None
     if not isinstance(values, dict):

@@ -165,7 +165,7 @@ def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, An
 
     from evaluation.metrics import VoxelHistogram
     from pipelines.config import Recipe, read_yaml, validate
-    from pipelines.runs import versions, write_json
+    from pipelines.runs import read_json, versions, write_json
     from pipelines.scoring import cohort_maps
     from pipelines.train import cohort_rows
 
@@ -206,6 +206,7 @@ def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, An
         "recipe": run.recipe.model_dump(),
         "versions": versions(),
         "n_healthy_reference": len(run.healthy_scores),
+        "training": read_json(run.folder / "run.json"),
         "failures": failures,
         "cases": cases,
     }

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -316,8 +317,18 @@ def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Seq
     ]
     slices.write_index(out / "slices", index)
     write_atomic(out / "recipe.yaml", write_yaml(recipe))
-    write_json(out / "preprocess.json", {"versions": versions(), "n_scans": len(good), "n_failed": len(bad), "n_slices": len(index)})
+    summary = {"n_scans": len(good), "n_failed": len(bad), "n_slices": len(index), "checks": _spread_of_checks(good)}
+    write_json(out / "preprocess.json", summary | {"command": sys.argv[1:], "recipe": recipe.model_dump(), "versions": versions()})
     write_atomic(out / "quality.html", quality_page(good, bad, recipe, out, notes))
+
+
+def _spread_of_checks(good: Sequence[tuple]) -> dict[str, dict[str, Any]]:
+    """Smallest, median and largest value of each check over the scans that passed."""
+    values: dict[str, list[float]] = {}
+    for _, side in good:
+        for check in side["checks"]:
+            values.setdefault(check["name"], []).append(check["value"])
+    return {name: {"min": min(v), "median": float(np.median(v)), "max": max(v)} for name, v in values.items()}
 
 
 def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str]) -> str:

@@ -9,10 +9,14 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines import cli
-from pipelines.config import ConfigError, RunConfig, load_run_config, read_yaml, validate, write_yaml
+from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_yaml, validate, write_yaml
 from preprocessing.scans import InputError, read_table, write_atomic
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 log = logging.getLogger("norma")
 
@@ -41,8 +45,6 @@ def healthy_rows(data: Path, split: str) -> list[dict[str, str]]:
 def train(config: RunConfig, data: Path, run: Path) -> None:
     """Train, calibrate on healthy validation scans, and fill the run folder; a finished run is left alone."""
     import torch
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
 
     from pipelines.config import Recipe
     from pipelines.data import SliceDataset
@@ -57,8 +59,7 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
         return
     started = time.perf_counter()
     loop = config.loop
-    strategy = DDPStrategy(find_unused_parameters=True) if loop.devices > 1 or "LOCAL_RANK" in os.environ else "auto"
-    fabric = Fabric(accelerator=loop.accelerator, devices=loop.devices, strategy=strategy, precision=loop.precision)
+    fabric = _fabric(loop)
     fabric.launch()
     torch.manual_seed(loop.seed)
     model = build_model(config)
@@ -103,6 +104,17 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
         )
         _write_weights(model, run)
     fabric.barrier()
+
+
+def _fabric(loop: Loop) -> Fabric:
+    """One process, `loop.devices` processes that Fabric starts, or those that torchrun started, on one node or more."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", loop.devices))
+    nodes = int(os.environ.get("WORLD_SIZE", local)) // local if "LOCAL_WORLD_SIZE" in os.environ else 1
+    strategy = DDPStrategy(find_unused_parameters=True) if local * nodes > 1 else "auto"
+    return Fabric(accelerator=loop.accelerator, devices=local, num_nodes=nodes, strategy=strategy, precision=loop.precision)
 
 
 def _write_weights(model: object, run: Path) -> None:

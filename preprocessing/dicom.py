@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 from pathlib import Path
 
 from preprocessing.scans import InputError, Scan, _safe, is_nifti
+
+log = logging.getLogger("norma")
 
 
 def is_dicom(path: Path) -> bool:
@@ -51,13 +54,20 @@ def _run(source: Path, target: Path) -> tuple[list[Path], str]:
     import dcm2niix
 
     target.mkdir(parents=True, exist_ok=True)
+    for old in [p for p in target.iterdir() if is_nifti(p)]:  # a series of an earlier run that is no longer there
+        old.unlink()
     message = ""
     for derived in ("y", "n"):  # first without derived series, then with them
-        command = [dcm2niix.bin, "-z", "y", "-b", "n", "-i", derived, "-d", "0", "-w", "1", "-f", "series-%s"]
+        # -l n stores unsigned data as int16: dcm2niix corrects gantry tilt in no other
+        command = [dcm2niix.bin, "-z", "y", "-b", "n", "-l", "n", "-i", derived, "-d", "0", "-w", "1", "-f", "series-%s"]
         done = subprocess.run([*command, "-o", str(target), str(source)], capture_output=True, text=True, check=False)
         images = _preferred(sorted(p for p in target.iterdir() if is_nifti(p)))
         message = ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1]
+        if "Only able to correct gantry tilt" in done.stdout:
+            return [], "tilted gantry, which it corrects in 16-bit data of 3 slices or more alone"
         if images:
+            for line in (text for text in done.stdout.splitlines() if "Missing images" in text):
+                log.warning("%s: %s", source, line.removeprefix("Warning: "))
             break
     return images, message
 

@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,24 +151,30 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path}: not a readable {path.suffix} table ({error}).") from None
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename it; nothing half-written stays behind."""
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` at the end; on an error it goes, and an OSError names `path`."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # a full disk names no file, or one that the user never heard of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name in the same folder, then rename it; nothing half-written stays behind."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
     """Write a NIfTI under a temporary name in the same folder, then rename it."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    with atomic(path) as temporary:
         image.to_filename(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_image(path: Path) -> nib.Nifti1Image:
