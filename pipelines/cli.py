@@ -13,6 +13,16 @@ OK, SOME_FAILED, USAGE, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 3, 130
 log = logging.getLogger("norma")
 
 
+class LineHandler(logging.StreamHandler):
+    """Writes each message on a line of its own, above a progress bar that may be running."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
     """Parse, run, and leave with the exit code; a user's mistake is one sentence on stderr, never a traceback.
 
@@ -20,7 +30,7 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)])
     for noisy in ("matplotlib", "torch", "lightning", "fabric", "monai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

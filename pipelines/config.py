@@ -22,11 +22,12 @@ class Closed(BaseModel):
 
 
 class Intensity(Closed):
-    """`window`: fixed HU limits; `percentiles`: robust limits inside the brain."""
+    """`window`: fixed HU limits; `percentiles`: limits inside the brain, the upper of which becomes `top`."""
 
     kind: Literal["window", "percentiles"]
     low: float
     high: float
+    top: float = Field(1.0, gt=0, le=1)
 
 
 class Limits(Closed):

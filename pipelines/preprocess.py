@@ -156,8 +156,10 @@ def _visible(data: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _scale(image: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
-    scale = intensity.window if recipe.intensity.kind == "window" else intensity.percentiles
-    return scale(image, mask, recipe.intensity.low, recipe.intensity.high)
+    how = recipe.intensity
+    if how.kind == "window":
+        return intensity.window(image, mask, how.low, how.high)
+    return intensity.percentiles(image, mask, how.low, how.high, how.top)
 
 
 def stem(scan_id: str, atlas: str) -> str:

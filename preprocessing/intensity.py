@@ -12,12 +12,13 @@ def window(hu: np.ndarray, mask: np.ndarray, low: float, high: float) -> np.ndar
     return np.where(mask, np.clip((hu - low) / (high - low), 0, 1), 0).astype(np.float32)
 
 
-def percentiles(image: np.ndarray, mask: np.ndarray, low: float, high: float) -> np.ndarray:
-    """MR between two percentiles of the brain to [0, 1], clipped, 0 outside the mask.
+def percentiles(image: np.ndarray, mask: np.ndarray, low: float, high: float, top: float = 1.0) -> np.ndarray:
+    """MR to [0, 1] by two percentiles of the brain, which become 0 and `top`; clipped, 0 outside the mask.
 
-    Raises ScanError where the brain is constant.
+    A `top` below 1 leaves room for tissue brighter than the `high` percentile, such as a bright lesion, and lets `high`
+    be low enough that a large lesion does not move it. Raises ScanError where the brain is constant.
     """
-    bottom, top = np.percentile(image[mask], (low, high))
-    if not top > bottom:
+    bottom, ceiling = np.percentile(image[mask], (low, high))
+    if not ceiling > bottom:
         raise ScanError(f"the intensity inside the brain is constant ({bottom:g}); this is no scan of a brain.")
-    return np.where(mask, np.clip((image - bottom) / (top - bottom), 0, 1), 0).astype(np.float32)
+    return np.where(mask, np.clip(top * (image - bottom) / (ceiling - bottom), 0, 1), 0).astype(np.float32)

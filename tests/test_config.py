@@ -148,12 +148,17 @@ def test_overrides_that_are_none_are_refused(text, message):
         load_run_config("vae_cr", [text])
 
 
-def test_a_preset_lies_under_the_overrides_and_over_the_model():
-    plain, small = load_run_config("vae_cr"), load_run_config("vae_cr", preset="small")
-    preset = read_yaml(CONFIGS / "preset/small.yaml")
-    assert small.loop.batch_size == preset["loop"]["batch_size"] != plain.loop.batch_size
-    assert small.model == plain.model and small.stages["finetune"].patience == plain.stages["finetune"].patience
-    assert load_run_config("vae_cr", ["loop.batch_size=3"], "small").loop.batch_size == 3
+def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypatch):
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "vae_cr.yaml").write_text((CONFIGS / "vae_cr.yaml").read_text())
+    (tmp_path / "preset/slow.yaml").write_text("model: {beta: 0.5}\nstages: {finetune: {max_epochs: 1}}\nloop: {batch_size: 7}\n")
+    monkeypatch.setattr("pipelines.config.CONFIGS", tmp_path)
+    plain, slow = load_run_config("vae_cr"), load_run_config("vae_cr", preset="slow")
+    assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {"beta": 0.5}
+    assert slow.stages["finetune"] == plain.stages["finetune"].model_copy(update={"max_epochs": 1})
+    assert slow.stages["pretrain"] == plain.stages["pretrain"] and slow.augmentation == plain.augmentation
+    both = load_run_config("vae_cr", ["loop.batch_size=3"], "slow")
+    assert both.loop.batch_size == 3 and both.model["beta"] == 0.5
 
 
 # files

@@ -85,6 +85,8 @@ def test_ct_window_is_fixed_and_mr_percentiles_are_of_the_brain():
     low, high = np.sort(mr[mask])[[0, -1]]
     np.testing.assert_allclose(intensity.percentiles(mr, mask, 0, 100)[mask], (mr[mask] - low) / (high - low), atol=1e-6)
     np.testing.assert_allclose(intensity.percentiles(mr * 7 + 3, mask, 1, 99), intensity.percentiles(mr, mask, 1, 99), atol=1e-5)
+    roomy = intensity.percentiles(mr, mask, 1, 50, 0.6)
+    assert np.median(roomy[mask]) == pytest.approx(0.6, abs=1e-3) and roomy.max() <= 1 and (roomy[mask] > 0.6).any()
     with pytest.raises(ScanError, match="constant"):
         intensity.percentiles(np.full(mask.shape, 7.0), mask, 1, 99)
 

@@ -231,6 +231,11 @@ def test_small_cohorts_still_validate(n, expected):
     assert " ".join(sorted(s.split for s in assign_splits(healthy(*"abcdefg"[:n])))) == expected
 
 
+def test_one_subject_validates_however_small_its_share():
+    given = [s.split for s in assign_splits(healthy(*"abcde"), fractions=(0.98, 0.02, 0))]
+    assert sorted(given) == ["train"] * 4 + ["val"]
+
+
 def test_given_splits_stay_and_partial_ones_are_refused():
     full = [Scan("1", Path("1.nii"), "1", "val"), Scan("2", Path("2.nii"), "2", "train")]
     assert assign_splits(full, seed=9) == full
