@@ -50,5 +50,5 @@ class AnomalyModel(nn.Module, ABC):
         """Pseudo-healthy image of the shape of x; only where the model has one."""
         raise NotImplementedError(f"{type(self).__name__} reconstructs nothing")
 
-    def fit_reference(self, batches: Iterable[Batch]) -> None:  # most models have none
-        """Closed-form part fitted on healthy data (memory bank, mixture, atlas)."""
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """Closed-form part fitted after the last stage on all training slices; kept in buffers. Most models have none."""

@@ -95,7 +95,8 @@ class Batches:
         return [[(int(i), int(seeds[i])) for i in b] for b in share]
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        return iter(DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=self.loop.loader_workers))
+        """Batches of an epoch, read as they are asked for."""
+        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=self.loop.loader_workers)
 
     def length(self) -> int:
         return len(self.plan(0))

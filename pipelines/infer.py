@@ -86,6 +86,8 @@ def save_results(out: Path, scan: Scan, mask: nib.Nifti1Image, anomaly_map: nib.
     """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json`."""
     from pipelines.runs import write_json
 
+    (out / f"{scan.id}_report.json").unlink(missing_ok=True)  # an old report must not stand beside a new map
+    (out / f"{scan.id}_mask.nii.gz").unlink(missing_ok=True)
     save_nifti(anomaly_map, out / f"{scan.id}_map.nii.gz")
     save_nifti(mask, out / f"{scan.id}_mask.nii.gz")
     write_json(out / f"{scan.id}_report.json", report)
@@ -171,12 +173,23 @@ def main(arguments: argparse.Namespace) -> int:
     return cli.NOTHING_DONE if failed == len(reports) else cli.SOME_FAILED if failed else cli.OK
 
 
+def positive(text: str) -> float:
+    """A threshold from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("infer", f"Mark what should not be there in raw scans. {NOTICE}")
     p.add_argument("--run", required=True, help="run folder of train")
     p.add_argument("--input", required=True, help=f"scan, folder, BIDS folder ({', '.join(SUFFIXES.values())}), table or DICOM folder")
     p.add_argument("--out", required=True, help="output folder")
-    p.add_argument("--threshold", type=float, help="cut maps here instead of at the run's threshold")
+    p.add_argument("--threshold", type=positive, help="cut maps here instead of at the run's threshold")
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p
 

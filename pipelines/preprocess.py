@@ -74,7 +74,19 @@ class RefusedScan(ScanError):
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
-    """The chain for one scan: check, 1 mm, brain mask, N4, rigid to the atlas, intensity; raises ScanError.
+    """`chain` for one scan; every ScanError names the file."""
+    try:
+        return chain(scan, recipe)
+    except RefusedScan:
+        raise
+    except ScanError as error:
+        if str(error).startswith((str(scan.image), str(scan.brain_mask))):
+            raise
+        raise ScanError(f"{scan.image}: {error}") from None
+
+
+def chain(scan: Scan, recipe: Recipe) -> Prepared:
+    """The steps for one scan: check, 1 mm, brain mask, N4, rigid to the atlas, intensity; raises ScanError.
 
     Without N4 the image is interpolated once, from its own voxels to the atlas: the 1 mm copy serves the mask and the
     fit. Half a voxel beyond the outermost slices, where the mask may reach, the image repeats its last value.
@@ -139,10 +151,7 @@ def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarra
         if not mask.any():
             raise ScanError(f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}.")
         return mask, "given"
-    try:
-        mask, method = brain.brain_mask(work, recipe.modality, recipe.brain)
-    except ScanError as error:
-        raise ScanError(f"{scan.image}: {error}") from None
+    mask, method = brain.brain_mask(work, recipe.modality, recipe.brain)
     if method == "none" and recipe.brain == "auto":
         log.info("%s: already skull-stripped, taken as it is", scan.id)
     return mask, method

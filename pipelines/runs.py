@@ -83,12 +83,19 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]}).") from None
     model.eval().to(device)
-    threshold = read_json(folder / "threshold.json")["value"]
-    return Run(folder, model, config, recipe, float(threshold), read_json(folder / "reference.json"), device)
+    threshold = _with_key(folder / "threshold.json", "value")["value"]
+    return Run(folder, model, config, recipe, float(threshold), _with_key(folder / "reference.json", "scans"), device)
+
+
+def _with_key(path: Path, key: str) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict) or key not in content:
+        raise InputError(f"{path}: no '{key}' in it, so this is no finished run; train it again with 'make train'.")
+    return content
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """ "cpu", "cuda" or, for "auto", CUDA where there is one."""
+    """The device for "cpu", "cuda" or "auto" (CUDA where there is one); ConfigError where it is absent."""
     import torch
 
     wanted = "cuda" if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"

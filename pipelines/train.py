@@ -47,7 +47,7 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
     import torch
 
     from pipelines.config import Recipe
-    from pipelines.data import SliceDataset
+    from pipelines.data import Batches, SliceDataset
     from pipelines.loop import fit
     from pipelines.runs import build_model, versions, write_json
     from pipelines.scoring import calibrate
@@ -83,6 +83,8 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
     fabric.barrier()
     fit(model, config, training, checking, fabric, run)
     model.eval()
+    plain = SliceDataset(data / "slices", "train", config.image_size)
+    model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference = calibrate(model, config, recipe, data, val_rows, fabric.device)
         write_json(run / "threshold.json", threshold)

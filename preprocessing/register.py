@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessing.brain import foreground
-from preprocessing.scans import InputError, ScanError, read_image
+from preprocessing.scans import InputError, ScanError, atomic, read_image
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -181,12 +181,8 @@ def write_matrix(path: Path, world: np.ndarray) -> None:
 
     lps = _FLIP @ world @ _FLIP
     transform = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3])
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    with atomic(path) as temporary:
         ants.write_transform(transform, str(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_matrix(path: Path) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from preprocessing.scans import InputError, read_table, save_nifti, write_table
+from preprocessing.scans import InputError, atomic, read_table, save_nifti, write_table
 
 INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
 
@@ -22,14 +21,8 @@ def write_arrays(folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z
     """Store slices `z` of a volume (X, Y, Z): `<scan>_image.npy` (n, 1, X, Y) float16 and `<scan>_mask.npy` uint8."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, volume, dtype in (("image", image, np.float16), ("mask", mask, np.uint8)):
-        target = folder / f"{scan}_{name}.npy"
-        temporary = folder / f".tmp-{target.name}"
-        try:
-            with open(temporary, "wb") as handle:
-                np.save(handle, np.ascontiguousarray(volume[:, :, z].transpose(2, 0, 1)[:, None]).astype(dtype))
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic(folder / f"{scan}_{name}.npy") as temporary, open(temporary, "wb") as handle:
+            np.save(handle, np.ascontiguousarray(volume[:, :, z].transpose(2, 0, 1)[:, None]).astype(dtype))
 
 
 def write_index(folder: Path, rows: list[dict]) -> None:

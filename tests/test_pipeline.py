@@ -120,6 +120,16 @@ def test_a_finished_run_holds_all_that_inference_needs(chain):
     assert run("train", "--model", "vae_cr", "--data", chain / "data", "--out", chain / "run", *TINY, "loop.seed=5") == 2
 
 
+def test_the_closed_form_part_sees_every_training_slice_once(chain, tmp_path, monkeypatch):
+    from models.vae_cr import VaeCr
+
+    seen = []
+    monkeypatch.setattr(VaeCr, "fit_reference", lambda self, batches: seen.extend(len(b["image"]) for b in batches))
+    assert run("train", "--model", "vae_cr", "--data", chain / "data", "--out", tmp_path, *TINY) == 0
+    slices = [r for r in read_table(chain / "data" / "slices" / "index.tsv") if r["split"] == "train"]
+    assert sum(seen) == len(slices)
+
+
 def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
     from pipelines.runs import load_run
     from pipelines.scoring import cohort_maps, top_mean
