@@ -27,7 +27,7 @@ demo: .venv/installed ## the main job in minutes: virtual cohort, preprocess, tr
 	$(PY) -m pipelines.demo --out $(or $(OUT),$(DEMO)) --seed $(SEED) $(ARGS)
 
 test: .venv/installed lint ## lint, then all tests
-	OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 $(PY) -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from pipelines import cli
 from pipelines.runs import plain, versions, write_json
 from preprocessing.scans import save_nifti, write_table
 
-COHORT_VERSION = 1  # raise when the generator changes
+if TYPE_CHECKING:
+    import nibabel as nib
+
+COHORT_VERSION = 2  # raise when the generator changes
 SIZES = {"n_train": 12, "n_val": 4, "n_test_healthy": 3, "n_test_abnormal": 6}
 VOXELS = ((1.5, 1.5, 1.5), (1.2, 1.4, 1.6), (1.0, 1.0, 3.0), (2.0, 1.5, 1.5), (1.8, 1.8, 1.2))
 AXES = {
@@ -25,6 +28,7 @@ AXES = {
     "PIR": np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]]),
 }
 KINDS, FORMS = ("bright", "dark", "textured"), ("ellipsoid", "blob", "ring")
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly however many there are
 
 
 @dataclass
@@ -80,8 +84,8 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return stack, depth, images[0].affine
 
 
-def draw(seed: int, index: int, split: str, label: str, number: int = 0, of: int = 1) -> Subject:
-    """Draw a subject's parameters from (seed, index) alone; `number` of `of` sets the lesion's share of the size range."""
+def draw(seed: int, index: int, split: str, label: str, number: int = 0) -> Subject:
+    """Draw a subject's parameters, whatever the cohort's size; `number` counts the abnormal ones and spreads lesion kind and size."""
     rng = np.random.default_rng([seed, index])
     tissue = np.array([0.30, 0.68, 0.92]) * rng.uniform([0.75, 0.93, 0.97], [1.25, 1.07, 1.03])  # CSF, grey, white
     subject = Subject(
@@ -97,16 +101,17 @@ def draw(seed: int, index: int, split: str, label: str, number: int = 0, of: int
         deformation_mm=float(rng.uniform(3, 6)),
         tissue=tissue.tolist(),
         gamma=float(rng.uniform(0.9, 1.1)),
-        bias=float(rng.uniform(0.05, 0.18)),
+        bias=float(rng.uniform(0.08, 0.2)),
         noise=float(rng.uniform(0.02, 0.04)),
         white_matter=float(rng.uniform(300, 2000)),
         stored_as=str(rng.choice(["int16", "float32"])),
     )
     if label == "abnormal":
         for i in range(int(rng.integers(1, 3))):
-            share = (number + rng.uniform()) / of if i == 0 else rng.uniform()
+            share = (np.random.default_rng(seed).uniform() + number * GOLDEN) % 1 if i == 0 else rng.uniform()
             wanted = 0.2 * (40 / 0.2) ** share  # log-uniform over 0.2..40 ml, spread evenly over the test subjects
-            kind, form = KINDS[(number + i) % 3], FORMS[int(rng.integers(3 if wanted > 1 else 2))]
+            kind = KINDS[(number + i) % 3]
+            form = FORMS[int(rng.integers(3 if wanted > 1 and kind != "textured" else 2))]
             subject.lesions.append(Lesion(kind, form, _place(rng, wanted), float(wanted), float(rng.uniform(0.25, 0.6))))
     return subject
 
@@ -126,29 +131,30 @@ def render(subject: Subject, seed: int, lesions: bool = True) -> tuple[np.ndarra
     rng = np.random.default_rng([seed, int(subject.id[4:]), 1])
     shape, affine, at = _grid(subject, rng)
     stack, _, base = template()
-    values = [_averaged(channel, at, subject) for channel in stack]
-    t1, grey, white, brain = values
+    voxel = np.array(subject.voxel_mm)
+    t1, grey, white, brain = _sampled(stack, at, subject.voxel_mm)
     inside = brain > 0.5
     csf, grey_mean, white_mean = subject.tissue
     known = np.clip(1 - grey - white, 0, 1) * csf + grey * grey_mean + white * white_mean
-    detail = t1 - gaussian_filter(t1, 3.0)  # the template's own edges
+    detail = t1 - gaussian_filter(t1, 4.0 / voxel)  # the template's own edges
     image = np.clip(0.6 * known + 0.4 * t1 + 0.5 * detail, 0.02, None) ** subject.gamma
-    image *= 1 + 0.04 * _noise(rng, shape, 2.0)  # anatomy of its own, at a few mm
+    image *= 1 + 0.04 * _noise(rng, 2.5 / voxel, shape)  # anatomy of its own, at a few mm
     mask = np.zeros(shape, bool)
     marks = np.random.default_rng([seed, int(subject.id[4:]), 2])
     for lesion in subject.lesions if lesions else []:
-        soft, core = _lesion_shape(lesion, at, marks, base, inside)
+        soft, core = _lesion_shape(lesion, at, marks, base, inside, voxel)
         image = image * (1 - soft) + soft * _lesion_value(lesion, image, core, subject, marks)
-        lesion.measured_ml = float((soft > 0.5).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+        lesion.measured_ml = float((soft > 0.5).sum() * voxel.prod() / 1000)
         mask |= soft > 0.5
-    image *= 1 + subject.bias * _noise(rng, shape, 35.0 / float(np.mean(subject.voxel_mm)))
+    field = _noise(rng, 35.0 / voxel, shape)
+    field -= field[inside].mean()
+    image *= 1 + subject.bias * field / np.abs(field[inside]).max()
     image = np.hypot(image + subject.noise * rng.normal(size=shape), subject.noise * rng.normal(size=shape))
     return np.where(inside, image * subject.white_matter / white_mean, 0).astype(np.float32), mask, affine
 
 
 def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     """Shape and affine of the scan, and for every voxel its template voxel (3, X, Y, Z): pose, size and deformation."""
-    from scipy.ndimage import zoom
     from scipy.spatial.transform import Rotation
 
     base = template()[2]
@@ -165,71 +171,76 @@ def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], 
     affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     world = np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) @ affine[:3, :3].T.astype(np.float32) + affine[:3, 3].astype(np.float32)
     there = (world - middle.astype(np.float32)) @ turn.astype(np.float32) / np.array(subject.scale, np.float32) + centre.astype(np.float32)
-    coarse = [_unit(_noise(rng, tuple(n // 8 + 2 for n in shape), 2.0)) for _ in range(3)]
-    for axis, values in enumerate(coarse):
-        full = zoom(values, [n / c for n, c in zip(shape, values.shape, strict=True)], order=1)
-        there[..., axis] += subject.deformation_mm * full
+    for axis in range(3):
+        values = _noise(rng, 20.0 / np.array(subject.voxel_mm), shape)
+        there[..., axis] += subject.deformation_mm * values / np.abs(values).max()
     back = np.linalg.inv(base).astype(np.float32)
     return shape, affine, np.moveaxis(there @ back[:3, :3].T + back[:3, 3], -1, 0)
 
 
-def _averaged(channel: np.ndarray, at: np.ndarray, subject: Subject) -> np.ndarray:
-    """Sample a template channel; along a thick voxel, the mean of three samples (partial volume)."""
+def _sampled(stack: np.ndarray, at: np.ndarray, voxel_mm: list[float]) -> list[np.ndarray]:
+    """Sample the template's channels (C, X, Y, Z) at `at`; along a thick voxel, the mean of three samples (partial volume)."""
     from scipy.ndimage import map_coordinates
 
-    thick = int(np.argmax(subject.voxel_mm))
-    if subject.voxel_mm[thick] < 2:
-        return map_coordinates(channel, at, order=1)
+    thick = int(np.argmax(voxel_mm))
+    if voxel_mm[thick] < 2:
+        return [map_coordinates(channel, at, order=1) for channel in stack]
     step = np.gradient(at, axis=thick + 1) / 3
-    return np.mean([map_coordinates(channel, at + k * step, order=1) for k in (-1, 0, 1)], axis=0)
+    points = [at + k * step for k in (-1, 0, 1)]
+    return [np.mean([map_coordinates(channel, p, order=1) for p in points], axis=0) for channel in stack]
 
 
 def _lesion_shape(
-    lesion: Lesion, at: np.ndarray, rng: np.random.Generator, base: np.ndarray, inside: np.ndarray
+    lesion: Lesion, at: np.ndarray, rng: np.random.Generator, base: np.ndarray, inside: np.ndarray, voxel: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Soft shape (X, Y, Z) in [0, 1], zero outside the brain, whose half level holds the wanted volume; and a ring's core."""
+    """Soft shape (X, Y, Z) in [0, 1] in one piece within the brain, whose half level holds the wanted volume; and a ring's core."""
+    from scipy.ndimage import label
+
     point = np.linalg.inv(base)[:3] @ [*lesion.centre, 1]
     offset = at - point[:, None, None, None].astype(np.float32)
     stretch = rng.uniform(0.75, 1.3, 3)
     stretch /= np.prod(stretch) ** (1 / 3)
     distance = np.sqrt(sum((offset[a] / stretch[a]) ** 2 for a in range(3)))
     if lesion.form == "blob":
-        distance = distance + 0.3 * (lesion.wanted_ml * 239) ** (1 / 3) * _noise(rng, at.shape[1:], 3.0)  # 30 % of its radius
-    voxel = abs(np.linalg.det(np.stack([np.gradient(at, axis=a + 1)[:, 0, 0, 0] for a in range(3)])))  # template mm3 of a voxel
-    room = np.sort(distance[inside])
-    radius = float(room[min(int(lesion.wanted_ml * 1000 / max(voxel, 1e-3)), room.size - 1)])
-    soft = 1 / (1 + np.exp(np.clip((distance - radius) / 0.4, -30, 30)))
-    core = 1 / (1 + np.exp(np.clip((distance - 0.6 * radius) / 0.4, -30, 30))) if lesion.form == "ring" else np.zeros_like(soft)
-    return (soft * inside).astype(np.float32), core
+        size = (lesion.wanted_ml * 239) ** (1 / 3)  # radius in mm of a ball of this volume
+        distance = distance + 0.3 * size * _noise(rng, np.clip(0.5 * size, 2, 8) / voxel, distance.shape)
+    count = round(lesion.wanted_ml * 1000 / voxel.prod())
+    radius = float(np.partition(distance[inside], count)[count])
+    soft = _step(distance, radius) * inside
+    pieces, _ = label(soft > 0.05)
+    soft *= pieces == np.bincount(pieces[pieces > 0]).argmax()
+    return soft, _step(distance, 0.6 * radius) if lesion.form == "ring" else np.zeros_like(soft)
+
+
+def _step(distance: np.ndarray, radius: float) -> np.ndarray:
+    """1 within the radius, 0 beyond, over an edge of about 2 mm."""
+    return 1 / (1 + np.exp(np.clip((distance - radius) / 0.4, -30, 30)))
 
 
 def _lesion_value(lesion: Lesion, image: np.ndarray, core: np.ndarray, subject: Subject, rng: np.random.Generator) -> np.ndarray:
     """Intensity inside a lesion, before bias and noise; the core of a ring is as dark as fluid, or bright in a dark ring."""
     csf, _, white = subject.tissue
-    grain = 0.05 * _noise(rng, image.shape, 1.0)
+    voxel = np.array(subject.voxel_mm)
+    grain = 0.05 * _noise(rng, 1.5 / voxel, image.shape)
     bright, dark = white * (1 + lesion.strength) + grain, csf + (image - csf) * 0.25 + 0.3 * grain
     if lesion.kind == "textured":
-        return image * (1 + 1.2 * lesion.strength * _noise(rng, image.shape, 2.0 / float(np.mean(subject.voxel_mm))))
+        return image * np.clip(1 + 1.2 * lesion.strength * _noise(rng, 2.0 / voxel, image.shape), 0.05, None)
     rim, middle = (bright, dark) if lesion.kind == "bright" else (dark, bright)
     return rim * (1 - core) + middle * core
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
-    """Smooth noise of unit standard deviation; wide smoothing is done on a coarse grid."""
+def _noise(rng: np.random.Generator, sigma: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Smooth noise of mean 0 and standard deviation 1; `sigma` in voxels per axis, wide ones smoothed on a coarse grid."""
     from scipy.ndimage import gaussian_filter, zoom
 
-    step = max(1, int(sigma // 3))
-    small = tuple(-(-n // step) + 1 for n in shape)
+    step = np.maximum(1, sigma // 3).astype(int)
+    small = [-(-n // k) + 1 for n, k in zip(shape, step, strict=True)]
     values = gaussian_filter(rng.normal(size=small).astype(np.float32), sigma / step)
-    if step > 1:
+    if step.max() > 1:
         values = zoom(values, [n / s for n, s in zip(shape, small, strict=True)], order=1)
     else:
         values = values[tuple(slice(n) for n in shape)]
     return (values - values.mean()) / values.std()
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return values / np.abs(values).max()
 
 
 def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, n_test_healthy: int = 3, n_test_abnormal: int = 6) -> Path:
@@ -253,7 +264,7 @@ def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, 
         ("test", "healthy", n_test_healthy, 301),
         ("test", "abnormal", n_test_abnormal, 401),
     ]
-    plan = [(first + i, split, label, i, n) for split, label, n, first in groups for i in range(n)]
+    plan = [(first + i, split, label, i) for split, label, n, first in groups for i in range(n)]
     subjects = [draw(seed, *p) for p in plan]
     rows = [_write(subject, seed, out) for subject in tqdm(subjects, desc="virtual cohort", unit="scan")]
     write_table(table, rows)
@@ -262,16 +273,12 @@ def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, 
 
 
 def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
-    import nibabel as nib
-
     data, mask, affine = render(subject, seed)
-    folder = out / subject.id
-    folder.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
+    (out / subject.id).mkdir(parents=True, exist_ok=True)
+    image = _nifti(data, affine)
     if subject.stored_as == "int16":
         image.set_data_dtype(np.int16)  # nibabel chooses scl_slope
-    save_nifti(image, folder / f"{subject.id}_T1w.nii.gz")
+    save_nifti(image, out / subject.id / f"{subject.id}_T1w.nii.gz")
     row = {
         "image": f"{subject.id}/{subject.id}_T1w.nii.gz",
         "subject": subject.id,
@@ -281,11 +288,20 @@ def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
         "mask": "",
     }
     if subject.lesions:
-        marked = nib.Nifti1Image(mask.astype(np.uint8), affine)
-        marked.header.set_xyzt_units("mm")
         row["mask"] = f"{subject.id}/{subject.id}_lesion_mask.nii.gz"
-        save_nifti(marked, out / row["mask"])
+        save_nifti(_nifti(mask.astype(np.uint8), affine), out / row["mask"])
     return row
+
+
+def _nifti(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI in mm whose sform and qform both hold the affine, with code 1 (scanner) as scans have."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    return image
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,7 +81,7 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
     A sheared affine (gantry tilt that nobody corrected), which ITK cannot hold, is resampled onto a straight grid by
     nibabel, with `pad` outside the scan.
     """
-    import ants
+    ants = _ants()
     import nibabel as nib
     from nibabel.processing import resample_to_output
 
@@ -104,12 +105,13 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
     a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone. Raises ScanError
     where ANTs fails.
     """
-    import ants
+    ants = _ants()
 
     fixed, moving = (
         ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
         for i in ((atlas.image, atlas.affine), (image, affine))
     )
+    ants.config.set_ants_deterministic(False, seed + 1)  # the seed alone: `registration` swallows a random_seed argument
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         try:
             done = ants.registration(
@@ -123,7 +125,6 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
                 aff_iterations=(100, 50, 20),
                 aff_shrink_factors=(4, 2, 1),
                 aff_smoothing_sigmas=(2, 1, 0),
-                random_seed=seed + 1,
             )
             full = _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
@@ -177,7 +178,7 @@ def carry_mask(
 
 def write_matrix(path: Path, world: np.ndarray) -> None:
     """Write atlas world -> scan world (RAS+) as an ITK affine (.mat, LPS) that ANTs applies to bring the scan to the atlas."""
-    import ants
+    ants = _ants()
 
     lps = _FLIP @ world @ _FLIP
     transform = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3])
@@ -187,7 +188,7 @@ def write_matrix(path: Path, world: np.ndarray) -> None:
 
 def read_matrix(path: Path) -> np.ndarray:
     """4x4 matrix of an ITK affine file, in ITK's own LPS world."""
-    import ants
+    ants = _ants()
 
     transform = ants.read_transform(str(path))
     parameters = np.array(transform.parameters)
@@ -200,7 +201,7 @@ def read_matrix(path: Path) -> np.ndarray:
 
 def n4(image: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
     """N4 bias field correction (Tustison et al. 2010) inside a brain mask, on a grid shrunk 4 times."""
-    import ants
+    ants = _ants()
     import nibabel as nib
 
     data = _to_ants(np.asarray(image.dataobj, np.float32), image.affine)
@@ -208,8 +209,16 @@ def n4(image: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
     return nib.Nifti1Image(done.numpy(), image.affine)
 
 
-def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
+def _ants() -> Any:
+    """antspyx on one ITK thread, where a seed decides everything: with more, sums and so poses vary from run to run."""
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     import ants
+
+    return ants
+
+
+def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
+    ants = _ants()
 
     lps = _FLIP @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

@@ -13,7 +13,9 @@ from preprocessing.scans import read_table
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("cohort")
-    return out, cohort.make_cohort(out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2)
+    with pytest.MonkeyPatch.context() as patch:  # coarser voxels: an eighth of the work
+        patch.setattr(cohort, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in cohort.VOXELS))
+        return out, cohort.make_cohort(out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2)
 
 
 def record(out):
@@ -32,11 +34,14 @@ def test_the_table_says_who_is_who(made):
         ("sub-402", "test", "abnormal"),
     ]
     assert all(bool(r["mask"]) == bool(r["pathology"]) == (r["label"] == "abnormal") for r in rows)
+    assert len({r["subject"] for r in rows}) == len(rows)
     for row in rows:
         image = nib.load(out / row["image"])
         drawn = record(out)[row["subject"]]
         np.testing.assert_allclose(image.header.get_zooms(), drawn["voxel_mm"], rtol=1e-5)
         assert len(set(image.shape)) == 3
+        assert image.header["sform_code"] == image.header["qform_code"] == 1
+        np.testing.assert_allclose(image.get_qform(), image.affine, atol=1e-3)
         data = image.get_fdata()
         assert (data[0] == 0).all() and (data[-1] == 0).all() and (data[..., 0] == 0).all() and (data[..., -1] == 0).all()
         brain_ml = (data != 0).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
@@ -68,13 +73,35 @@ def test_lesion_masks_lie_on_the_scan_and_have_the_recorded_volume(made):
         assert not (image.get_fdata()[marked] == 0).any()
         ml = marked.sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         assert max(x["measured_ml"] for x in lesions) - 1e-3 <= ml <= sum(x["measured_ml"] for x in lesions) + 1e-3
-        assert all(0.7 * x["wanted_ml"] <= x["measured_ml"] <= 1.2 * x["wanted_ml"] + 0.1 for x in lesions)
+        assert all(0.85 * x["wanted_ml"] <= x["measured_ml"] <= 1.05 * x["wanted_ml"] + 0.01 for x in lesions)
+
+
+def test_a_blob_is_one_piece_of_its_volume():
+    from scipy.ndimage import label
+
+    subject = cohort.draw(5, 402, "test", "abnormal", 1)
+    subject.voxel_mm = [2.0, 1.9, 3.0]
+    for ml in (0.5, 30.0):
+        centre = cohort._place(np.random.default_rng(1), ml)
+        subject.lesions = [cohort.Lesion("bright", "blob", centre, ml, 0.5)]
+        mask = cohort.render(subject, 5)[1]
+        assert label(mask)[1] == 1
+        assert mask.sum() * 2.0 * 1.9 * 3.0 / 1000 == pytest.approx(ml, rel=0.15)
+
+
+def test_noise_is_as_smooth_in_mm_along_a_thick_axis():
+    voxel = np.array([1.0, 1.5, 3.0])
+    for mm in (6.0, 30.0):
+        values = cohort._noise(np.random.default_rng(0), mm / voxel, tuple((300 / voxel).astype(int)))
+        assert values.mean() == pytest.approx(0, abs=1e-3) and values.std() == pytest.approx(1, abs=1e-3)
+        width = [mm_ / np.diff(values, axis=a).std() for a, mm_ in enumerate(voxel)]  # mm by which it changes by one deviation
+        np.testing.assert_allclose(width, np.sqrt(2) * mm, rtol=0.25)
 
 
 @pytest.mark.parametrize("kind, sign", [("bright", 1), ("dark", -1)])
 def test_lesions_change_the_scan_inside_their_mask_alone(kind, sign):
-    subject = cohort.draw(5, 401, "test", "abnormal", 2, 3)
-    subject.voxel_mm = [2.0, 1.9, 1.8]
+    subject = cohort.draw(5, 401, "test", "abnormal", 2)
+    subject.voxel_mm = [2.4, 2.3, 2.2]
     subject.lesions = [cohort.Lesion(kind, "ellipsoid", cohort._place(np.random.default_rng(0), 8), 8.0, 0.5)]
     ill, mask, affine = cohort.render(subject, 5)
     well, none, _ = cohort.render(subject, 5, lesions=False)
@@ -97,10 +124,23 @@ def test_a_subject_is_made_of_its_seed_and_number_alone():
     assert first.shape != different.shape or not np.allclose(first, different)
 
 
-def test_sizes_spread_over_the_range():
-    volumes = [cohort.draw(0, 401 + i, "test", "abnormal", i, 6).lesions[0].wanted_ml for i in range(6)]
-    edges = 0.2 * 200 ** (np.arange(7) / 6)
-    assert all(low <= v <= high for v, low, high in zip(volumes, edges[:-1], edges[1:], strict=True))
+def test_a_subject_does_not_depend_on_how_many_there_are(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(cohort, "_write", lambda subject, seed, out: {"subject": subject.id})
+    monkeypatch.setattr(cohort, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in cohort.VOXELS))
+    cohort.make_cohort(tmp_path, seed=3, n_train=3, n_val=2, n_test_healthy=0, n_test_abnormal=5)
+    more = record(tmp_path)
+    for name, drawn in record(made[0]).items():
+        for lesion in drawn["lesions"]:
+            lesion["measured_ml"] = 0.0  # not drawn: known once written
+        assert name == "sub-301" or more[name] == drawn
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lesions_spread_over_sizes_and_kinds(seed):
+    lesions = [cohort.draw(seed, 401 + i, "test", "abnormal", i).lesions for i in range(6)]
+    volumes = [each[0].wanted_ml for each in lesions]
+    assert min(volumes) < 1 and max(volumes) > 10 and all(0.2 <= x.wanted_ml <= 40 for each in lesions for x in each)
+    assert {x.kind for each in lesions for x in each} == set(cohort.KINDS)
 
 
 def test_an_existing_cohort_is_left_alone(made):

@@ -75,6 +75,15 @@ def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
     assert 2 * (soft & blob).sum() / (soft.sum() + blob.sum()) >= 0.9
 
 
+def test_registration_repeats_exactly():
+    atlas = register.load_atlas(grid=(160, 200, 160))
+    motion = rigid_motion([3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.mask, atlas.affine))
+    data, affine = displaced_head(atlas, motion, (2, 2, 3), (-1, -1, 1), (90, 110, 70))
+    one, two = (register.fit(data, affine, atlas, spacing=5) for _ in range(2))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert not np.array_equal(register.fit(data, affine, atlas, spacing=5, seed=9)[0], one[0])  # the seed is heard
+
+
 def test_nearest_rigid_is_the_polar_rotation_and_keeps_the_fixed_point():
     from scipy.linalg import polar
 
