@@ -17,6 +17,7 @@ log = logging.getLogger("norma")
 METHODS = ("auto", "deepbet", "bet", "none")
 BONE_HU = 100.0  # at and above: bone (pictures windowed to 100 HU clip there)
 CT_BRAIN_HU = 80.0
+AIR_HU = -15.0  # at and below: air or fat (pictures windowed from -20 HU clip above air)
 _STRIPPED_ML = (400.0, 2300.0)
 
 
@@ -80,6 +81,7 @@ def _inside_skull(mask: np.ndarray, hu: np.ndarray) -> np.ndarray:
     """
     from scipy import ndimage
 
+    mask = mask & (hu > AIR_HU)  # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
     labels, n = ndimage.label(hu >= BONE_HU)
     if n:
         skull = labels == np.bincount(labels.ravel())[1:].argmax() + 1

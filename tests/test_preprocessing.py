@@ -42,6 +42,14 @@ def test_bone_and_scalp_leave_a_ct_mask_and_calcifications_stay(hole):
         assert (leaky & (hu == 60) & ~inside).any()
 
 
+def test_a_ct_mask_that_reaches_into_the_air_is_cut_back_and_air_inside_the_brain_stays():
+    hu, inside = ct_phantom()
+    pocket = ellipsoid(hu.shape, (40, 60, 45), (4, 4, 4))
+    hu[pocket] = -900
+    mask = brain._inside_skull(np.ones_like(inside), hu)  # a mask of everything
+    assert not (mask & ~inside).any() and mask[pocket].all()
+
+
 def test_bone_is_what_the_ct_recipe_blanks_before_deepbet():
     shown = brain._soft_tissue(np.array([-1000.0, -20, 0, 35, 80, 95, 99.9, 100, 1500]))
     np.testing.assert_array_equal(shown, [0, 0, 0, 35, 80, 80, 80, 0, 0])
