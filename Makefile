@@ -40,7 +40,7 @@ preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair, OUT= [TEMPLAT
 
 train: .venv/installed ## MODEL=vae_cr DATA= OUT of preprocess [OUT= PRESET=small ARGS="key=value"]; without DATA the demo cohort, small
 	$(if $(DATA),,test -f $(DEMO)/data/scans.tsv || $(MAKE) preprocess IN= OUT= MODALITY=t1 ARGS=)
-	$(PY) -m pipelines.train --model $(MODEL) --data $(or $(DATA),$(DEMO)/data) $(if $(OUT),--out $(OUT)) $(if $(or $(PRESET),$(if $(DATA),,small)),--preset $(or $(PRESET),small)) $(ARGS)
+	$(PY) -m pipelines.train --model $(MODEL) --data $(or $(DATA),$(DEMO)/data) $(if $(or $(OUT),$(if $(DATA),,x)),--out $(or $(OUT),runs/demo/$(MODEL))) $(if $(or $(PRESET),$(if $(DATA),,small)),--preset $(or $(PRESET),small)) $(ARGS)
 
 infer: .venv/installed ## RUN= run folder, IN= scan, folder or table, OUT= [THRESHOLD=]
 	$(PY) -m pipelines.infer --run $(RUN) --input $(IN) --out $(OUT) $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(ARGS)
