@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.scoring import NativeMap
 
 log = logging.getLogger("norma")
+SHAPING = ("modality", "intensity", "spacing", "n4", "template", "grid")  # recipe settings that a run and its data must share
 COLUMNS = ("id", "subject", "label", "pathology", "score", "percentile", "dice", "truth_ml", "marked_ml", "false_positive_ml", "voxel_ap")
 
 
@@ -170,9 +171,10 @@ def evaluate(run: Run, data: Path, out: Path, pictures: int = 8) -> dict[str, An
     from pipelines.train import cohort_rows
 
     recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
-    if recipe != run.recipe:
+    other = [name for name in SHAPING if getattr(recipe, name) != getattr(run.recipe, name)]
+    if other:
         raise InputError(
-            f"{data}: preprocessed by another recipe than the run's scans; preprocess it with the settings in {run.folder / 'recipe.yaml'}."
+            f"{data}: preprocessed with another {', '.join(other)} than the run's scans; use the settings in {run.folder / 'recipe.yaml'}."
         )
     rows = [r for r in cohort_rows(data) if r["split"] == "test"]
     if not rows:

@@ -214,6 +214,17 @@ def test_infer_from_the_raw_scan_equals_evaluate_from_the_preprocessed_one(chain
     assert "oracle" in page and "chosen with the test labels" in page and page.count("data:image/png") == 3
 
 
+def test_data_of_another_intensity_scale_is_refused_and_other_limits_are_not(chain, tmp_path, capsys):
+    recipe = (chain / "data" / "recipe.yaml").read_text()
+    (tmp_path / "scans.tsv").write_text("id\tsplit\n")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("high: 95.0", "high: 99.0"))
+    assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
+    assert "preprocessed with another intensity than the run's scans" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("min_overlap: 0.65", "min_overlap: 0.6"))
+    assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
+    assert "no scans in split 'test'" in capsys.readouterr().err
+
+
 def test_the_threshold_can_be_given_and_the_map_cut_again(chain, inferred):
     from evaluation.postprocess import binarise
 
