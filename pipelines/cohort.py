@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
 COHORT_VERSION = 2  # raise when the generator changes
-SIZES = {"n_train": 12, "n_val": 4, "n_test_healthy": 3, "n_test_abnormal": 6}
+SIZES = {"n_train": 10, "n_val": 4, "n_test_healthy": 3, "n_test_abnormal": 6}
 VOXELS = ((1.5, 1.5, 1.5), (1.2, 1.4, 1.6), (1.0, 1.0, 3.0), (2.0, 1.5, 1.5), (1.8, 1.8, 1.2))
 AXES = {
     "RAS": np.eye(3),
@@ -243,7 +243,7 @@ def _noise(rng: np.random.Generator, sigma: np.ndarray, shape: tuple[int, ...]) 
     return (values - values.mean()) / values.std()
 
 
-def make_cohort(out: Path, *, seed: int = 0, n_train: int = 12, n_val: int = 4, n_test_healthy: int = 3, n_test_abnormal: int = 6) -> Path:
+def make_cohort(out: Path, *, seed: int = 0, n_train: int = 10, n_val: int = 4, n_test_healthy: int = 3, n_test_abnormal: int = 6) -> Path:
     """Write scans, lesion masks, `cohort.tsv` (the table, returned) and `cohort.json` (all that was drawn); once per folder."""
     from tqdm import tqdm
 
