@@ -47,6 +47,28 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(average_precision_score(labels, scores)) if _both_classes(labels) else float("nan")
 
 
+def classification(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return accuracy, recall, precision, f1 and specificity of score > threshold; NaN where one is not defined.
+
+    Precision is NaN when nothing is marked, recall and F1 when no label is 1, specificity when no label is 0.
+    """
+    scores, labels = _check_scores(scores, labels)
+    marked = scores > threshold
+    hits, alarms = float((marked & labels).sum()), float((marked & ~labels).sum())
+    positives, negatives = float(labels.sum()), float((~labels).sum())
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else float("nan")
+
+    return {
+        "accuracy": share(hits + negatives - alarms, positives + negatives),
+        "recall": share(hits, positives),
+        "precision": share(hits, hits + alarms),
+        "f1": share(2 * hits, hits + alarms + positives) if positives else float("nan"),
+        "specificity": share(negatives - alarms, negatives),
+    }
+
+
 class VoxelHistogram:
     """Voxel-wise metrics pooled over any number of scans in constant memory.
 
@@ -85,6 +107,33 @@ class VoxelHistogram:
         total = VoxelHistogram(self.maximum, self.bins)
         total.counts = self.counts + other.counts
         return total
+
+    def coarser(self, factor: int) -> VoxelHistogram:
+        """Return the histogram with each `factor` neighbouring positive bins merged: smaller to store, thresholds rounded up.
+
+        Bin 0, the exact zeros, stays. ValueError unless `factor` divides the number of positive bins.
+        """
+        if (self.bins - 1) % factor:
+            raise ValueError(f"{self.bins - 1} positive bins cannot be merged by {factor}")
+        merged = VoxelHistogram(self.maximum, (self.bins - 1) // factor + 1)
+        merged.edges = np.concatenate([self.edges[:1], self.edges[factor::factor]])
+        merged.counts = np.concatenate([self.counts[:, :1], self.counts[:, 1:].reshape(2, -1, factor).sum(2)], axis=1)
+        return merged
+
+    def to_rows(self) -> list[list[float]]:
+        """Return [upper edge, count of label 0, count of label 1] of every filled bin."""
+        return [[float(self.edges[k]), int(self.counts[0, k]), int(self.counts[1, k])] for k in np.flatnonzero(self.counts.any(0))]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> VoxelHistogram:
+        """Return a histogram with the bins of `to_rows` alone; it gives the same figures."""
+        found = cls(1.0, 3)
+        values = np.array(rows, float).reshape(-1, 3)
+        edges, counts = values[:, 0].astype(np.float32), values[:, 1:].T.astype(np.int64)
+        if not edges.size or edges[0] > 0:
+            edges, counts = np.append(np.float32(0), edges), np.pad(counts, ((0, 0), (1, 0)))
+        found.edges, found.counts, found.bins, found.maximum = edges, counts, edges.size, float(edges[-1])
+        return found
 
     def average_precision(self) -> float:
         """Return AP over the pooled voxels, as scikit-learn defines it; NaN unless both labels occur."""

@@ -22,6 +22,40 @@ def healthy_quantile(histogram_or_values: VoxelHistogram | np.ndarray, quantile:
     return float(np.partition(values, rank)[rank])
 
 
+def conformal_threshold(healthy_scores: np.ndarray, false_alarm: float) -> float:
+    """Return the threshold that a new healthy scan exceeds with probability at most `false_alarm` (Vovk et al. 2005).
+
+    It is the k-th smallest of the n scores, k = ceil((n + 1)(1 - false_alarm)); the promise holds where new healthy scans
+    are exchangeable with these. ValueError when n < 1 / false_alarm - 1: no finite threshold can promise it.
+    """
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"a false-alarm rate lies between 0 and 1, got {false_alarm!r}")
+    scores = np.sort(_healthy(healthy_scores))
+    rank = int(np.ceil((scores.size + 1) * (1 - false_alarm) - 1e-9))
+    if rank > scores.size:
+        needed = int(np.ceil(1 / false_alarm - 1 - 1e-9))
+        raise ValueError(f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation scans, there are {scores.size}")
+    return float(scores[rank - 1])
+
+
+def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return the threshold (score > threshold) with the highest F1 and that F1: chosen with labels.
+
+    Thresholds lie midway between neighbouring scores, and just below the lowest; the lowest of equals is returned.
+    (NaN, NaN) when no label is 1.
+    """
+    scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
+    if not labels.any():
+        return float("nan"), float("nan")
+    known = np.unique(scores)
+    cuts = np.append(known[0] - max(abs(known[0]), 1.0) * 1e-6, (known[:-1] + known[1:]) / 2)
+    marked = scores[None] > cuts[:, None]
+    hits = (marked & labels).sum(1)
+    f1 = 2 * hits / (marked.sum(1) + labels.sum())
+    best = int(np.argmax(f1))
+    return float(cuts[best]), float(f1[best])
+
+
 def percentile_of(score: float, healthy_scores: np.ndarray) -> float:
     """Return the percentage, 0..100, of healthy scores <= score; ValueError on empty or NaN input."""
     if np.isnan(score):
