@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
-"""`image` (B, C, H, W) float in [0, 1], background 0; `mask` (B, 1, H, W) brain, 0 or 1; `seed` (B,) int64, one number
-per sample and epoch: draw a sample's randomness from it (`layers.randn`) and training does not depend on how samples
-are grouped into batches, workers or processes."""
+"""`image` (B, C, H, W) float in [0, 1], background 0; `mask` (B, 1, H, W) brain, 0 or 1; `z` (B,) int64, index of the axial
+slice in the space of the atlas, 0 for a picture; `seed` (B,) int64, one number per sample and epoch: draw a sample's
+randomness from it (`layers.randn`) and training does not depend on how samples are grouped into batches, workers or
+processes."""
 Losses = dict[str, Tensor]
 """`loss` (scalar) is minimised; other scalars are logged."""
 
@@ -30,21 +32,27 @@ class Update:
 
 
 class AnomalyModel(nn.Module, ABC):
-    """A detector: losses for training, `anomaly_map` for inference. One file and one YAML, one level of inheritance."""
+    """A detector: losses for training, `anomaly_map` for inference. One file and one YAML, one level of inheritance.
+
+    A model without stages learns nothing by gradient: `fit_reference` alone makes it, and no seed changes it.
+    """
 
     stages: tuple[str, ...] = ("train",)
 
-    @abstractmethod
     def updates(self, stage: str) -> list[Update]:
-        """The optimiser steps of a stage, in order; may be empty."""
+        """The optimiser steps of a stage, in order."""
+        raise NotImplementedError(f"{type(self).__name__} has no stage '{stage}'")
 
     @abstractmethod
-    def anomaly_map(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (B, 1, H, W) >= 0, larger is more anomalous, 0 outside the mask; x (B, C, H, W), mask (B, 1, H, W)."""
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        """Map (B, 1, H, W) >= 0, larger is more anomalous, 0 outside the mask; x (B, C, H, W), mask (B, 1, H, W).
 
-    def score(self, x: Tensor, mask: Tensor) -> Tensor:
+        `z` (B,) int64 is the slice's index in atlas space, for models that compare places; None counts as 0.
+        """
+
+    def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         """Score (B,): mean of the map inside the mask, 0 for an empty mask."""
-        return self.anomaly_map(x, mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+        return self.anomaly_map(x, mask, z).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pseudo-healthy image of the shape of x; only where the model has one."""
@@ -52,3 +60,11 @@ class AnomalyModel(nn.Module, ABC):
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         """Closed-form part fitted after the last stage on all training slices; kept in buffers. Most models have none."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Buffers that `fit_reference` filled take the shape they were stored with."""
+        for name, buffer in self._buffers.items():
+            stored = state_dict.get(prefix + name)
+            if buffer is not None and stored is not None and stored.shape != buffer.shape:
+                self._buffers[name] = stored.new_zeros(stored.shape, device=buffer.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -66,3 +66,23 @@ def randn(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
         return torch.randn_like(like)
     rows = [torch.randn(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
     return torch.stack(rows).to(like)
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (B, C, H, W) with `sigma` in pixels, cut at 3 sigma, borders repeated; float32; 0 changes nothing."""
+    if sigma == 0:
+        return x
+    x, radius = x.float(), max(1, round(3 * sigma))
+    at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
+    with torch.autocast(x.device.type, enabled=False):
+        x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="replicate"), kernel, groups=x.shape[1])
+        return F.conv2d(F.pad(x, (0, 0, radius, radius), mode="replicate"), kernel.mT, groups=x.shape[1])
+
+
+def blur_inside(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """`gaussian_blur` that takes nothing from outside the mask (B, 1, H, W): smoothed values over smoothed mask; 0 outside."""
+    if sigma == 0:
+        return x * mask
+    return gaussian_blur(x * mask, sigma) / gaussian_blur(mask, sigma).clamp(min=1e-6) * mask

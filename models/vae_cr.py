@@ -81,5 +81,5 @@ class VaeCr(AnomalyModel):
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])
 
-    def anomaly_map(self, x: Tensor, mask: Tensor) -> Tensor:
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return (x - self.reconstruct(x)).abs().mean(1, keepdim=True) * mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
-    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "seed": int}.
+    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int}.
     """
 
-    def __init__(self, folder: Path, split: str, image_size: tuple[int, int], augmentation: Augmentation | None = None) -> None:
-        super().__init__(cast(Any, SliceStore(folder, split)), transform=chain(image_size, augmentation))
+    def __init__(self, folder: Path, scans: Collection[str], image_size: tuple[int, int], augmentation: Augmentation | None = None) -> None:
+        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
         index, seed = item
         self.transform.set_random_state(seed=seed % (1 << 32))
         sample = self.transform(self.data[index])
-        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "seed": seed}
+        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed}
 
 
 def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None) -> mt.Compose:

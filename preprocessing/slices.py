@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,21 +43,21 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
 
 
 class SliceStore:
-    """Slices of a preprocessed cohort: rows of the index, arrays read through the memory map.
+    """Slices of a preprocessed cohort, or of the `scans` named: rows of the index, arrays read through the memory map.
 
-    `store[i]` gives {"image": (1, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1}. Raises InputError where
+    `store[i]` gives {"image": (1, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1, "z": int}. Raises InputError where
     the folder holds no index.
     """
 
-    def __init__(self, folder: Path, split: str | None = None) -> None:
+    def __init__(self, folder: Path, scans: Collection[str] | None = None) -> None:
         self.folder = Path(folder)
         index = self.folder / "index.tsv"
         if not index.is_file():
             raise InputError(f"{index}: no such file; run 'make preprocess' first and give its OUT as DATA.")
-        rows = [(r["scan"], int(r["row"])) for r in read_table(index) if split in (None, r["split"])]
-        self.scans = sorted({scan for scan, _ in rows})
+        rows = [(r["scan"], int(r["row"]), int(r["z"])) for r in read_table(index) if scans is None or r["scan"] in scans]
+        self.scans = sorted({row[0] for row in rows})
         number = {scan: i for i, scan in enumerate(self.scans)}
-        self.places = np.array([(number[scan], row) for scan, row in rows], np.int32).reshape(-1, 2)  # 8 bytes a slice
+        self.places = np.array([(number[scan], row, z) for scan, row, z in rows], np.int32).reshape(-1, 3)  # 12 bytes a slice
         self._open = lru_cache(maxsize=64)(self._load)
 
     def _load(self, scan: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,9 +67,9 @@ class SliceStore:
         return len(self.places)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        scan, row = self.places[i]
+        scan, row, z = self.places[i]
         image, mask = self._open(self.scans[scan])
-        return {"image": image[row].astype(np.float32), "mask": mask[row].astype(np.float32)}
+        return {"image": image[row].astype(np.float32), "mask": mask[row].astype(np.float32), "z": int(z)}
 
     def __getstate__(self) -> dict:  # open maps do not travel to loader workers
         return {k: v for k, v in self.__dict__.items() if k != "_open"}

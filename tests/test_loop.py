@@ -52,7 +52,7 @@ def fit(store, run, *overrides):
     fabric = Fabric(accelerator="cpu", devices=1)
     torch.manual_seed(config.loop.seed)
     model = build_model(config)
-    sets = (SliceDataset(store, "train", config.image_size, config.augmentation), SliceDataset(store, "val", config.image_size))
+    sets = (SliceDataset(store, ["a"], config.image_size, config.augmentation), SliceDataset(store, ["b"], config.image_size))
     loop(model, config, *sets, fabric, run)
     return model
 
@@ -116,7 +116,7 @@ def test_the_best_epoch_on_validation_is_what_remains(store, tmp_path):
     best = min(float(r["value"]) for r in rows)
     from pipelines.data import SliceDataset
 
-    val = SliceDataset(store, "val", (32, 32))
+    val = SliceDataset(store, ["b"], (32, 32))
     batch = {k: torch.stack([val[(i, 0)][k] for i in range(len(val))]) for k in ("image", "mask")}
     with torch.no_grad():
         assert model.eval().vae_loss(batch)["loss"].item() == pytest.approx(best, rel=1e-4)
@@ -171,7 +171,7 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     from pipelines.data import Batches, SliceDataset
 
     config = load_run_config("vae_cr", TINY)
-    data = SliceDataset(store, "train", (32, 32), config.augmentation)
+    data = SliceDataset(store, ["a"], (32, 32), config.augmentation)
     one = list(Batches(data, config.loop, shuffle=True, stream=0).epoch(3))
     halves = [list(Batches(data, config.loop, shuffle=True, stream=0, rank=r, world=2).epoch(3)) for r in (0, 1)]
     loop = config.loop.model_copy(update={"loader_workers": 2})
@@ -188,8 +188,8 @@ def test_augmentation_moves_image_and_mask_together_and_stays_in_range(store):
     from pipelines.config import Augmentation
     from pipelines.data import SliceDataset
 
-    strong = SliceDataset(store, "train", (32, 32), Augmentation(flip=0.5, rotate=20, translate=0.1, scale=0.1, intensity=0.3))
-    plain = SliceDataset(store, "train", (32, 32))
+    strong = SliceDataset(store, ["a"], (32, 32), Augmentation(flip=0.5, rotate=20, translate=0.1, scale=0.1, intensity=0.3))
+    plain = SliceDataset(store, ["a"], (32, 32))
     seen = [strong[(3, seed)] for seed in range(20)]
     for sample in seen:
         assert sample["image"].min() >= 0 and sample["image"].max() <= 1
@@ -204,7 +204,7 @@ def test_augmentation_moves_image_and_mask_together_and_stays_in_range(store):
 def test_training_and_inference_resize_alike(store):
     from pipelines.data import SliceDataset, resize_volume
 
-    data = SliceDataset(store, "val", (32, 32))
+    data = SliceDataset(store, ["b"], (32, 32))
     raw = [data.data[i] for i in range(4)]
     image, mask = (np.stack([r[k][0] for r in raw], -1) for k in ("image", "mask"))
     small, small_mask = resize_volume(image, mask, (32, 32))
@@ -233,7 +233,7 @@ fabric = Fabric(accelerator="cpu", devices=world, strategy=strategy, precision="
 fabric.launch()
 torch.manual_seed(0)
 model = build_model(config)
-sets = (Double(store, "train", config.image_size, config.augmentation), Double(store, "val", config.image_size))
+sets = (Double(store, ["a"], config.image_size, config.augmentation), Double(store, ["b"], config.image_size))
 fit(model, config, *sets, fabric, run)
 if fabric.is_global_zero:
     torch.save(model.state_dict(), run / "final.pt")
@@ -270,7 +270,7 @@ def test_mixed_precision_reaches_the_losses_on_one_device(store, tmp_path, monke
     real = VaeCr.encode
     monkeypatch.setattr(VaeCr, "encode", lambda self, x: (seen.add(self.encoder[0][0](x).dtype), real(self, x))[1])
     config = load_run_config("vae_cr", [*TINY, "loop.precision=bf16-mixed"])
-    sets = (SliceDataset(store, "train", (32, 32)), SliceDataset(store, "val", (32, 32)))
+    sets = (SliceDataset(store, ["a"], (32, 32)), SliceDataset(store, ["b"], (32, 32)))
     loop(build_model(config), config, *sets, Fabric(accelerator="cpu", devices=1, precision=config.loop.precision), tmp_path)
     assert torch.bfloat16 in seen
 

@@ -143,11 +143,10 @@ def store(tmp_path, shape=(9, 7, 11)):
     mask[2:7, 2:5, 3:9] = True  # 15 pixels on six slices
     mask[2, 2, 9] = True  # one pixel: too few
     z = slices.select(mask, 10)
-    slices.write_arrays(tmp_path, "sub-01", image * mask, mask, z)
-    rows = [
-        {"scan": "sub-01", "subject": "sub-01", "split": s, "label": "", "row": i, "z": k, "brain_px": 15}
-        for i, (k, s) in enumerate(zip(z, ["train"] * 4 + ["val"] * 2, strict=True))
-    ]
+    rows = []
+    for scan, split, own in (("sub-01", "train", z[:4]), ("sub-02", "val", z[4:])):
+        slices.write_arrays(tmp_path, scan, image * mask, mask, own)
+        rows += [{"scan": scan, "subject": scan, "split": split, "row": i, "z": k, "brain_px": 15} for i, k in enumerate(own)]
     slices.write_index(tmp_path, rows)
     return image * mask, mask, z
 
@@ -155,11 +154,12 @@ def store(tmp_path, shape=(9, 7, 11)):
 def test_slices_with_too_little_brain_are_dropped_and_the_rest_reads_back(tmp_path):
     image, mask, z = store(tmp_path)
     assert z.tolist() == [3, 4, 5, 6, 7, 8]
-    val = slices.SliceStore(tmp_path, "val")
+    val = slices.SliceStore(tmp_path, {"sub-02"})
     assert len(val) == 2 and len(slices.SliceStore(tmp_path)) == 6
     np.testing.assert_allclose(val[1]["image"][0], image[:, :, 8], atol=1e-3)
     np.testing.assert_array_equal(val[1]["mask"][0], mask[:, :, 8])
-    assert isinstance(val._open("sub-01")[0], np.memmap)
+    assert [val[i]["z"] for i in range(2)] == [7, 8]
+    assert isinstance(val._open("sub-02")[0], np.memmap)
     with pytest.raises(InputError, match=r"index\.tsv.*make preprocess"):
         slices.SliceStore(tmp_path / "elsewhere")
 
@@ -168,8 +168,8 @@ def test_slice_store_travels_to_loader_workers(tmp_path):
     import pickle
 
     store(tmp_path)
-    there = pickle.loads(pickle.dumps(slices.SliceStore(tmp_path, "train")))
-    np.testing.assert_array_equal(there[3]["image"], slices.SliceStore(tmp_path, "train")[3]["image"])
+    there = pickle.loads(pickle.dumps(slices.SliceStore(tmp_path, {"sub-01"})))
+    np.testing.assert_array_equal(there[3]["image"], slices.SliceStore(tmp_path, {"sub-01"})[3]["image"])
 
 
 def test_exported_slices_lie_where_they_were(tmp_path):

@@ -1,0 +1,67 @@
+"""Voxelwise z-score against registered healthy scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.base import AnomalyModel, Batch
+from models.layers import blur_inside, gaussian_blur
+
+
+class Atlas(AnomalyModel):
+    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas.
+
+    Mean and standard deviation are kept per slice index and pixel, from smoothed slices. Where few healthy brains reach,
+    the variance is drawn towards that of the whole brain as if `prior` more scans had it, and the mean likewise.
+
+    Args:
+        tail: "bright", "dark" or "both" sides of the mean.
+        smooth: sigma in pixels of a Gaussian inside the brain, over healthy slices and over the slice that is scored.
+        prior: weight of the whole brain's mean and variance, in scans.
+        mirror: also learn from every slice's mirror image.
+    """
+
+    stages = ()
+
+    def __init__(
+        self, tail: Literal["bright", "dark", "both"] = "both", smooth: float = 1.5, prior: float = 2.0, mirror: bool = True
+    ) -> None:
+        super().__init__()
+        self.tail, self.smooth, self.prior, self.mirror = tail, smooth, prior, mirror
+        self.register_buffer("mean", torch.zeros(0, 0, 0))
+        self.register_buffer("deviation", torch.ones(0, 0, 0))
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
+        for batch in batches:
+            mask = batch["mask"].float()
+            x = blur_inside(batch["image"].float().mean(1, keepdim=True), mask, self.smooth)
+            new = torch.cat([mask, x, x.square()], 1).double()
+            new = new + new.flip(2) if self.mirror else new
+            missing = int(batch["z"].max()) + 1 - len(sums)
+            if missing > 0:
+                sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
+            sums.index_add_(0, batch["z"], new)
+        count, total, square = sums.unbind(1)
+        n = count.sum().clamp(min=1)
+        whole_mean = total.sum() / n
+        whole_var = (square.sum() / n - whole_mean.square()).clamp(min=1e-6)
+        mean = (total + self.prior * whole_mean) / (count + self.prior)
+        around = (square - 2 * mean * total + count * mean.square()).clamp(min=0)  # sum of (x - mean)^2
+        deviation = ((around + self.prior * whole_var) / (count + self.prior)).sqrt()
+        device = self.get_buffer("mean").device
+        self.mean, self.deviation = (
+            gaussian_blur(v[:, None].float(), self.smooth)[:, 0].contiguous().to(device) for v in (mean, deviation)
+        )
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
+        place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
+        place = place.clamp(max=len(mean) - 1)
+        smoothed = blur_inside(x.float().mean(1, keepdim=True), mask.float(), self.smooth)
+        signed = (smoothed - mean[place][:, None]) / deviation[place][:, None]
+        return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail] * mask

@@ -1,0 +1,52 @@
+"""Intensity alone as the anomaly map (Meissen et al. 2021: a threshold that many trained detectors do not beat)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.base import AnomalyModel
+from models.layers import blur_inside
+
+
+class Intensity(AnomalyModel):
+    """How far a pixel's intensity lies in the tail of its slice; nothing is learned.
+
+    Args:
+        mode: "value" takes the preprocessed intensity itself (CT: the HU window; MR: the scan's own percentiles), distance
+            counted from the middle of the slice's brain (median); "z" divides that by 1.4826 times the median absolute
+            deviation of the slice's brain; "equalised" is the pixel's rank in the slice's brain, 0..1, from 0.5.
+        tail: "bright" marks above the middle alone, "dark" below, "both" either side.
+        smooth: sigma in pixels of a Gaussian inside the brain, before anything else.
+    """
+
+    stages = ()
+
+    def __init__(
+        self, mode: Literal["value", "z", "equalised"] = "z", tail: Literal["bright", "dark", "both"] = "both", smooth: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.mode, self.tail, self.smooth = mode, tail, smooth
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        x = blur_inside(x.float().mean(1, keepdim=True), mask.float(), self.smooth)
+        out = torch.zeros_like(x)
+        for i in range(len(x)):
+            inside = mask[i] > 0
+            if inside.any():
+                out[i][inside] = self._tails(self._signed(x[i][inside]))
+        return out
+
+    def _signed(self, values: Tensor) -> Tensor:
+        """Distance from the middle of a slice's brain pixels (N,), signed."""
+        if self.mode == "equalised":
+            _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+            above = counts.cumsum(0)
+            return ((above - 0.5 * counts) / len(values) - 0.5)[inverse]  # mean rank of ties
+        apart = values - values.median()
+        return apart / (1.4826 * apart.abs().median()).clamp(min=1e-3) if self.mode == "z" else apart
+
+    def _tails(self, signed: Tensor) -> Tensor:
+        return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail]

@@ -1,0 +1,16 @@
+"""The map that marks nothing: what a method must beat to say anything."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.base import AnomalyModel
+
+
+class Zero(AnomalyModel):
+    """Constant map 0: AUROC 0.5 and AP at the prevalence, by definition."""
+
+    stages = ()
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return mask * 0
