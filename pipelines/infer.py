@@ -28,12 +28,10 @@ def infer_scan(run: Run, scan: Scan, threshold: float) -> tuple[nib.Nifti1Image,
     """Mask (uint8) and map (float32) on the grid of a raw scan, and its report; raises ScanError for a scan that cannot be trusted."""
     from pipelines.preprocess import prepare
     from pipelines.scoring import atlas_map, cut, to_native
-    from preprocessing.register import load_atlas
 
     prepared = prepare(scan, run.recipe)
-    atlas = load_atlas(run.recipe.template, run.recipe.grid)
     values = atlas_map(run.model, run.config, prepared.image, prepared.mask, run.device)
-    native = to_native(values, prepared.mask, atlas, prepared.world, prepared.native.shape, prepared.native.affine)
+    native = to_native(values, prepared.mask, prepared.affine, prepared.world, prepared.native.shape, prepared.native.affine)
     mask = cut(native, threshold, run.config.postprocess)
     report = _report(run, scan, threshold, native, mask, prepared.world)
     report |= {"brain_mask": prepared.brain_method, "flags": prepared.flags, "checks": [c.row() for c in prepared.checks]}

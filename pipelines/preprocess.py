@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +47,17 @@ STEPS_VERSION = 1  # raise when the steps change, so that nothing old is taken f
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan in atlas space, and the way back.
+    """A scan in the space of its atlas (a picture: of its frame), and the way back.
 
-    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool); `world` (4x4) maps atlas mm to scan mm (RAS+);
-    `native` is the scan as it came in.
+    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool), on the grid of `affine` in the `space` named; `world`
+    (4x4) maps its mm to scan mm (RAS+); `native` is the scan as it came in; `outline` the atlas brain, for pictures to look at.
     """
 
     image: np.ndarray
     mask: np.ndarray
+    affine: np.ndarray
+    space: str
+    outline: np.ndarray | None
     world: np.ndarray
     native: nib.Nifti1Image
     brain_method: str
@@ -74,9 +77,9 @@ class RefusedScan(ScanError):
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
-    """`chain` for one scan; every ScanError names the file."""
+    """`chain` or `picture_chain` for one scan; every ScanError names the file."""
     try:
-        return chain(scan, recipe)
+        return picture_chain(scan, recipe) if recipe.modality == "picture" else chain(scan, recipe)
     except RefusedScan:
         raise
     except ScanError as error:
@@ -111,7 +114,28 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
     checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
     _demand(checks, scan, (image, in_atlas))
     mask = in_atlas
-    return Prepared(_scale(image, mask, recipe), mask, world, native, method, checks)
+    return Prepared(_scale(image, mask, recipe), mask, atlas.affine, atlas.name, atlas.mask, world, native, method, checks)
+
+
+def picture_chain(scan: Scan, recipe: Recipe) -> Prepared:
+    """The steps for one 2-D picture: read, foreground, the middle of the frame, intensity; no atlas."""
+    native = read_image(scan.image)
+    data = np.asarray(native.dataobj)
+    if data.shape[2] != 1:
+        raise ScanError(f"{scan.image}: expected a picture, got a volume of shape {data.shape}; give MODALITY=ct, t1, t2 or flair.")
+    if scan.brain_mask:
+        mask, method = np.asarray(read_image(scan.brain_mask).dataobj) > 0, "given"
+        if mask.shape != data.shape:
+            raise ScanError(f"{scan.brain_mask}: shape {mask.shape[:2]} differs from the picture's, {data.shape[:2]}.")
+    elif recipe.brain == "none":
+        mask, method = np.ones(data.shape, bool), "none"
+    else:
+        mask, method = brain.picture_foreground(data), "foreground"
+    checks = quality.picture_checks(data, mask)
+    _demand(checks, scan, (data, mask))
+    side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
+    image, framed, world = register.fit_picture(data, mask, side)
+    return Prepared(_scale(image, framed, recipe), framed, np.eye(4), "picture", None, world, native, method, checks)
 
 
 def _registration_checks(
@@ -171,8 +195,8 @@ def _scale(image: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
     return intensity.percentiles(image, mask, how.low, how.high, how.top)
 
 
-def stem(scan_id: str, atlas: str) -> str:
-    return f"{scan_id}_space-{atlas}"
+def stem(scan_id: str, space: str) -> str:
+    return f"{scan_id}_space-{space}"
 
 
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
@@ -196,23 +220,22 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     if done.get("fingerprint") == digest and set(formats) <= set(done["formats"]) and all((out / f).is_file() for f in done["files"]):
         return done
     prepared = prepare(scan, recipe)
-    atlas = register.load_atlas(recipe.template, recipe.grid)
     folder.mkdir(parents=True, exist_ok=True)
-    base = folder / stem(scan.id, atlas.name)
+    base = folder / stem(scan.id, prepared.space)
     files = {
         "image": Path(f"{base}_desc-preproc_{SUFFIXES[recipe.modality]}.nii.gz"),
         "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
-        "transform": folder / f"{scan.id}_from-orig_to-{atlas.name}_mode-image_xfm.mat",
+        "transform": folder / f"{scan.id}_from-orig_to-{prepared.space}_mode-image_xfm.mat",
         "picture": out / "quality" / f"{scan.id}.png",
     }
-    save_nifti(nib.Nifti1Image(prepared.image, atlas.affine), files["image"])
-    save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), atlas.affine), files["mask"])
+    save_nifti(nib.Nifti1Image(prepared.image, prepared.affine), files["image"])
+    save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), prepared.affine), files["mask"])
     register.write_matrix(files["transform"], prepared.world)
     z = slices.select(prepared.mask, recipe.min_brain_pixels)
     slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.mask, z)
     if "nifti" in formats:
-        slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, atlas.affine, z)
-    _picture(files["picture"], prepared.image, prepared.mask, scan.id, atlas.mask)
+        slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, prepared.affine, z)
+    _picture(files["picture"], prepared.image, prepared.mask, scan.id, prepared.outline)
     content = {
         "fingerprint": digest,
         "formats": list(formats),
@@ -306,15 +329,19 @@ def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Seq
     (out / "slices").mkdir(parents=True, exist_ok=True)
     rows = [
         {
-            **scan_row(s),
+            **s.extra,
+            **scan_row(replace(s, extra={})),
             "preproc": side["image"],
             "brain": side["mask"],
             "sidecar": f"{s.subject}/{s.id}_preproc.json",
+            "digest": file_digest(s.image),
             "flags": "; ".join(side["flags"]),
         }
         for s, side in good
     ]
-    columns = [*scan_row(Scan("", Path(), "")), "preproc", "brain", "sidecar", "flags"]
+    extra = dict.fromkeys(k for s, _ in good for k in s.extra)  # the user's own columns come last
+    columns = [*scan_row(Scan("", Path(), "")), "preproc", "brain", "sidecar", "digest", "flags"]
+    columns += [k for k in extra if k not in columns]
     write_table(out / "scans.tsv", rows, columns)
     write_table(
         out / "failures.tsv",
@@ -357,8 +384,14 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
 
     columns = ["check", "value", "unit", "expected", "result"]
     text = (
-        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}, 1 mm, rigid to the atlas. Outlines: the scan's "
-        "brain mask (solid) and the atlas brain (dashed); they should agree in place and tilt, not in size. " + " ".join(notes)
+        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}"
+        + (
+            ". Outline: the foreground. "
+            if recipe.modality == "picture"
+            else ", 1 mm, rigid to the atlas. Outlines: the scan's brain mask (solid) and the atlas brain (dashed); they should agree in "
+            "place and tilt, not in size. "
+        )
+        + " ".join(notes)
     )
     sections = [Section("Summary", text)]
     if bad:
@@ -418,8 +451,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("preprocess", "Bring scans to atlas space: 1 mm, brain only, rigid, [0, 1]; write the slice store.")
-    p.add_argument("--input", required=True, help="BIDS folder, folder of NIfTI, table (.csv/.tsv), datalist (.json) or DICOM folder")
-    p.add_argument("--modality", required=True, help="a file of configs/modality: ct, t1, t2, flair")
+    p.add_argument(
+        "--input", required=True, help="BIDS folder, folder of NIfTI or pictures, table (.csv/.tsv), datalist (.json) or DICOM folder"
+    )
+    p.add_argument("--modality", required=True, help="a file of configs/modality: ct, t1, t2, flair, picture")
     p.add_argument("--out", required=True, help="output folder; a second run skips what is unchanged")
     p.add_argument("--template", help="skull-stripped NIfTI to use as atlas instead of ICBM152")
     p.add_argument("--format", action="append", default=[], choices=["nifti"], help="also write one NIfTI per slice")

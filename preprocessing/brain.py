@@ -41,6 +41,17 @@ def brain_mask(image: nib.Nifti1Image, modality: str, method: str = "auto") -> t
     return mask, method
 
 
+def picture_foreground(data: np.ndarray) -> np.ndarray:
+    """Head or brain in a picture (X, Y, 1) of values 0..1: the largest piece above 10 of 255 grey levels, holes filled; bool."""
+    from scipy import ndimage
+
+    labels, n = ndimage.label(data[..., 0] > 10 / 255)
+    if n == 0:
+        return np.zeros(data.shape, bool)
+    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    return ndimage.binary_fill_holes(largest)[..., None]
+
+
 def is_stripped(image: nib.Nifti1Image) -> bool:
     """Whether a scan is skull-stripped: one background value, and a foreground of brain size in one piece.
 

@@ -59,6 +59,15 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
     return checks
 
 
+def picture_checks(data: np.ndarray, mask: np.ndarray) -> list[Check]:
+    """A 2-D picture (X, Y, 1): finite pixels, some contrast, and a foreground that is not a speck."""
+    return [
+        Check("share of pixels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0),
+        Check("spread of values (max - min)", float(data.max() - data.min()), low=1e-6),
+        Check("foreground (share of the picture)", float(mask.mean()), low=0.02),
+    ]
+
+
 def brain_checks(mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]) -> list[Check]:
     """After skull stripping: brain volume, and how much of the mask lies on the border of the field of view."""
     volume = float(mask.sum() * np.prod(spacing) / 1000)

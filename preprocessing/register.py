@@ -132,6 +132,25 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
     return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
 
 
+def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A picture (X, Y, 1) in the middle of a frame of `side` pixels, never enlarged; image, mask and the map frame -> picture (4x4).
+
+    A picture that is too large is shrunk to fit, proportions kept, after a Gaussian against aliasing.
+    """
+    from scipy import ndimage
+
+    shape = (*side, 1)
+    scale = max(1.0, *(n / s for n, s in zip(image.shape[:2], side, strict=True)))
+    world = np.diag([scale, scale, 1, 1])
+    world[:2, 3] = [(n - 1) / 2 - scale * (s - 1) / 2 for n, s in zip(image.shape[:2], side, strict=True)]
+    if scale == 1:
+        world[:2, 3] = np.floor(world[:2, 3])  # whole pixels: nothing is interpolated
+    sigma = (scale - 1) / 2
+    smooth = ndimage.gaussian_filter(image, (sigma, sigma, 0)) if scale > 1 else image
+    here = np.eye(4)
+    return resample(smooth, here, shape, here, world), carry_mask(mask, here, shape, here, world), world
+
+
 def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:
     """Rotation nearest to an affine (4x4), with the translation that sends `fixed_point` (3,) where the affine does."""
     u, _, vt = np.linalg.svd(matrix[:3, :3])

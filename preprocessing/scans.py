@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import nibabel as nib
     import numpy as np
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "tune", "test")  # "tune": labelled scans for few-label operating points, in no other use
 LABELS = ("healthy", "abnormal")
-SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR"}  # BIDS has no CT datatype: see docs/conventions.md
+SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "picture"}  # BIDS has no CT: see docs/conventions.md
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 _LABEL_NAMES = {
     "0": "healthy",
@@ -45,7 +46,8 @@ class Scan:
     """One image file with its row in the table.
 
     `label` is "healthy", "abnormal" or "" (unknown); `split` is "train", "val", "test" or "" (not split yet);
-    `slice_labels` is a CSV with one row per axial slice of the scan's own grid (see docs/conventions.md).
+    `slice_labels` is a CSV with one row per axial slice of the scan's own grid (see docs/conventions.md). What else the
+    table says about the scan is kept in `extra`, by column.
     """
 
     id: str
@@ -57,34 +59,46 @@ class Scan:
     mask: Path | None = None
     brain_mask: Path | None = None
     slice_labels: Path | None = None
+    extra: dict[str, str] = field(default_factory=dict)
 
 
 def read_scans(source: Path, modality: str) -> list[Scan]:
     """List the scans in `source`: one NIfTI file, a BIDS folder, a plain folder, a CSV/TSV table or a decathlon JSON.
+
+    For modality "picture": one picture, a folder of pictures, or a folder whose CSV/TSV table lists them.
 
     Raises InputError where nothing can be read, a row is malformed or two scans share a name.
     """
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
-    if source.is_dir():
+    if modality == "picture" and source.is_dir():
+        scans = _from_pictures(source)
+    elif source.is_dir():
         scans = _from_bids(source, modality) if _is_bids(source) else _from_folder(source)
     elif source.suffix.lower() in (".csv", ".tsv"):
         scans = _from_table(source)
     elif source.suffix.lower() == ".json":
         scans = _from_decathlon(source)
-    elif is_nifti(source):
+    elif is_nifti(source) or (modality == "picture" and is_picture(source)):
         scans = [Scan(id=_stem(source), image=source, subject=_subject(source))]
     else:
-        raise InputError(f"{source}: expected .nii, .nii.gz, .csv, .tsv, .json or a folder, got a '{source.suffix}' file.")
+        kinds = ", ".join(PICTURES) if modality == "picture" else ".nii, .nii.gz"
+        raise InputError(f"{source}: expected {kinds}, .csv, .tsv, .json or a folder, got a '{source.suffix}' file.")
     if not scans:
-        raise InputError(f"{source}: no scans found; expected .nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}').")
+        kinds = "pictures" if modality == "picture" else f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
+        raise InputError(f"{source}: no scans found; expected {kinds}.")
     return _unique_ids(scans)
 
 
 def is_nifti(path: Path) -> bool:
     """Whether the file name ends in .nii or .nii.gz."""
     return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file name ends as a picture's does: `PICTURES`."""
+    return path.suffix.lower() in PICTURES
 
 
 def has_nifti(folder: Path) -> bool:
@@ -178,7 +192,7 @@ def save_nifti(image: nib.Nifti1Image, path: Path) -> None:
 
 
 def read_image(path: Path) -> nib.Nifti1Image:
-    """Read a NIfTI as float32 (X, Y, Z), scl_slope applied, header kept.
+    """Read a NIfTI as float32 (X, Y, Z), scl_slope applied, header kept; a picture as `read_picture` does.
 
     A trailing axis of length 1 is dropped. Raises ScanError for a file that is missing, truncated, no NIfTI, in colour or
     complex, not 3-D, smaller than 8 voxels along an axis, or without a usable voxel size or affine.
@@ -191,6 +205,8 @@ def read_image(path: Path) -> nib.Nifti1Image:
 
     if not path.is_file():
         raise ScanError(f"{path}: no such file.")
+    if is_picture(path):
+        return read_picture(path)
     try:
         pixdim = _stored_pixdim(path)
         if pixdim is not None and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
@@ -218,6 +234,29 @@ def read_image(path: Path) -> nib.Nifti1Image:
         raise ScanError(f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again.") from None
     header = image.header if isinstance(image, nib.Nifti1Image) else None
     return nib.Nifti1Image(data, image.affine, header)
+
+
+def read_picture(path: Path) -> nib.Nifti1Image:
+    """Read a picture as a scan of one slice, float32 (X, Y, 1) in [0, 1] by its data type, pixels of 1 mm, grey.
+
+    A picture is taken as a radiological display: its left is the patient's right, its top the front, so the array is
+    RAS+ and shows the same way up in every figure. Colour becomes luminance. Raises ScanError for what is no picture.
+    """
+    import imageio.v3 as iio
+    import nibabel as nib
+    import numpy as np
+    from skimage import color, util
+
+    try:
+        data = iio.imread(path)
+    except (OSError, ValueError, SyntaxError, IndexError, RuntimeError) as error:
+        raise ScanError(f"{path}: not a readable picture ({_first_line(error)}).") from None
+    if data.ndim == 3 and data.shape[2] in (3, 4):
+        data = color.rgb2gray(data[:, :, :3]) if np.ptp(data[:, :, :3], axis=2).any() else data[:, :, 0]
+    if data.ndim != 2 or min(data.shape) < 8:
+        raise ScanError(f"{path}: expected one grey or colour picture of at least 8 x 8 pixels, got shape {data.shape}.")
+    grey = util.img_as_float32(data)
+    return nib.Nifti1Image(np.ascontiguousarray(grey.T[::-1, ::-1, None]), np.eye(4))
 
 
 def _stored_pixdim(path: Path) -> np.ndarray | None:
@@ -264,7 +303,7 @@ def _counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
 
 
 def _stem(path: Path) -> str:
-    name = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    name = path.stem if is_picture(path) else re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     return re.sub(r"_(T1w|T2w|FLAIR|ct)$", "", name, flags=re.IGNORECASE) or name
 
 
@@ -318,13 +357,25 @@ def _from_folder(folder: Path) -> list[Scan]:
     return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in images]
 
 
+def _from_pictures(folder: Path) -> list[Scan]:
+    """The one table in a folder, or else every picture below it."""
+    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
+    if len(tables) > 1:
+        raise InputError(f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); give the one to use as IN.")
+    if tables:
+        return _from_table(tables[0])
+    pictures = [p for p in sorted(folder.rglob("*")) if is_picture(p) and not p.name.startswith(".")]
+    return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in pictures]
+
+
 def _from_table(table: Path) -> list[Scan]:
+    """Rows of a table; `group` (images that belong together, such as near-duplicates) stands in for the subject where it is given."""
     rows = read_table(table)
     if not rows:
         raise InputError(f"{table}: the table has no rows.")
     if "image" not in rows[0]:
         raise InputError(f"{table}: no column 'image'; columns found: {', '.join(rows[0])}.")
-    scans = []
+    scans, known = [], {f.name for f in fields(Scan)} | {"group"}
     for number, row in enumerate(rows, start=2):
         if not row["image"]:
             raise InputError(f"{table}, line {number}: empty 'image'.")
@@ -335,10 +386,11 @@ def _from_table(table: Path) -> list[Scan]:
             Scan(
                 id=_safe(row.get("id") or _stem(image)),
                 image=image,
-                subject=_safe(row.get("subject") or _subject(image)),
+                subject=_safe(row.get("group") or row.get("subject") or _subject(image)),
                 split=_split_name(row.get("split", ""), f"{table}, line {number}"),
                 label=label,
                 pathology=row.get("pathology", ""),
+                extra={k: v for k, v in row.items() if k and k not in known},
                 **paths,
             )
         )
@@ -420,5 +472,5 @@ def _named_by_folder(scan: Scan) -> Scan:
 
 def scan_row(scan: Scan) -> dict[str, Any]:
     """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
-    row = {f.name: getattr(scan, f.name) for f in fields(scan)}
+    row = {f.name: getattr(scan, f.name) for f in fields(scan) if f.name != "extra"} | scan.extra
     return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}

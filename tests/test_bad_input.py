@@ -13,11 +13,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import QUICK, oblique_affine
 
 from pipelines import cli, preprocess
 from pipelines.config import ROOT
 from preprocessing.scans import read_table
+from tests.conftest import QUICK, oblique_affine
 
 SHAPE, ZOOMS = (92, 80, 62), (2.0, 2.5, 3.0)
 AFFINE = oblique_affine(SHAPE, ZOOMS, np.zeros(3))
@@ -242,7 +242,7 @@ def test_a_leak_stops_the_batch_before_any_work(command, brain_t1, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("preprocess", "--modality", "flare"), r"unknown MODALITY 'flare'; known: ct, flair, t1, t2; did you mean 'flair'\?"),
+        (("preprocess", "--modality", "flare"), r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?"),
         (("preprocess", "--modality", "t1", "brian=none"), r".*t1\.yaml: unknown key 'brian'; known: .*; did you mean 'brain'\?"),
         (("preprocess", "--modality", "t1", "spacing=wide"), r".*t1\.yaml: 'spacing': input should be a valid number.*got 'wide'"),
         (("preprocess", "--modality", "t1", "brain"), r"'brain': expected key=value"),
@@ -293,10 +293,14 @@ def test_a_threshold_that_is_none_is_refused(command, tiny_run, bad_scans, tmp_p
         ("threshold.json", None, r"{run}: no threshold\.json, so this is no finished run"),
         ("weights.pt", b"PK no weights", r"{run}/weights\.pt: not the weights of this config \(.+\)\."),
         ("threshold.json", b'{"value": 0.', r"{run}/threshold\.json: not a readable JSON file"),
-        ("threshold.json", b'{"quantile": 0.99}', r"{run}/threshold\.json: .*value"),
+        ("threshold.json", b'{"quantile": 0.99}', r"{run}/threshold\.json: .*points"),
         ("reference.json", b"[]", r"{run}/reference\.json: .+"),
         ("config.yaml", b"name: [", r"{run}/config\.yaml: not readable as YAML"),
-        ("recipe.yaml", b"modality: pet\n", r"{run}/recipe\.yaml: .*'modality': input should be 'ct', 't1', 't2' or 'flair', got 'pet'"),
+        (
+            "recipe.yaml",
+            b"modality: pet\n",
+            r"{run}/recipe\.yaml: .*'modality': input should be 'ct', 't1', 't2', 'flair' or 'picture', got 'pet'",
+        ),
     ],
 )
 def test_a_damaged_run_is_named(command, tiny_run, bad_scans, tmp_path, name, content, message):

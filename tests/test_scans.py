@@ -104,15 +104,24 @@ def test_one_file(tmp_path):
 @pytest.mark.parametrize(("name", "comma"), [("cohort.csv", ","), ("cohort.tsv", "\t")])
 def test_table_with_every_column(tmp_path, name, comma):
     rows = [
-        ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels", "unused"),
+        ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels", "site"),
         ("ct/1.nii.gz", "one", "p1", "training", "0", "", "", "bm/1.nii.gz", "", "x"),
         ("ct/2.nii.gz", " two ", "p 2", "Test", "Abnormal", "bleed", "m/2.nii.gz", "", "s/2.csv", "y"),
     ]
     (tmp_path / name).write_text("\ufeff" + "\n".join(comma.join(r) for r in rows) + "\n", encoding="utf-8")
     one, two = read_scans(tmp_path / name, "ct")
-    assert one == Scan("one", tmp_path / "ct/1.nii.gz", "p1", "train", "healthy", "", None, tmp_path / "bm/1.nii.gz", None)
+    assert one == Scan("one", tmp_path / "ct/1.nii.gz", "p1", "train", "healthy", "", None, tmp_path / "bm/1.nii.gz", None, {"site": "x"})
     assert two == Scan(
-        "two", tmp_path / "ct/2.nii.gz", "p-2", "test", "abnormal", "bleed", tmp_path / "m/2.nii.gz", None, tmp_path / "s/2.csv"
+        "two",
+        tmp_path / "ct/2.nii.gz",
+        "p-2",
+        "test",
+        "abnormal",
+        "bleed",
+        tmp_path / "m/2.nii.gz",
+        None,
+        tmp_path / "s/2.csv",
+        {"site": "y"},
     )
 
 
@@ -130,7 +139,7 @@ def test_table_of_images_alone_and_a_mask_that_means_abnormal(tmp_path):
         ("", r"t\.csv: the table has no rows"),
         ("path,split\na.nii,train\n", r"t\.csv: no column 'image'; columns found: path, split"),
         ("image,split\na.nii,train\n,val\n", r"t\.csv, line 3: empty 'image'"),
-        ("image,split\na.nii,trian\n", r"t\.csv, line 2: split 'trian'; expected one of train, val, test; did you mean 'train'\?"),
+        ("image,split\na.nii,trian\n", r"t\.csv, line 2: split 'trian'; expected one of train, val, tune, test; did you mean 'train'\?"),
         ("image,label\na.nii,helthy\n", r"t\.csv, line 2: label 'helthy'; expected one of healthy, abnormal; did you mean 'healthy'\?"),
         ("image,id\na.nii,x\nb/c.nii,x\nb/d.nii,x\n", r"two scans are named 'b_x'"),
     ],
