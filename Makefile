@@ -10,7 +10,7 @@ ARGS ?=
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate benchmark results clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise benchmark results clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -34,7 +34,7 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
+preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair|picture, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
 	$(if $(IN),,$(PY) -m pipelines.cohort --out $(DEMO)/cohort --seed $(SEED))
 	$(PY) -m pipelines.preprocess --input $(or $(IN),$(DEMO)/cohort/cohort.tsv) --modality $(MODALITY) --out $(or $(OUT),$(if $(IN),work/$(MODALITY),$(DEMO)/data)) --workers $(WORKERS) --seed $(SEED) $(if $(TEMPLATE),--template $(TEMPLATE)) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
 
@@ -45,8 +45,14 @@ train: .venv/installed ## MODEL=vae_cr DATA= OUT of preprocess [OUT= PRESET=smal
 infer: .venv/installed ## RUN= run folder, IN= scan, folder or table, OUT= [THRESHOLD=]
 	$(PY) -m pipelines.infer --run $(RUN) --input $(IN) --out $(OUT) $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(ARGS)
 
-evaluate: .venv/installed ## RUN= run folder, DATA= OUT of preprocess [OUT=]
-	$(PY) -m pipelines.evaluate --run $(RUN) --data $(DATA) $(if $(OUT),--out $(OUT)) $(ARGS)
+evaluate: .venv/installed ## RUN= run folder, DATA= OUT of preprocess [OUT= POINT=share|conformal|quantile=0.95|fixed=0.3|oracle]
+	$(PY) -m pipelines.evaluate --run $(RUN) --data $(DATA) $(if $(OUT),--out $(OUT)) $(if $(POINT),--point $(POINT)) $(ARGS)
+
+compare: .venv/installed ## DATA= OUT of preprocess, MODELS="intensity pca vae_cr" [TEST= SEEDS=5 PROTOCOL=kfold BASELINE= OUT= PRESET=]
+	$(PY) -m pipelines.compare --data $(DATA) --models "$(MODELS)" $(if $(TEST),--test $(TEST)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(OUT),--out $(OUT)) $(if $(PRESET),--preset $(PRESET)) $(ARGS)
+
+synthesise: .venv/installed ## DATA= OUT of preprocess, OUT= folder: synthetic lesions on its healthy test scans, for preprocess
+	$(PY) -m pipelines.synthesise --data $(DATA) --out $(OUT) --seed $(SEED) $(ARGS)
 
 benchmark: .venv/installed ## seconds and peak memory of each stage on one scan: IN= scan, MODALITY=, OUT= JSON
 	$(PY) -m benchmarks.stages --input $(or $(IN),$(DEMO)/cohort/sub-001/sub-001_T1w.nii.gz) --modality $(MODALITY) --out $(or $(OUT),work/benchmark.json) $(ARGS)

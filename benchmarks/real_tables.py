@@ -1,7 +1,8 @@
 """Tables for the public sets that docs/results.md is measured on: `python -m benchmarks.real_tables --data FOLDER --out work/tables`.
 
-FOLDER holds `ct_ich` (CT-ICH 1.0.0, one NIfTI per patient, subjects.csv, slices.csv), `ds002748`, `ds011` (BIDS) and
-`open_ms`; a set that is absent is left out. Healthy patients get a split by subject from the seed, the rest is test.
+FOLDER holds `ct_ich` (CT-ICH 1.0.0, one NIfTI per patient, subjects.csv, slices.csv), `ds002748`, `ds011` (BIDS), `open_ms` and
+`soop_flair_axial` (pictures, labels.csv); a set that is absent is left out. Healthy patients get a split by subject from the
+seed, the rest is test.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from preprocessing.scans import Scan, assign_splits, read_scans, read_table, scan_row, write_table
 
+MIN_LESION_PIXELS = 100  # of a SOOP slice; those with fewer are left out
 BLEEDS = ("intraventricular", "intraparenchymal", "subarachnoid", "epidural", "subdural")
 
 
@@ -24,7 +26,10 @@ def ct_ich(data: Path, out: Path) -> list[Scan]:
         own = [s for s in slices if s["subject"] == subject]
         labels = out / "ct_ich_slices" / f"{subject}.tsv"
         labels.parent.mkdir(parents=True, exist_ok=True)
-        write_table(labels, [{"slice": s["slice"], "label": int(any(s[k] == "1" for k in (*BLEEDS, "fracture")))} for s in own])
+        kinds_of = [[k for k in (*BLEEDS, "fracture") if s[k] == "1"] for s in own]
+        write_table(
+            labels, [{"slice": s["slice"], "label": int(bool(k)), "pathology": "+".join(k)} for s, k in zip(own, kinds_of, strict=True)]
+        )
         abnormal = row["hemorrhage"] == "1" or row["fracture"] == "1"
         kinds = "+".join(k for k in BLEEDS if any(s[k] == "1" for s in own)) or ("fracture" if abnormal else "")
         scans.append(
@@ -64,6 +69,14 @@ def open_ms(data: Path, out: Path) -> list[Scan]:
     ]
 
 
+def soop_flair_axial(data: Path, out: Path) -> list[Scan]:
+    """Slices without an acute lesion ("healthy" here, though old strokes and white-matter disease remain) and with a large one."""
+    scans = [
+        s for s in read_scans(data / "labels.csv", "picture") if s.label == "healthy" or int(s.extra["lesion_px"]) >= MIN_LESION_PIXELS
+    ]
+    return assign_splits([replace(s, pathology="acute stroke" if s.label == "abnormal" else "", extra={}) for s in scans])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", required=True)
@@ -71,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data, out = Path(arguments.data), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    for make in (ct_ich, ds002748, ds011, open_ms):
+    for make in (ct_ich, ds002748, ds011, open_ms, soop_flair_axial):
         if (data / make.__name__).is_dir():
             rows = [scan_row(s) for s in make(data / make.__name__, out)]
             write_table(out / f"{make.__name__}.tsv", rows)

@@ -86,7 +86,7 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
         call("write slice store", slices.write_arrays, Path(folder), "scan", image, mask, z)
         rows = [{"scan": "scan", "subject": "scan", "split": "train", "row": i, "z": k} for i, k in enumerate(z)]
         slices.write_index(Path(folder), rows)
-        data = SliceDataset(Path(folder), "train", config.image_size, config.augmentation)
+        data = SliceDataset(Path(folder), ["scan"], config.image_size, config.augmentation)
         batch = call("load and augment 64", lambda: [data[(i % len(data), i)] for i in range(64)])
     model = build_model(config)
     tensors = {k: torch.stack([b[k] for b in batch]) for k in ("image", "mask")} | {"seed": torch.arange(64)}
@@ -94,7 +94,7 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
     call("training step of 64", lambda: update.loss(tensors)["loss"].backward())
     raw = call("network on all slices", scoring._slicewise, model.eval().anomaly_map, config, image, mask, torch.device("cpu"))
     filtered = call("filter and rim", scoring.filtered, raw, mask, config.postprocess)
-    there = call("map to the scan's grid", scoring.to_native, filtered, mask, atlas, world, native.shape, native.affine)
+    there = call("map to the scan's grid", scoring.to_native, filtered, mask, atlas.affine, world, native.shape, native.affine)
     call("cut the mask", scoring.cut, there, float(np.quantile(there.map[there.brain], 0.99)), config.postprocess)
     return meter.rows
 

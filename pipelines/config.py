@@ -41,7 +41,7 @@ class Limits(Closed):
 class Recipe(Closed):
     """Preprocessing of one modality; stored with the cohort and with every run trained on it."""
 
-    modality: Literal["ct", "t1", "t2", "flair"]
+    modality: Literal["ct", "t1", "t2", "flair", "picture"]
     intensity: Intensity
     pad: float = 0.0
     spacing: float = Field(1.0, gt=0)
@@ -98,13 +98,17 @@ class Postprocess(Closed):
 
 
 class Calibration(Closed):
-    """Operating point and scan score, from healthy validation scans alone.
+    """Operating points and scan score; see pipelines/points.py.
 
-    The threshold is the `quantile` of healthy in-brain map voxels; the scan score is the mean of the highest
-    `score_fraction` of the brain's map voxels.
+    The scan score is the mean of the highest `score_fraction` of the brain's map voxels. `point` is the operating point
+    that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
+    healthy data under the threshold.
     """
 
+    point: Literal["quantile", "conformal", "share"] = "quantile"
     quantile: float = Field(0.99, gt=0, lt=1)
+    false_alarm: float = Field(0.1, gt=0, lt=1)
+    share: float = Field(0.92, gt=0, lt=1)
     score_fraction: float = Field(0.01, gt=0, le=1)
 
 
@@ -121,6 +125,28 @@ class RunConfig(Closed):
     calibration: Calibration = Calibration()
 
 
+class Protocol(Closed):
+    """How runs are tested and compared; configs/protocol/<name>.yaml, and named so in every output.
+
+    `seeds` runs on one split, or with `folds` one run per fold and repeat. `slices`: also per slice. `by`: columns of the
+    scan or slice table whose classes get figures of their own. `resamples` bootstrap samples of subjects.
+    """
+
+    name: str
+    seeds: int = Field(5, ge=1)
+    folds: int | None = Field(None, ge=3)
+    repeats: int = Field(1, ge=1)
+    slices: bool = True
+    by: tuple[str, ...] = ("pathology",)
+    resamples: int = Field(1000, ge=1)
+
+
+def load_protocol(name: str, overrides: list[str] | None = None) -> Protocol:
+    """The protocol of configs/protocol/<name>.yaml with overrides such as "seeds=3"."""
+    path = _known(CONFIGS / "protocol", name, "PROTOCOL")
+    return validate(Protocol, {"name": name} | merge(read_yaml(path), overrides or []), path)
+
+
 def load_recipe(modality: str, overrides: list[str] | None = None, template: str | None = None) -> Recipe:
     """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none"."""
     path = _known(CONFIGS / "modality", modality, "MODALITY")
@@ -131,11 +157,12 @@ def load_recipe(modality: str, overrides: list[str] | None = None, template: str
 
 
 def load_run_config(model: str, overrides: list[str] | None = None, preset: str | None = None) -> RunConfig:
-    """The config of configs/<model>.yaml, under a preset of configs/preset/ and overrides such as "loop.seed=1"."""
+    """The config of configs/<model>.yaml, under a preset (its part `all`, then its part <model>) and overrides such as "loop.seed=1"."""
     path = _known(CONFIGS, model, "MODEL")
     values = read_yaml(path)
     if preset:
-        values = _over(values, read_yaml(_known(CONFIGS / "preset", preset, "PRESET")))
+        laid = read_yaml(_known(CONFIGS / "preset", preset, "PRESET"))
+        values = _over(_over(values, laid.get("all", {})), laid.get(model, {}))
     return validate(RunConfig, {"name": model} | merge(values, overrides or []), path)
 
 

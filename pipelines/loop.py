@@ -238,12 +238,13 @@ def _report(
     write_atomic(run / "metrics.csv", "\n".join(lines) + "\n")
     shown = [val[(int(i), 0)] for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)]
     image, mask = (torch.stack([s[k] for s in shown]).to(fabric.device) for k in ("image", "mask"))
+    z = torch.tensor([s["z"] for s in shown], device=fabric.device)
     model.eval()
     with torch.no_grad():
         rows = [image[:, :1]]
         with suppress(NotImplementedError):  # a model without reconstruction shows its map alone
             rows.append(model.reconstruct(image)[:, :1] * mask)
-        rows.append(model.anomaly_map(image, mask))
+        rows.append(model.anomaly_map(image, mask, z))
     picture = torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
     writer.add_image(f"{stage}/input, reconstruction, map", picture, epoch, dataformats="HW")
     log.info(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_yaml, validate
-from preprocessing.scans import InputError, write_atomic
+from preprocessing.scans import InputError, file_digest, write_atomic
 
 if TYPE_CHECKING:
     import torch
 
+    from evaluation.metrics import VoxelHistogram
     from models.base import AnomalyModel
 
 PACKAGES = ("torch", "monai", "lightning-fabric", "antspyx", "deepbet", "nibabel", "numpy", "scipy", "scikit-learn")
@@ -25,19 +26,40 @@ PACKAGES = ("torch", "monai", "lightning-fabric", "antspyx", "deepbet", "nibabel
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: model in eval mode, its config, the recipe of its scans, threshold and healthy scan scores."""
+    """A trained run: model in eval mode, its config, the recipe of its scans, operating points and healthy scan scores."""
 
     folder: Path
     model: AnomalyModel
     config: RunConfig
     recipe: Recipe
-    threshold: float
+    points: dict[str, dict[str, Any]]
     reference: dict[str, Any]
     device: torch.device
 
     @property
+    def threshold(self) -> float:
+        """The voxel threshold of the run's own operating point."""
+        return float(self.points[self.config.calibration.point]["voxel"])
+
+    @property
     def healthy_scores(self) -> np.ndarray:
         return np.array([case["score"] for case in self.reference["scans"]], float)
+
+    @property
+    def healthy_voxels(self) -> VoxelHistogram:
+        """Map values inside the brain of the healthy validation scans."""
+        path = self.folder / "healthy_voxels.npz"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; train the run again with 'make train'.")
+        from evaluation.metrics import VoxelHistogram
+
+        with np.load(path) as stored:
+            return VoxelHistogram.from_rows(stored["rows"])
+
+    @property
+    def weights_digest(self) -> str:
+        """What the network is, as a digest of its weights file."""
+        return file_digest(self.folder / "weights.pt")
 
 
 def build_model(config: RunConfig) -> AnomalyModel:
@@ -52,7 +74,8 @@ def build_model(config: RunConfig) -> AnomalyModel:
 
     kind = model_class(config.name)
     hints = get_type_hints(kind.__init__)
-    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    signature = inspect.signature(kind.__init__).parameters.values()
+    parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     arguments = validate(pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), config.model, f"model of {config.name}")
     missing = set(kind.stages) ^ set(config.stages)
@@ -83,8 +106,8 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]}).") from None
     model.eval().to(device)
-    threshold = _with_key(folder / "threshold.json", "value")["value"]
-    return Run(folder, model, config, recipe, float(threshold), _with_key(folder / "reference.json", "scans"), device)
+    points = _with_key(folder / "threshold.json", "points")["points"]
+    return Run(folder, model, config, recipe, points, _with_key(folder / "reference.json", "scans"), device)
 
 
 def _with_key(path: Path, key: str) -> dict[str, Any]:
@@ -115,6 +138,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; NaN becomes null, numpy numbers become numbers."""
     write_atomic(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, content: dict[str, Any]) -> None:
+    """`write_json` for results: what a top-level key holds stands on one line, and each entry of a list on one of its own."""
+    lines = []
+    for key, value in plain(content).items():
+        if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+            text = "[\n" + ",\n".join("  " + json.dumps(v, allow_nan=False) for v in value) + "\n ]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        lines.append(f" {json.dumps(key)}: {text}")
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def plain(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ import numpy as np
 from evaluation import postprocess
 from evaluation.checks import bounding_box
 from preprocessing import register
-from preprocessing.register import Atlas
+from preprocessing.scans import ScanError, is_picture, read_image
 
 if TYPE_CHECKING:
     import torch
 
+    from evaluation.metrics import VoxelHistogram
     from models.base import AnomalyModel
-    from pipelines.config import Postprocess, Recipe, RunConfig
+    from pipelines.config import Postprocess, RunConfig
 
 SLICES_AT_ONCE = 16
 
@@ -45,13 +47,13 @@ def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: 
 def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray | None:
     """Pseudo-healthy volume (X, Y, Z), 0 outside the brain; None for a model that reconstructs nothing."""
     try:
-        return _slicewise(lambda x, mask: model.reconstruct(x) * mask, config, image, brain, device) * brain
+        return _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device) * brain
     except NotImplementedError:
         return None
 
 
 def _slicewise(
-    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     config: RunConfig,
     image: np.ndarray,
     brain: np.ndarray,
@@ -69,7 +71,8 @@ def _slicewise(
     with torch.inference_mode():
         for i in range(0, len(rows), SLICES_AT_ONCE):
             part = slice(i, i + SLICES_AT_ONCE)
-            raw = network(small[part].to(device), mask[part].to(device)).float()
+            z = torch.as_tensor(rows[part], device=device)
+            raw = network(small[part].to(device), mask[part].to(device), z).float()
             full = F.interpolate(raw, image.shape[:2], mode="bilinear", align_corners=False)[:, 0]
             result[:, :, rows[part]] = full.permute(1, 2, 0).cpu().numpy()
     return result
@@ -86,12 +89,12 @@ def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.nd
 
 
 def to_native(
-    values: np.ndarray, brain: np.ndarray, atlas: Atlas, world: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
+    values: np.ndarray, brain: np.ndarray, space: np.ndarray, world: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
 ) -> NativeMap:
-    """Carry an atlas-space map (linear) and brain mask (nearest neighbour) to the scan's own grid."""
+    """Carry a map (linear) and brain mask (nearest neighbour) from the grid of `space` (4x4) to the scan's own."""
     back = np.linalg.inv(world)
-    native_brain = register.carry_mask(brain, atlas.affine, shape, affine, back)
-    native = register.resample(values, atlas.affine, shape, affine, back)
+    native_brain = register.carry_mask(brain, space, shape, affine, back)
+    native = register.resample(values, space, shape, affine, back)
     return NativeMap(np.where(native_brain, np.maximum(native, 0), 0).astype(np.float32), native_brain, affine)
 
 
@@ -134,44 +137,98 @@ def load_array(path: Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
-def cohort_maps(model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, row: dict[str, str], device: torch.device) -> NativeMap:
-    """Native map of a scan that `make preprocess` prepared (a row of its scans.tsv); no raw scan is read."""
+def cohort_maps(
+    model: AnomalyModel,
+    config: RunConfig,
+    data: Path,
+    row: dict[str, str],
+    device: torch.device,
+    cache: Path | None = None,
+    weights: str = "",
+) -> NativeMap:
+    """Native map of a scan that `make preprocess` prepared (a row of its scans.tsv); no raw scan is read.
+
+    With `cache`, a folder, the map is kept there as `<id>_map.nii.gz` and read back while `weights` (a digest), the scan
+    and the settings that shape the map are the same: then no network runs.
+    """
+    import nibabel as nib
+
     from pipelines.runs import read_json
+    from preprocessing.scans import save_nifti
 
     side = read_json(data / row["sidecar"])
-    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
-    atlas = register.load_atlas(recipe.template, recipe.grid)
-    values = atlas_map(model, config, image.astype(np.float32), brain > 0, device)
-    return to_native(values, brain > 0, atlas, np.array(side["world"]), tuple(side["native_shape"]), np.array(side["native_affine"]))
+    brain_file = nib.Nifti1Image.from_filename(data / row["brain"])
+    brain, space = np.asarray(brain_file.dataobj) > 0, brain_file.affine
+    shape, affine, world = tuple(side["native_shape"]), np.array(side["native_affine"]), np.array(side["world"])
+    stored = cache / f"{row['id']}_map.nii.gz" if cache else None
+    shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
+    key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()
+    if stored and stored.is_file():
+        kept = nib.Nifti1Image.from_filename(stored)
+        if kept.header["descrip"].item().decode() == key:
+            inside = register.carry_mask(brain, space, shape, affine, np.linalg.inv(world))
+            return NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine)
+    values = atlas_map(model, config, load_array(data / row["preproc"]).astype(np.float32), brain, device)
+    native = to_native(values, brain, space, world, shape, affine)
+    if stored:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(native.map, affine)
+        image.header["descrip"] = key
+        save_nifti(image, stored)
+    return native
 
 
 def calibrate(
-    model: AnomalyModel, config: RunConfig, recipe: Recipe, data: Path, rows: list[dict[str, str]], device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """threshold.json and reference.json from healthy validation scans (rows of scans.tsv)."""
+    model: AnomalyModel,
+    config: RunConfig,
+    data: Path,
+    rows: list[dict[str, str]],
+    device: torch.device,
+    tune: Sequence[dict[str, str]] = (),
+) -> tuple[dict[str, Any], dict[str, Any], VoxelHistogram]:
+    """threshold.json, reference.json and the healthy voxels, from healthy validation scans (rows of scans.tsv).
+
+    `tune` rows are labelled scans for the few-label operating point, and for nothing else.
+    """
     from tqdm import tqdm
 
     from evaluation.metrics import VoxelHistogram
-    from evaluation.thresholds import healthy_quantile
+    from pipelines.points import operating_points
 
-    pooled, scans = VoxelHistogram(), []
+    healthy, labelled, marked, scans, tuned = VoxelHistogram(), VoxelHistogram(), False, [], []
     settings = config.calibration
-    for row in tqdm(rows, desc="healthy reference", unit="scan"):
-        native = cohort_maps(model, config, recipe, data, row, device)
-        values = native.map[native.brain]
-        pooled.update(values, np.zeros(values.size, np.uint8))
-        scans.append({"id": row["id"], "score": scan_score(native, settings.score_fraction)})
-    value = healthy_quantile(pooled, settings.quantile)
-    threshold = {
-        "value": float(value),
-        "rule": "quantile of the map inside the brain of healthy validation scans",
-        "quantile": settings.quantile,
-        "n_scans": len(scans),
-    }
-    quantiles = {str(q): float(healthy_quantile(pooled, q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
+    for row in tqdm([*rows, *tune], desc="healthy reference", unit="scan"):
+        native = cohort_maps(model, config, data, row, device)
+        values, score = native.map[native.brain], scan_score(native, settings.score_fraction)
+        case = {"id": row["id"], "score": score, "maximum": float(values.max(initial=0.0))}
+        if row["split"] != "tune":
+            healthy.update(values, np.zeros(values.size, np.uint8))
+            scans.append(case)
+        else:
+            tuned.append(case | {"label": row["label"]})
+            truth = read_truth(row, native)
+            if truth is not None and row["mask"]:
+                labelled.update(values, truth[native.brain])
+                marked = True
+    points = operating_points(healthy, scans, tuned, labelled if marked else None, settings)
+    threshold = {"value": points[settings.point]["voxel"], **points[settings.point], "n_scans": len(scans), "points": points}
+    quantiles = {str(q): float(healthy.quantile(q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
     reference = {
         "score": f"mean of the highest {settings.score_fraction:.1%} of the map inside the brain",
         "scans": sorted(scans, key=lambda s: s["score"]),
         "voxel_quantiles": quantiles,
     }
-    return threshold, reference
+    return threshold, reference, healthy
+
+
+def read_truth(row: dict[str, str], native: NativeMap) -> np.ndarray | None:
+    """Lesion labels on the scan's own grid, int (0 is none); all 0 for a healthy scan, None where nobody knows."""
+    if row["mask"]:
+        image = read_image(Path(row["mask"]))
+        if image.shape != native.map.shape or not np.allclose(image.affine, native.affine, atol=1e-2):
+            raise ScanError(
+                f"{row['mask']}: shape {image.shape} or affine differs from the scan's, {native.map.shape}; the truth must lie on its grid."
+            )
+        data = np.asarray(image.dataobj)
+        return (data > 0).astype(np.int32) if is_picture(Path(row["mask"])) else np.round(data).astype(np.int32)
+    return np.zeros(native.map.shape, np.int32) if row["label"] == "healthy" else None

@@ -13,25 +13,49 @@ from typing import TYPE_CHECKING
 
 from pipelines import cli
 from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_yaml, validate, write_yaml
-from preprocessing.scans import InputError, read_table, write_atomic
+from preprocessing.scans import SPLITS, InputError, read_table, write_atomic, write_table
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from evaluation.metrics import VoxelHistogram
+
 log = logging.getLogger("norma")
 
 
-def cohort_rows(data: Path) -> list[dict[str, str]]:
-    """Rows of the scans.tsv that `make preprocess` wrote; InputError where there is none."""
+def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
+    """Rows of the scans.tsv that `make preprocess` wrote, with the splits of another table (id, split) where one is given.
+
+    Scans that the table leaves out are left out. InputError where a file or a scan is missing, a subject or one image
+    under two names stands in two splits.
+    """
     table = data / "scans.tsv"
     if not table.is_file():
         raise InputError(f"{table}: no such file; run 'make preprocess' first and give its OUT as DATA.")
-    return read_table(table)
+    rows = read_table(table)
+    if splits:
+        given = {r.get("id", ""): r.get("split", "") for r in read_table(splits)}
+        unknown = set(given) - {r["id"] for r in rows}
+        wrong = set(given.values()) - set(SPLITS)
+        if unknown or wrong:
+            what = f"scan '{min(unknown)}' is not in {table}" if unknown else f"split '{min(wrong)}', expected {', '.join(SPLITS)}"
+            raise InputError(f"{splits}: {what}.")
+        rows = [r | {"split": given[r["id"]]} for r in rows if r["id"] in given]
+    for key, what in (("subject", "subject"), ("digest", "the same image, as")):
+        first: dict[str, dict[str, str]] = {}
+        for row in rows:
+            other = first.setdefault(row.get(key) or row["id"], row)
+            if other["split"] != row["split"]:
+                raise InputError(
+                    f"{splits or table}: {what} '{row[key] if key == 'subject' else other['id']}' is in two splits, '{other['split']}' and "
+                    f"'{row['split']}' (scan '{row['id']}'); keep it in one."
+                )
+    return rows
 
 
-def healthy_rows(data: Path, split: str) -> list[dict[str, str]]:
+def healthy_rows(rows: list[dict[str, str]], split: str, data: Path) -> list[dict[str, str]]:
     """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name."""
-    rows = [r for r in cohort_rows(data) if r["split"] == split]
+    rows = [r for r in rows if r["split"] == split]
     abnormal = next((r for r in rows if r["label"] == "abnormal"), None)
     if abnormal:
         raise InputError(
@@ -42,8 +66,11 @@ def healthy_rows(data: Path, split: str) -> list[dict[str, str]]:
     return rows
 
 
-def train(config: RunConfig, data: Path, run: Path) -> None:
-    """Train, calibrate on healthy validation scans, and fill the run folder; a finished run is left alone."""
+def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) -> None:
+    """Train, calibrate on healthy validation scans, and fill the run folder; a finished run is left alone.
+
+    `splits`, a table (id, split), stands in for the splits of the data's own table; the run keeps a copy as splits.tsv.
+    """
     import torch
 
     from pipelines.config import Recipe
@@ -52,9 +79,13 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
     from pipelines.runs import build_model, versions, write_json
     from pipelines.scoring import calibrate
 
-    train_rows, val_rows = healthy_rows(data, "train"), healthy_rows(data, "val")
+    rows = cohort_rows(data, splits)
+    train_rows, val_rows = (healthy_rows(rows, split, data) for split in ("train", "val"))
+    tune_rows = [r for r in rows if r["split"] == "tune"]
+    train_ids, val_ids = ({r["id"] for r in part} for part in (train_rows, val_rows))
+    about = _about(data, rows)
     recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
-    if _finished(run, config, data):
+    if _finished(run, config, about):
         log.info("%s: finished before with this config and data; nothing to do.", run)
         return
     started = time.perf_counter()
@@ -64,8 +95,8 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
     torch.manual_seed(loop.seed)
     model = build_model(config)
     n = sum(p.numel() for p in model.parameters())
-    training = SliceDataset(data / "slices", "train", config.image_size, config.augmentation)
-    checking = SliceDataset(data / "slices", "val", config.image_size)
+    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation)
+    checking = SliceDataset(data / "slices", val_ids, config.image_size)
     if fabric.is_global_zero:
         log.info(
             "%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate",
@@ -79,20 +110,24 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
         )
         write_atomic(run / "config.yaml", write_yaml(config))
         write_atomic(run / "recipe.yaml", write_yaml(recipe))
-        write_json(run / "run.json", _about(data))
+        write_json(run / "run.json", about)
+        if splits:
+            write_table(run / "splits.tsv", [{"id": r["id"], "split": r["split"]} for r in rows])
     fabric.barrier()
-    fit(model, config, training, checking, fabric, run)
+    if model.stages:
+        fit(model, config, training, checking, fabric, run)
     model.eval()
-    plain = SliceDataset(data / "slices", "train", config.image_size)
+    plain = SliceDataset(data / "slices", train_ids, config.image_size)
     model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
-        threshold, reference = calibrate(model, config, recipe, data, val_rows, fabric.device)
+        threshold, reference, healthy = calibrate(model, config, data, val_rows, fabric.device, tune_rows)
+        _write_voxels(healthy, run)
         write_json(run / "threshold.json", threshold)
         write_json(run / "reference.json", reference)
         seconds = round(time.perf_counter() - started, 1)
         write_json(
             run / "run.json",
-            _about(data)
+            about
             | {
                 "versions": versions(),
                 "command": sys.argv[1:],
@@ -102,6 +137,8 @@ def train(config: RunConfig, data: Path, run: Path) -> None:
                 "threads": torch.get_num_threads(),
                 "train_scans": [r["id"] for r in train_rows],
                 "val_scans": [r["id"] for r in val_rows],
+                "tune_scans": [r["id"] for r in tune_rows],
+                "digests": sorted({r["digest"] for r in (*train_rows, *val_rows, *tune_rows) if r.get("digest")}),
             },
         )
         _write_weights(model, run)
@@ -130,21 +167,32 @@ def _write_weights(model: object, run: Path) -> None:
     write_atomic(run / "weights.pt", buffer.getvalue())
 
 
-def _about(data: Path) -> dict[str, str]:
-    """Which data a run is trained on: the folder and the digest of its training and validation rows."""
-    rows = [f"{r['id']} {r['split']} {r['image']}" for r in cohort_rows(data) if r["split"] in ("train", "val")]
-    return {"data": str(data), "data_digest": sha256("\n".join(sorted(rows)).encode()).hexdigest()}
+def _write_voxels(healthy: VoxelHistogram, run: Path) -> None:
+    """Keep the healthy voxels, so that any other healthy operating point can be taken later."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, rows=np.array(healthy.to_rows()))
+    write_atomic(run / "healthy_voxels.npz", buffer.getvalue())
 
 
-def _finished(run: Path, config: RunConfig, data: Path) -> bool:
+def _about(data: Path, rows: list[dict[str, str]]) -> dict[str, str]:
+    """Which data a run is trained on: the folder and the digest of its training, validation and labelled rows."""
+    lines = [f"{r['id']} {r['split']} {r['image']}" for r in rows if r["split"] != "test"]
+    return {"data": str(data), "data_digest": sha256("\n".join(sorted(lines)).encode()).hexdigest()}
+
+
+def _finished(run: Path, config: RunConfig, about: dict[str, str]) -> bool:
     """Whether the run is done; InputError where the folder holds a run of another config or other data."""
     from pipelines.runs import read_json
 
     if not (run / "config.yaml").is_file():
         return False
     other = validate(RunConfig, read_yaml(run / "config.yaml"), run / "config.yaml")
-    about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if other != config or about.get("data_digest", "") != _about(data)["data_digest"]:
+    before = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    if other != config or before.get("data_digest", "") != about["data_digest"]:
         what = "settings" if other != config else "data"
         raise InputError(f"{run}: holds a run with other {what}; choose another OUT or delete the folder.")
     return (run / "weights.pt").is_file()
@@ -153,12 +201,12 @@ def _finished(run: Path, config: RunConfig, data: Path) -> bool:
 def main(arguments: argparse.Namespace) -> int:
     config = load_run_config(arguments.model, arguments.overrides, arguments.preset)
     data = Path(arguments.data)
-    cohort_rows(data)
+    cohort_rows(data, Path(arguments.splits) if arguments.splits else None)
     run = cli.writable_folder(arguments.out or Path("runs") / data.name / arguments.model)
     from pipelines.loop import TrainingError
 
     try:
-        train(config, data, run)
+        train(config, data, run, Path(arguments.splits) if arguments.splits else None)
     except TrainingError as error:
         raise ConfigError(str(error)) from None
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -171,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--model", required=True, help="a file of configs, such as vae_cr")
     p.add_argument("--data", required=True, help="the OUT folder of preprocess")
     p.add_argument("--out", help="run folder (default runs/<data>/<model>); an interrupted run goes on where it stopped")
+    p.add_argument("--splits", help="table (id, split) that stands in for the splits of the data's own table")
     p.add_argument("--preset", help="a file of configs/preset laid over the model's config, such as small")
     p.add_argument("overrides", nargs="*", help="settings such as stages.finetune.max_epochs=50 loop.seed=1")
     return p

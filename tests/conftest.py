@@ -69,10 +69,11 @@ def tiny_run(tmp_path_factory):
     model = build_model(config)
     (folder / "config.yaml").write_text(write_yaml(config))
     (folder / "recipe.yaml").write_text(write_yaml(load_recipe("t1", QUICK)))
-    write_json(folder / "threshold.json", {"value": 0.2, "rule": "set by hand for the tests", "quantile": 0.99, "n_scans": 5})
+    point = {"point": "quantile", "rule": "set by hand for the tests", "voxel": 0.2, "scan": 0.15}
+    write_json(folder / "threshold.json", {"value": 0.2, "n_scans": 5, "points": {"quantile": point}})
     reference = {
         "score": "mean of the highest 1.0% of the map inside the brain",
-        "scans": [{"id": f"healthy-{i}", "score": score} for i, score in enumerate(HEALTHY)],
+        "scans": [{"id": f"healthy-{i}", "score": score, "maximum": 2 * score} for i, score in enumerate(HEALTHY)],
         "voxel_quantiles": {str(q): q / 5 for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
     }
     write_json(folder / "reference.json", reference)

@@ -32,7 +32,7 @@ def refused(message):
 def test_unknown_names_are_refused_with_the_nearest_spelling():
     with refused(r"unknown MODEL 'vae_rc'; known: .*\bvae_cr\b.*; did you mean 'vae_cr'\?$"):
         load_run_config("vae_rc")
-    with refused(r"unknown MODALITY 'flare'; known: ct, flair, t1, t2; did you mean 'flair'\?$"):
+    with refused(r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?$"):
         load_recipe("flare")
     with refused(r"unknown PRESET 'smal'; known: .*\bsmall\b.*; did you mean 'small'\?$"):
         load_run_config("vae_cr", preset="smal")
@@ -48,7 +48,10 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
         ("lop.seed=1", r"unknown key 'lop'; known: name, .*\bloop\b.*; did you mean 'loop'\?"),
         ("loop.sead=1", r"unknown key 'loop\.sead'; known: seed, batch_size, .*; did you mean 'seed'\?"),
         ("stages.finetune.max_epoch=1", r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; did you mean 'max_epochs'\?"),
-        ("calibration.quantil=0.9", r"unknown key 'calibration\.quantil'; known: quantile, score_fraction; did you mean 'quantile'\?"),
+        (
+            "calibration.quantil=0.9",
+            r"unknown key 'calibration\.quantil'; known: point, quantile, false_alarm, share, score_fraction; did you mean 'quantile'\?",
+        ),
         ("loop.zzz=1", r"unknown key 'loop\.zzz'; known: [a-z_, ]+$"),
     ],
 )
@@ -151,7 +154,9 @@ def test_overrides_that_are_none_are_refused(text, message):
 def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypatch):
     (tmp_path / "preset").mkdir()
     (tmp_path / "vae_cr.yaml").write_text((CONFIGS / "vae_cr.yaml").read_text())
-    (tmp_path / "preset/slow.yaml").write_text("model: {beta: 0.5}\nstages: {finetune: {max_epochs: 1}}\nloop: {batch_size: 7}\n")
+    (tmp_path / "preset/slow.yaml").write_text(
+        "all: {loop: {batch_size: 7}}\nvae_cr: {model: {beta: 0.5}, stages: {finetune: {max_epochs: 1}}}\nother: {model: {beta: 9}}\n"
+    )
     monkeypatch.setattr("pipelines.config.CONFIGS", tmp_path)
     plain, slow = load_run_config("vae_cr"), load_run_config("vae_cr", preset="slow")
     assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {"beta": 0.5}
@@ -192,7 +197,7 @@ def test_a_config_that_was_written_reads_back_equal(tmp_path):
 def test_every_modality_loads_and_is_called_by_its_file(name):
     recipe = load_recipe(name)
     assert recipe.modality == name and recipe.intensity.low < recipe.intensity.high
-    assert recipe.intensity.kind == ("window" if name == "ct" else "percentiles")
+    assert recipe.intensity.kind == ("window" if name in ("ct", "picture") else "percentiles")
     assert validate(Recipe, read_yaml(CONFIGS / f"modality/{name}.yaml"), name) == recipe
 
 

@@ -136,7 +136,7 @@ def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
 
     loaded = load_run(chain / "run", "cpu")
     row = next(r for r in read_table(chain / "data" / "scans.tsv") if r["split"] == "val")
-    native = cohort_maps(loaded.model, loaded.config, loaded.recipe, chain / "data", row, loaded.device)
+    native = cohort_maps(loaded.model, loaded.config, chain / "data", row, loaded.device)
     values = np.sort(native.map[native.brain])
     assert loaded.threshold == pytest.approx(np.quantile(values, 0.99), rel=2e-3)
     n = round(0.01 * values.size)
@@ -195,12 +195,12 @@ def test_infer_from_the_raw_scan_equals_evaluate_from_the_preprocessed_one(chain
     code = run("evaluate", "--run", chain / "run", "--data", chain / "data", "--out", chain / "evaluation")
     assert code == 0
     result = json.loads((chain / "evaluation" / "evaluation.json").read_text())
-    assert {c["id"] for c in result["cases"]} == {"sub-301", "sub-401"}
-    for case in result["cases"]:
+    assert {c["id"] for c in result["scans"]} == {"sub-301", "sub-401"}
+    for case in result["scans"]:
         report = json.loads((inferred / f"{case['id']}_report.json").read_text())
         assert case["score"] == pytest.approx(report["score"], rel=1e-3)
         assert case["marked_ml"] * 1000 == pytest.approx(report["anomalous_mm3"], rel=0.02, abs=20)
-    ill = next(c for c in result["cases"] if c["label"] == "abnormal")
+    ill = next(c for c in result["scans"] if c["label"] == "abnormal")
     mask, truth = (
         np.asarray(nib.load(p).dataobj) > 0 for p in (inferred / "sub-401_mask.nii.gz", chain / "cohort/sub-401/sub-401_lesion_mask.nii.gz")
     )
@@ -208,7 +208,7 @@ def test_infer_from_the_raw_scan_equals_evaluate_from_the_preprocessed_one(chain
     assert ill["dice"] == pytest.approx(by_hand, abs=0.02)
     assert result["summary"]["dice_mean"] == ill["dice"] and result["summary"]["dice_pooled"] == pytest.approx(ill["dice"])
     assert result["summary"]["oracle_dice_pooled"] >= ill["dice"] - 0.02
-    healthy = next(c for c in result["cases"] if c["label"] == "healthy")
+    healthy = next(c for c in result["scans"] if c["label"] == "healthy")
     assert healthy["dice"] is None and healthy["false_positive_ml"] == pytest.approx(healthy["marked_ml"])
     page = (chain / "evaluation" / "index.html").read_text()
     assert "oracle" in page and "chosen with the test labels" in page and page.count("data:image/png") == 3
@@ -240,22 +240,46 @@ def test_the_threshold_can_be_given_and_the_map_cut_again(chain, inferred):
     assert json.loads((out / "sub-401_report.json").read_text())["threshold"] == 0.4
 
 
-def test_slices_count_by_the_reading_of_the_protocol():
-    from evaluation.metrics import VoxelHistogram
-    from pipelines.evaluate import summarise
+def test_another_operating_point_recuts_the_maps_without_the_network(chain, monkeypatch, capsys):
+    """Every point of the table, from stored maps: the thresholds follow the rules, counted by hand from the maps."""
+    import pipelines.scoring as scoring
 
-    def case(label, slices):
-        return {
-            "label": label,
-            "score": max(s for s, _ in slices),
-            "slices": [{"score": s, "label": k} for s, k in slices],
-            "false_positive_ml": 1.5,
-            "dice": float("nan"),
-            "voxel_ap": float("nan"),
-        }
+    assert run("evaluate", "--run", chain / "run", "--data", chain / "data", "--out", chain / "evaluation") == 0
+    monkeypatch.setattr(scoring, "atlas_map", lambda *a: pytest.fail("the network ran again"))
+    maps = {
+        r["id"]: nib.load(chain / "evaluation" / "maps" / f"{r['id']}_map.nii.gz").get_fdata()
+        for r in read_table(chain / "data/scans.tsv")
+        if r["split"] == "test"
+    }
+    stored = json.loads((chain / "run" / "threshold.json").read_text())["points"]
+    seen = {}
+    for point in ("share", "quantile=0.95", "fixed=0.25", "oracle"):
+        assert run("evaluate", "--run", chain / "run", "--data", chain / "data", "--out", chain / "evaluation", "--point", point) == 0
+        seen[point] = json.loads((chain / "evaluation" / "evaluation.json").read_text())
+    assert seen["share"]["point"] == stored["share"]
+    assert seen["quantile=0.95"]["point"]["voxel"] < stored["quantile"]["voxel"] and seen["fixed=0.25"]["point"]["voxel"] == 0.25
+    case = next(s for s in seen["fixed=0.25"]["scans"] if s["id"] == "sub-401")
+    assert case["above_voxels"] == (maps["sub-401"] > 0.25).sum()
+    assert seen["oracle"]["summary"]["f1"] == seen["oracle"]["summary"]["oracle_f1"] == 1  # one scan of each kind
+    assert "oracle" not in stored and "not achievable" in seen["oracle"]["point"]["rule"]
+    for bad, sentence in (
+        ("median", "unknown operating point 'median'; known: quantile"),
+        ("fixed", "needs a value"),
+        ("quantile=2", "between 0 and 1"),
+        ("conformal", "needs at least 9 healthy validation scans, there are 1"),
+        ("few-label", "no abnormal scan was in split 'tune'"),
+    ):
+        assert run("evaluate", "--run", chain / "run", "--data", chain / "data", "--out", chain / "evaluation", "--point", bad) == 2
+        assert sentence in capsys.readouterr().err
 
-    cases = [case("healthy", [(0.1, 0), (0.4, 0)]), case("abnormal", [(0.2, 0), (0.9, 1)])]
-    summary = summarise(cases, VoxelHistogram(), 0.5)
-    assert summary["slicewise_auroc"] == 1  # 0.9 against 0.1 and 0.4; the healthy slice of the ill scan does not count
-    assert summary["clinical_slicewise_auroc"] == 0.75  # 0.2 and 0.9 against 0.1 and 0.4
-    assert summary["scan_auroc"] == 1 and np.isnan(summary["dice_mean"]) and summary["healthy_false_positive_ml"] == 1.5
+
+def test_a_test_scan_that_the_run_has_learned_from_is_refused(chain, tmp_path, capsys):
+    """The training image under another name and subject in another cohort's test split."""
+    import shutil
+
+    lines = (chain / "data" / "scans.tsv").read_text().splitlines()
+    train = next(line for line in lines if line.startswith("sub-001")).replace("\ttrain\t", "\ttest\t")
+    shutil.copy(chain / "data" / "recipe.yaml", tmp_path)
+    (tmp_path / "scans.tsv").write_text("\n".join([lines[0], "stranger" + train[7:]]) + "\n")
+    assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
+    assert "test scan 'stranger' is an image that" in capsys.readouterr().err

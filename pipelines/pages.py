@@ -1,0 +1,272 @@
+"""The HTML pages of an evaluation and of a comparison, from their results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from evaluation.report import Section
+    from pipelines.runs import Run
+
+Images = Sequence[tuple[str, bytes]]
+Results = Mapping[str, list[dict[str, Any]]]
+COMPARED = (
+    "scan_auroc",
+    "slicewise_auroc",
+    "clinical_slicewise_auroc",
+    "f1",
+    "dice_mean",
+    "dice_pooled",
+    "oracle_dice_pooled",
+    "voxel_ap",
+    "lesion_sensitivity",
+    "healthy_false_positive_ml",
+)
+SHORT = {
+    "scan_auroc": "AUROC scan",
+    "slicewise_auroc": "AUROC slicewise",
+    "clinical_slicewise_auroc": "AUROC clinical",
+    "f1": "F1",
+    "dice_mean": "Dice mean",
+    "dice_pooled": "Dice pooled",
+    "oracle_dice_pooled": "oracle Dice",
+    "voxel_ap": "voxel AP",
+    "lesion_sensitivity": "lesions found",
+    "healthy_false_positive_ml": "FP ml healthy",
+}
+CASES = (
+    "Abnormal cases from best to worst (by Dice, else by score), then healthy ones with the median and the highest score. The map's colour "
+    "scale ends at the 99.9th percentile of healthy validation voxels, the same for every case. Radiological display: the patient's right "
+    "is on the viewer's left."
+)
+
+
+def about(result: dict[str, Any]) -> str:
+    """What was tested on what, by which rules, in sentences."""
+    summary, training, point = result["summary"], result["training"], result["point"]
+    protocol = result["protocol"]
+    text = (
+        f"Model {result['model']} on the test scans of {result['data']}: {summary['n_healthy']} healthy, {summary['n_abnormal']} abnormal, "
+        f"{summary['n_with_lesion_mask']} with a lesion mask. "
+    )
+    if training.get("train_scans"):
+        text += (
+            f"Trained on {len(training['train_scans'])} healthy scans of {training['data'].rpartition('/')[2]}, validated on "
+            f"{len(training['val_scans'])}; splits are by subject. "
+        )
+    text += f"Protocol {protocol['name']}. Operating point {point['point']}: {point['rule']}. "
+    text += "Voxel figures are measured on each scan's own grid inside its brain mask; an empty truth has no Dice."
+    if point["point"] in ("oracle", "few-label"):
+        text += f" This operating point has seen labels ({point['point']})."
+    if any(str(s["pathology"]).startswith("synthetic") for s in result["scans"]):
+        text += " The lesions are synthetic: they show what a method reacts to, not what it finds in patients."
+    return text
+
+
+def claim(result: dict[str, Any]) -> list[list[str]]:
+    """The items of the CLAIM checklist (Mongan et al. 2020) that a run can fill in by itself."""
+    training, config, summary, recipe = result["training"], result["config"], result["summary"], result["recipe"]
+    augmentation = {k: v for k, v in config["augmentation"].items() if v}
+    return [
+        ["data sources", f"{result['data']} for the test, {training.get('data', '-')} for training"],
+        [
+            "preprocessing",
+            f"modality {recipe['modality']}, intensity {recipe['intensity']}, brain mask {recipe['brain']}, N4 {recipe['n4']}",
+        ],
+        ["ground truth", "labels and lesion masks of the scan table, as they came; healthy scans by their label"],
+        ["sample size", f"{summary['n_scans']} test scans; intervals in the comparison are by bootstrap over subjects"],
+        [
+            "partitions",
+            f"by subject: {len(training.get('train_scans', []))} train, {len(training.get('val_scans', []))} validation, "
+            f"{len(training.get('tune_scans', []))} labelled for few-label points; scans shared between splits are refused",
+        ],
+        ["model", f"{result['model']}, {training.get('parameters', 0):,} parameters, {config['model']}"],
+        ["initialisation", f"random, seed {config['loop']['seed']}; no pretrained weights unless the model's arguments name them"],
+        [
+            "training",
+            f"stages {config['stages']}, augmentation {augmentation}, batch {config['loop']['batch_size']}, {config['loop']['precision']}",
+        ],
+        [
+            "choice of the final model",
+            "lowest loss on healthy validation subjects" if config["stages"] else "no choice: fitted in closed form",
+        ],
+        ["threshold", result["point"]["rule"]],
+        ["software", ", ".join(f"{k} {v}" for k, v in result["versions"].items())],
+        ["failures", f"{len(result['failures'])} test scans could not be evaluated"],
+        ["not covered here", "demographics, eligibility, annotators and their agreement, external validity: the authors must add them"],
+    ]
+
+
+def limits(result: dict[str, Any]) -> str:
+    """What these figures cannot say."""
+    summary = result["summary"]
+    parts = ["Research software: no figure here is evidence for clinical use."]
+    if summary["n_healthy"] < 30 or summary["n_abnormal"] < 30:
+        parts.append("With so few test scans of a kind the intervals are wide; do not read small differences.")
+    if not summary["n_with_lesion_mask"]:
+        parts.append("Without lesion masks nothing is said about where the marks lie.")
+    if result["n_healthy_reference"] < 20:
+        parts.append(f"The operating point rests on {result['n_healthy_reference']} healthy validation scans.")
+    return " ".join(parts)
+
+
+def evaluation_page(result: dict[str, Any], run: Run, images: Images) -> str:
+    """The HTML page of one run's evaluation."""
+    from evaluation.protocol import LABELS
+    from evaluation.report import Section, page
+    from pipelines.evaluate import COLUMNS
+
+    summary = result["summary"]
+    points = {k: p.get("voxel", np.nan) for k, p in run.points.items()} | {result["point"]["point"]: result["point"]["voxel"]}
+    rules = [[p["point"], p.get("voxel"), p.get("scan"), p.get("rule", p.get("refused", ""))] for p in run.points.values()]
+    scans = (list(COLUMNS), [[c.get(k) for k in COLUMNS] for c in result["scans"]])
+    sections = [
+        Section("Result", about(result) + "\n\n" + limits(result), (["figure", "value"], [[LABELS[k], summary[k]] for k in LABELS])),
+        Section("Curves", images=_curves({result["model"]: [result]})),
+        *_classes(result),
+        Section(
+            "Operating points",
+            "Stored with the run; 'make evaluate POINT=…' cuts the same maps at another one.",
+            (["point", "voxel threshold", "scan threshold", "rule"], rules),
+            [("Healthy voxels above a threshold, and the Dice it would give", _thresholds(run, result, points))],
+        ),
+        *_lesions({result["model"]: [result]}),
+        Section("Cases", CASES, images=images),
+        Section("Scans", table=scans),
+    ]
+    if result["failures"]:
+        sections.append(Section("Left out", table=(["scan", "reason"], [[f["id"], f["reason"]] for f in result["failures"]])))
+    sections.append(Section("For the methods section (CLAIM)", table=(["item", "what this run can say"], claim(result))))
+    sections.append(Section("How this was made", table=(["what", "value"], [["command", result["command"]]])))
+    return page(f"Norma: {result['model']} on {result['data']}", [s for s in sections if s.text or s.table or s.images])
+
+
+def comparison_page(comparison: dict[str, Any], results: Results, images: Mapping[str, Images], run: Run | None) -> str:
+    """The HTML page of a comparison: `results` by model, a list of one evaluation per seed or fold."""
+    from evaluation.report import Section, page
+
+    shown = [k for k in COMPARED if any(_known(m["figures"].get(k, {}).get("mean")) for m in comparison["models"])]
+    table = [
+        [m["model"], len(m["runs"]), *[figure_text(m["figures"].get(k, {})) for k in shown], m["train_seconds"], m["seconds_per_scan"]]
+        for m in comparison["models"]
+    ]
+    head = ["model", "runs", *[SHORT[k] for k in shown], "training s", "s per scan"]
+    first = next(iter(results.values()))[0]
+    text = (
+        f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over runs, in brackets the 95 % interval by "
+        f"bootstrap over test subjects ({comparison['protocol']['resamples']} resamples). Thresholds come from healthy validation scans "
+        "alone; 'oracle' was chosen with the test labels."
+    )
+    tests = [
+        [d["model"], SHORT.get(d["figure"], d["figure"]), d["difference"], interval_text(d["interval"]), d["p"], d["p_holm"]]
+        for d in comparison["differences"]
+    ]
+    sections = [
+        Section("Comparison", text + "\n\n" + limits(first), (head, table)),
+        Section(
+            f"Differences from {comparison['baseline']}",
+            "Paired bootstrap over the same subjects; p two-sided, and corrected for the number of models by Holm's method, per figure.",
+            (["model", "figure", "difference", "95 % interval", "p", "p (Holm)"], tests),
+        ),
+        Section("Curves", "One line per seed or fold.", images=_curves(results)),
+        *_classes(first, results),
+        *_lesions(results),
+    ]
+    if run is not None:
+        points = {k: p.get("voxel", np.nan) for k, p in run.points.items()}
+        sections.append(Section("Choice of threshold", images=[(f"Model {run.config.name}", _thresholds(run, first, points))]))
+    sections += [Section(f"Cases of {name}", CASES, images=own) for name, own in images.items() if own]
+    sections.append(Section("For the methods section (CLAIM)", table=(["item", "what the runs can say"], claim(first))))
+    sections.append(Section("How this was made", table=(["what", "value"], [["command", comparison["command"]]])))
+    return page(f"Norma: comparison on {comparison['data']}", [s for s in sections if s.text or s.table or s.images])
+
+
+def figure_text(figure: dict[str, Any]) -> str:
+    """Mean ± sd [low, high] of a figure."""
+    if not _known(figure.get("mean")):
+        return "–"
+    text = f"{figure['mean']:.3f}" if abs(figure["mean"]) < 100 else f"{figure['mean']:.0f}"
+    if figure.get("sd") and figure["n"] > 1:
+        text += f" ± {figure['sd']:.3f}"
+    return text + (" " + interval_text(figure["interval"]) if figure.get("interval") else "")
+
+
+def interval_text(interval: Sequence[float | None]) -> str:
+    """[low, high] with three digits; a dash where it is not defined."""
+    low, high = interval
+    return f"[{low:.3f}, {high:.3f}]" if low is not None and high is not None else "–"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))
+
+
+def _curves(results: Results) -> list[tuple[str, bytes]]:
+    """ROC and PR per reading, and score histograms of the first run of each model."""
+    from evaluation.curves import roc_and_pr_figure
+    from evaluation.plots import histogram_figure
+    from evaluation.protocol import columns, pairs
+
+    images, texts = [], {"scan": "per scan", "slicewise": "slicewise", "clinical_slicewise": "clinical slicewise"}
+    for reading, text in texts.items():
+        scored = {name: [columns(pairs(r["scans"], r["slices"], reading)) for r in runs] for name, runs in results.items()}
+        if any(0 < labels.sum() < labels.size for runs in scored.values() for _, labels in runs):
+            images.append((f"ROC and precision-recall, {text}", roc_and_pr_figure(scored, f"ROC, {text}")))
+    for name, runs in results.items():
+        scores, labels = columns(pairs(runs[0]["scans"], [], "scan"))
+        if 0 < labels.sum() < labels.size:
+            picture = histogram_figure(scores[labels == 0], scores[labels == 1], title=f"{name}: scan scores of the test set")
+            images.append((f"Scan scores of healthy and abnormal test scans, {name}", picture))
+    return images
+
+
+def _classes(result: dict[str, Any], results: Results | None = None) -> list[Section]:
+    """One table per column: each class of pathology with its figures; for several models the mean AUROC over runs."""
+    from evaluation.report import Section
+
+    sections = []
+    for column, rows in result["classes"].items():
+        if not rows:
+            continue
+        if results is None:
+            head = ["class", "n", "n_slices", "scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean"]
+            sections.append(Section(f"By {column}", "Each class against all healthy scans.", (head, [[r[k] for k in head] for r in rows])))
+            continue
+        table = []
+        for row in rows:
+            cells: list[Any] = [row["class"], row["n"]]
+            for runs in results.values():
+                own = [r for run in runs for r in run["classes"][column] if r["class"] == row["class"]]
+                for key in ("scan_auroc", "dice_mean"):
+                    values = [r[key] for r in own if _known(r[key])]
+                    cells.append(float(np.mean(values)) if values else None)
+            table.append(cells)
+        head = ["class", "n", *[f"{name} {what}" for name in results for what in ("AUROC", "Dice")]]
+        sections.append(Section(f"By {column}", "Each class against all healthy scans; mean over runs.", (head, table)))
+    return sections
+
+
+def _lesions(results: Results) -> list[Section]:
+    """Dice and lesions found by size, and FROC, of the first run of each model; nothing where there are no masks."""
+    from evaluation.curves import froc_figure, size_figure
+    from evaluation.report import Section
+
+    first = {name: runs[0] for name, runs in results.items() if runs[0]["lesions_by_size"]}
+    if not first:
+        return []
+    dice = {n: [(s["truth_ml"], s["dice"]) for s in r["scans"] if s.get("truth_voxels")] for n, r in first.items()}
+    images = [
+        ("Dice by lesion volume, and lesions found by size", size_figure(dice, {n: r["lesions_by_size"] for n, r in first.items()})),
+        ("Free-response ROC: marked components ranked by the map's maximum", froc_figure({n: r["froc"] for n, r in first.items()})),
+    ]
+    return [Section("Lesions", "First run of each model. A lesion counts as found where at least a tenth of it is marked.", images=images)]
+
+
+def _thresholds(run: Run, result: dict[str, Any], points: dict[str, float]) -> bytes:
+    from evaluation.curves import threshold_figure
+    from evaluation.metrics import VoxelHistogram
+
+    return threshold_figure(run.healthy_voxels, VoxelHistogram.from_rows(result["voxels"]), points)
