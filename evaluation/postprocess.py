@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,27 +16,32 @@ from evaluation.checks import (
     check_spacing,
 )
 
+MEDIAN_VOXELS = 50_000  # filtered at a time: 25 MB for 5 x 5 x 5
 ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
-def smooth(anomaly_map: np.ndarray, size: int) -> np.ndarray:
+def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None) -> np.ndarray:
     """Return the 3-D median of `size`**3 voxels (odd; 0 or 1 = off) as float32, borders repeated (Baur 2021).
 
-    `size` counts voxels, as in the paper, where they are 1 mm. ValueError on an even size or a map with NaN.
+    `size` counts voxels, as in the paper, where they are 1 mm. With `inside` (bool) only those voxels are filtered, from
+    all their neighbours, and the rest is 0: three times as fast as a whole-volume filter on a brain. ValueError on an even
+    size or a map with NaN.
     """
     if size < 0 or (size % 2 == 0 and size != 0):
         raise ValueError(f"the median filter needs an odd size in voxels (0 or 1 = off), got {size}")
-    smoothed = _finite_map(anomaly_map).astype(np.float32)  # a copy
-    box = bounding_box(smoothed != 0, margin=size // 2)
+    values = _finite_map(anomaly_map).astype(np.float32)  # a copy
+    wanted = np.ones(values.shape, bool) if inside is None else as_mask(inside, "inside")
+    check_same_shape(values, wanted, "anomaly_map and inside")
+    smoothed = np.where(wanted, values, 0).astype(np.float32)
+    box = bounding_box(values != 0, margin=size // 2)
     if size <= 1 or box is None:
         return smoothed
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(smoothed[box]))
-    median = sitk.MedianImageFilter()
-    median.SetRadius(size // 2)
-    median.SetNumberOfThreads(os.cpu_count() or 1)  # the answer does not depend on it
-    smoothed[box] = sitk.GetArrayFromImage(median.Execute(image))  # a view would dangle
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values[box], size // 2, mode="edge"), (size,) * 3)
+    places, half = np.argwhere(wanted[box]), size**3 // 2
+    part = smoothed[box]  # a view
+    for start in range(0, len(places), MEDIAN_VOXELS):
+        at = tuple(places[start : start + MEDIAN_VOXELS].T)
+        part[at] = np.partition(windows[at].reshape(-1, size**3), half, axis=1)[:, half]
     return smoothed
 
 

@@ -83,8 +83,8 @@ def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.nd
     box = bounding_box(brain, margin=settings.median)
     result = np.zeros_like(raw)
     if box is not None:
-        smooth = postprocess.smooth(raw[box], settings.median)
-        result[box] = smooth * postprocess.erode_rim(brain[box], (1.0, 1.0, 1.0), settings.rim_mm)
+        inside = postprocess.erode_rim(brain[box], (1.0, 1.0, 1.0), settings.rim_mm)
+        result[box] = postprocess.smooth(raw[box], settings.median, inside)
     return result
 
 

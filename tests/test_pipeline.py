@@ -211,7 +211,7 @@ def test_infer_from_the_raw_scan_equals_evaluate_from_the_preprocessed_one(chain
     healthy = next(c for c in result["scans"] if c["label"] == "healthy")
     assert healthy["dice"] is None and healthy["false_positive_ml"] == pytest.approx(healthy["marked_ml"])
     page = (chain / "evaluation" / "index.html").read_text()
-    assert "oracle" in page and "chosen with the test labels" in page and page.count("data:image/png") == 3
+    assert "oracle" in page and "chosen with the test labels" in page and page.count("data:image/png") == 9
 
 
 def test_data_of_another_intensity_scale_is_refused_and_other_limits_are_not(chain, tmp_path, capsys):

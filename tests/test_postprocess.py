@@ -36,6 +36,18 @@ def test_smooth_equals_scipy_median(size):
     np.testing.assert_array_equal(smooth(noisy, size), ndimage.median_filter(noisy, size, mode="nearest"))
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_smooth_inside_a_mask_is_the_median_of_all_neighbours_there(size):
+    """SimpleITK's filter over the whole volume, then the mask; edges of the array and of the mask included."""
+    import SimpleITK as sitk
+
+    noisy = np.random.default_rng(1).random(SHAPE).astype(np.float32)
+    inside = np.random.default_rng(2).random(SHAPE) < 0.4
+    image = sitk.GetImageFromArray(noisy)
+    want = sitk.GetArrayFromImage(sitk.Median(image, [size // 2] * 3))
+    np.testing.assert_array_equal(smooth(noisy, size, inside), np.where(inside, want, 0))
+
+
 def test_smooth_crops_without_changing_the_result():
     noisy = blank(np.float64)
     noisy[0:6, 5:12, 6:9] = np.random.default_rng(0).normal(size=(6, 7, 3))  # at two borders, of both signs
