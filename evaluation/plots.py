@@ -128,9 +128,10 @@ def outline_figure(
     inside = bounding_box(brain) or whole
     planes = [(plane, _between(inside[PLANES[plane][0]], 0.5)) for plane in ("axial", "coronal", "sagittal")]
     planes += [("axial", _between(inside[2], fraction)) for fraction in (0.15, 0.35, 0.8)]
+    planes = planes if image.shape[2] > 1 else planes[:1]  # a picture has one view
     views = [View(plane, index, spacing, whole) for plane, index in planes]
     frame = (max(view.size[0] for view in views), max(view.size[1] for view in views))
-    figure, axes = _grid(2, 3, frame, title)
+    figure, axes = _grid(*((2, 3) if len(views) > 1 else (1, 1)), frame, title)
     for ax, view in zip(axes.flat, views, strict=True):
         _show(ax, view, image, {"cmap": "gray", "vmin": low, "vmax": high}, frame)
         _mark(ax, view, brain, "brain")

@@ -114,6 +114,21 @@ def test_a_picture_lies_in_the_middle_of_its_frame_and_comes_back(shape):
     assert np.abs(back - image)[inside].max() < 0.1 * np.ptp(image)
 
 
+@pytest.mark.parametrize("background", [0.0, 0.2, 0.02])
+def test_the_foreground_of_a_picture_stands_off_its_background(background):
+    from preprocessing.brain import picture_foreground
+
+    x, y = np.mgrid[:50, :61]
+    head_shape = ((x - 25) / 18) ** 2 + ((y - 30) / 24) ** 2 < 1
+    hole = ((x - 25) / 6) ** 2 + ((y - 30) / 6) ** 2 < 1  # a ventricle as dark as the background
+    picture = np.where(head_shape & ~hole, 0.6, background) + 0.005 * np.random.default_rng(0).random(x.shape)
+    picture[2:6, 2:6] = 1  # a letter
+    np.testing.assert_array_equal(picture_foreground(picture[..., None].astype(np.float32))[..., 0], head_shape)
+    everywhere = picture_foreground(np.full((20, 30, 1), 0.9, np.float32))
+    assert everywhere.all()
+    assert not picture_foreground(np.zeros((20, 30, 1), np.float32)).any()
+
+
 def test_pictures_fill_the_same_store_as_scans(data):
     rows = read_table(data / "scans.tsv")
     assert len(rows) == N and rows[1]["kind"] == "square" and rows[1]["label"] == "abnormal"
