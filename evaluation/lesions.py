@@ -102,13 +102,22 @@ def by_size(lesions: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_
     A lesion is detected when its score is above 0; the sensitivity of an empty bin is NaN. ValueError unless the
     edges in ml rise.
     """
+    bins = _bins([(lesion["volume_ml"], lesion["score"] > 0) for lesion in lesions], edges_ml)
+    return [{"from_ml": a, "to_ml": b, "n": n, "detected": hits, "sensitivity": _share(hits, n)} for a, b, n, hits in bins]
+
+
+def precision_by_size(candidates: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> list[dict[str, Any]]:
+    """Return the true share of the candidates, pooled over scans, with from_ml <= volume_ml < to_ml; as `by_size`."""
+    bins = _bins([(candidate["volume_ml"], candidate["true"]) for candidate in candidates], edges_ml)
+    return [{"from_ml": a, "to_ml": b, "n": n, "true": hits, "precision": _share(hits, n)} for a, b, n, hits in bins]
+
+
+def _bins(found: Sequence[tuple[float, bool]], edges_ml: Sequence[float]) -> list[tuple[float, float, int, int]]:
+    """Return (from, to, count, hits) per bin of (volume in ml, hit)."""
     if len(edges_ml) < 2 or not np.all(np.diff(edges_ml) > 0):
         raise ValueError(f"edges_ml must be two or more rising numbers, got {edges_ml!r}")
-    bins = []
-    for low, high in pairwise(edges_ml):
-        hits = [lesion["score"] > 0 for lesion in lesions if low <= lesion["volume_ml"] < high]
-        bins.append({"from_ml": low, "to_ml": high, "n": len(hits), "detected": sum(hits), "sensitivity": _share(sum(hits), len(hits))})
-    return bins
+    sets = [(low, high, [hit for volume, hit in found if low <= volume < high]) for low, high in pairwise(edges_ml)]
+    return [(low, high, len(hits), sum(hits)) for low, high, hits in sets]
 
 
 def froc(lesions: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]], n_scans: int) -> dict[str, list[float]]:

@@ -189,6 +189,7 @@ def compare(
         "command": command,
         "versions": versions(),
         "baseline": baseline,
+        "failures": sorted({f["id"] for runs in results.values() for r in runs for f in r["failures"]}),
         "models": entries,
         "differences": differences(entries, draws, baseline),
     }
@@ -220,7 +221,21 @@ def results_file(
         "recipe": first["recipe"],
         "figures": figures,
         "runs": [
-            {k: r[k] for k in ("seed", "repeat", "fold", "point", "summary", "classes", "lesions_by_size", "seconds_per_scan", "voxels")}
+            {
+                k: r[k]
+                for k in (
+                    "seed",
+                    "repeat",
+                    "fold",
+                    "point",
+                    "summary",
+                    "classes",
+                    "lesions_by_size",
+                    "precision_by_size",
+                    "seconds_per_scan",
+                    "voxels",
+                )
+            }
             | {"training": {k: r["training"].get(k) for k in training}, "failures": r["failures"]}
             for r in runs
         ],
@@ -289,7 +304,7 @@ def main(arguments: argparse.Namespace) -> int:
         texts = [f"{SHORT[k]} {figure_text(m['figures'][k])}" for k in COMPARED if m["figures"][k]["mean"] is not None]
         print(f"{m['model']} ({len(m['runs'])} runs): " + "; ".join(texts))
     print(f"look at {out / (test.name + '_comparison.html')}")
-    return cli.OK
+    return cli.SOME_FAILED if comparison["failures"] else cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:

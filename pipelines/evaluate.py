@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.scoring import NativeMap
 
 log = logging.getLogger("norma")
-EVALUATION_VERSION = 1  # raise when the figures change, so that no old evaluation is taken for done
+EVALUATION_VERSION = 2  # raise when the figures change, so that no old evaluation is taken for done
 SHAPING = ("modality", "intensity", "spacing", "n4", "template", "grid")  # recipe settings that a run and its data must share
 COLUMNS = (
     "id",
@@ -252,6 +252,7 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
         "summary": protocol.summarise(scans, slices, VoxelHistogram.from_rows(result["voxels"]), threshold),
         "classes": {column: protocol.classes(scans, slices, column) for column in result["protocol"]["by"]},
         "lesions_by_size": lesions.by_size(found) if ill else [],
+        "precision_by_size": lesions.precision_by_size(marked) if ill else [],
         "froc": lesions.froc(found, marked, len(ill)) if ill else {},
     }
 

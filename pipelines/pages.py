@@ -176,8 +176,8 @@ def comparison_page(comparison: dict[str, Any], results: Results, images: Mappin
         *_lesions(results),
     ]
     if run is not None:
-        points = {k: p.get("voxel", np.nan) for k, p in run.points.items()}
-        sections.append(Section("Choice of threshold", images=[(f"Model {run.config.name}", _thresholds(run, first, points))]))
+        name, points = run.config.name, {k: p.get("voxel", np.nan) for k, p in run.points.items()}
+        sections.append(Section("Choice of threshold", images=[(f"Model {name}", _thresholds(run, results[name][0], points))]))
     sections += [Section(f"Cases of {name}", CASES, images=own) for name, own in images.items() if own]
     sections.append(Section("For the methods section (CLAIM)", table=(["item", "what the runs can say"], claim(first))))
     sections.append(Section("How this was made", table=(["what", "value"], [["command", comparison["command"]]])))
@@ -262,7 +262,14 @@ def _lesions(results: Results) -> list[Section]:
         ("Dice by lesion volume, and lesions found by size", size_figure(dice, {n: r["lesions_by_size"] for n, r in first.items()})),
         ("Free-response ROC: marked components ranked by the map's maximum", froc_figure({n: r["froc"] for n, r in first.items()})),
     ]
-    return [Section("Lesions", "First run of each model. A lesion counts as found where at least a tenth of it is marked.", images=images)]
+    rows = []
+    for name, r in first.items():
+        for size, marks in zip(r["lesions_by_size"], r["precision_by_size"], strict=True):
+            ends = f"{size['from_ml']:g} to {size['to_ml']:g} ml" if size["to_ml"] else f"from {size['from_ml']:g} ml"
+            rows.append([name, ends, size["n"], size["sensitivity"], marks["n"], marks["precision"]])
+    head = ["model", "size", "lesions", "found (sensitivity)", "marked components", "that are lesions (precision)"]
+    text = "First run of each model. A lesion counts as found where at least a tenth of it is marked; scans with a lesion alone."
+    return [Section("Lesions", text, (head, rows), images)]
 
 
 def _thresholds(run: Run, result: dict[str, Any], points: dict[str, float]) -> bytes:

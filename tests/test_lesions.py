@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
-from evaluation.lesions import by_size, froc, hausdorff95, lesions_of, match, precision
+from evaluation.lesions import by_size, froc, hausdorff95, lesions_of, match, precision, precision_by_size
 
 SHAPE, SPACING = (11, 17, 8), (0.5, 1.0, 3.0)
 VOXEL_ML = 1.5 / 1000
@@ -213,6 +213,13 @@ def test_by_size_by_hand():
     for edges in ((1,), (0, 1, 1), (5, 1)):
         with pytest.raises(ValueError, match="rising"):
             by_size(lesions, edges_ml=edges)
+
+
+def test_precision_by_size_by_hand():
+    marks = [{"volume_ml": volume, "true": true} for volume, true in [(0.1, False), (0.3, True), (0.9, False), (30.0, True)]]
+    bins = precision_by_size(marks)
+    assert [(row["n"], row["true"]) for row in bins] == [(1, 0), (2, 1), (0, 0), (0, 0), (1, 1)]
+    assert [row["precision"] for row in bins] == pytest.approx([0, 0.5, np.nan, np.nan, 1], nan_ok=True)
 
 
 def test_froc_by_hand():
