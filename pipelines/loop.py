@@ -31,8 +31,8 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says which setting to change."""
 
 
-def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceDataset, fabric: Fabric, run: Path) -> None:
-    """Train every stage of a model and leave the best weights of the last one in it.
+def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceDataset, fabric: Fabric, run: Path) -> float:
+    """Train every stage of a model, leave the best weights of the last one in it, and return the seconds of all epochs.
 
     All randomness follows from (seed, stage, epoch, sample), and a checkpoint is written after each epoch, so a run that
     was killed and started again ends with the weights of one that was not. Files: checkpoints/last.pt and
@@ -50,6 +50,7 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
         _save(fabric, run / "checkpoints" / "last.pt", {**state, "model": model.state_dict()})
     if writer:
         writer.close()
+    return sum(value for _, _, key, value in state["history"] if key == "seconds")
 
 
 def _stage(

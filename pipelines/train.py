@@ -88,7 +88,6 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if _finished(run, config, about):
         log.info("%s: finished before with this config and data; nothing to do.", run)
         return
-    started = time.perf_counter()
     loop = config.loop
     fabric = _fabric(loop)
     fabric.launch()
@@ -114,8 +113,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         if splits:
             write_table(run / "splits.tsv", [{"id": r["id"], "split": r["split"]} for r in rows])
     fabric.barrier()
-    if model.stages:
-        fit(model, config, training, checking, fabric, run)
+    trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
+    started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
     plain = SliceDataset(data / "slices", train_ids, config.image_size)
     model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
@@ -124,7 +123,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         _write_voxels(healthy, run)
         write_json(run / "threshold.json", threshold)
         write_json(run / "reference.json", reference)
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(trained + time.perf_counter() - started, 1)
         write_json(
             run / "run.json",
             about

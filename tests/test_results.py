@@ -1,14 +1,28 @@
-"""docs/results.md says what the committed files say, and the files are true to themselves."""
+"""docs/results.md says what the committed files say, and anyone can compute every figure again from the files."""
 
 import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from pipelines import results
+from pipelines.evaluate import figures
 
-FILES = [p for p in results.FOLDER.glob("*/*.json") if p.name != "preprocess.json"]
+FILES = sorted(p for p in results.FOLDER.glob("*/*.json") if p.name not in results.OTHER)
+COMPARISONS = sorted(results.FOLDER.glob("*/comparison.json"))
+
+
+def name(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+def rows_of(result, number):
+    return [[{k: v for k, v in row.items() if k != "run"} for row in result[key] if row["run"] == number] for key in ("scans", "slices")]
+
+
+def test_there_are_results():
+    assert FILES and COMPARISONS
 
 
 def test_the_page_is_the_one_that_the_files_make():
@@ -20,28 +34,84 @@ def test_a_changed_number_changes_the_page(monkeypatch):
 
     def doctored(path):
         content = real(path)
-        if "summary" in content:
-            content["summary"]["scan_auroc"] = 0.123456
+        if "figures" in content:
+            content["figures"]["scan_auroc"] = {"mean": 0.123456, "sd": 0.1, "n": 2}
         return content
 
     monkeypatch.setattr(results, "read_json", doctored)
     assert results.page() != results.PAGE.read_text()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_summary_follows_from_its_cases(path):
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_scikit_learn_gets_the_ranking_figures_from_the_cases(path):
     result = json.loads(path.read_text())
-    summary = result["summary"]
-    cases = [c for c in result["cases"] if c["label"] in ("healthy", "abnormal")]
-    labels, scores = [c["label"] == "abnormal" for c in cases], [c["score"] for c in cases]
-    if len(set(labels)) == 2:
-        assert summary["scan_auroc"] == pytest.approx(roc_auc_score(labels, scores))
-        assert summary["scan_ap"] == pytest.approx(average_precision_score(labels, scores))
-        every = [(s["score"], c["label"] == "abnormal") for c in cases for s in c["slices"]]
-        assert summary["clinical_slicewise_auroc"] == pytest.approx(roc_auc_score([k for _, k in every], [s for s, _ in every]))
-    else:
-        assert summary["scan_auroc"] is None
-    dice = [c["dice"] for c in cases if c.get("truth_voxels")]
-    assert summary["dice_mean"] == (pytest.approx(np.mean(dice)) if dice else None)
-    healthy = [c["false_positive_ml"] for c in cases if c["label"] == "healthy"]
-    assert summary["healthy_false_positive_ml"] == (pytest.approx(np.mean(healthy)) if healthy else None)
+    for number, run in enumerate(result["runs"]):
+        scans, slices = rows_of(result, number)
+        summary = run["summary"]
+        known = [s for s in scans if s["label"] in ("healthy", "abnormal")]
+        y, score = np.array([s["label"] == "abnormal" for s in known]), np.array([s["score"] for s in known])
+        if len(set(y)) < 2:
+            assert summary["scan_auroc"] is None
+            continue
+        assert summary["scan_auroc"] == pytest.approx(roc_auc_score(y, score))
+        assert summary["scan_ap"] == pytest.approx(average_precision_score(y, score))
+        assert summary["f1"] == pytest.approx(f1_score(y, score > run["point"]["scan"]))
+        if slices and result["protocol"]["slices"]:
+            ill = {s["id"]: s["label"] == "abnormal" for s in known}
+            every = [(ill[r["id"].rpartition("/")[0]], r) for r in slices if r["id"].rpartition("/")[0] in ill]
+            clinical = roc_auc_score([k for k, _ in every], [r["score"] for _, r in every])
+            assert summary["clinical_slicewise_auroc"] == pytest.approx(clinical)
+            own = [(k, r["score"]) for k, r in every if not k or r["label"] == 1]
+            if len({k for k, _ in own}) == 2:
+                assert summary["slicewise_auroc"] == pytest.approx(roc_auc_score(*zip(*own, strict=True)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_numpy_gets_the_overlap_figures_from_the_cases(path):
+    result = json.loads(path.read_text())
+    for number, run in enumerate(result["runs"]):
+        scans, _ = rows_of(result, number)
+        ill = [s for s in scans if s.get("truth_voxels")]
+        summary = run["summary"]
+        assert summary["dice_mean"] == (pytest.approx(np.mean([s["dice"] for s in ill])) if ill else None)
+        if ill:
+            marked = sum(s["mask_voxels"] + s["truth_voxels"] for s in ill)
+            assert summary["dice_pooled"] == pytest.approx(2 * sum(s["overlap_voxels"] for s in ill) / marked)
+            edges, healthy, lesion = np.array(run["voxels"]).T[:, ::-1]  # highest scores first
+            precision = np.cumsum(lesion) / np.cumsum(lesion + healthy)
+            assert summary["voxel_ap"] == pytest.approx(np.sum(precision * lesion) / lesion.sum())
+            assert summary["oracle_dice_pooled"] == pytest.approx(
+                np.max(2 * np.cumsum(lesion) / (np.cumsum(lesion + healthy) + lesion.sum()))
+            )
+            assert (np.diff(edges) < 0).all()
+        well = [s["false_positive_ml"] for s in scans if s["label"] == "healthy"]
+        assert summary["healthy_false_positive_ml"] == (pytest.approx(np.mean(well)) if well else None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_norma_gets_every_figure_from_the_file(path):
+    result = json.loads(path.read_text())
+    for number, run in enumerate(result["runs"]):
+        scans, slices = rows_of(result, number)
+        again = figures({"scans": scans, "slices": slices, "voxels": run["voxels"], "point": run["point"], "protocol": result["protocol"]})
+        for key, value in run["summary"].items():
+            got = again["summary"][key]
+            assert (value is None and np.isnan(got)) or got == pytest.approx(value, rel=1e-6), key
+    for key, figure in result["figures"].items():
+        values = [r["summary"][key] for r in result["runs"] if r["summary"][key] is not None]
+        assert figure["mean"] == (pytest.approx(np.mean(values)) if values else None)
+        if len(values) > 1:
+            assert figure["sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=name)
+def test_every_model_of_a_comparison_has_its_file_and_its_figures(path):
+    comparison = json.loads(path.read_text())
+    for m in comparison["models"]:
+        result = json.loads((path.parent / f"{m['model']}.json").read_text())
+        assert result["figures"] == m["figures"] and result["versions"]["commit"] and len(result["runs"]) == len(m["runs"])
+        assert result["command"] == comparison["command"] and result["config"]["name"] == m["model"]
+        for run in result["runs"]:
+            tested = {s["id"] for s in result["scans"] if s["run"] == result["runs"].index(run)}
+            learned = {*run["training"]["train_scans"], *run["training"]["val_scans"]}
+            assert result["data"] != result["trained_on"] or not tested & learned
