@@ -44,10 +44,10 @@ def threshold_figure(healthy: VoxelHistogram, test: VoxelHistogram, points: Mapp
     """Return what a voxel threshold costs in healthy voxels and, where there are masks, gains in Dice; points as vertical lines."""
     figure, (ax,) = _axes(1, width=6.4)
     above = 1 - np.cumsum(healthy.counts[0]) / max(healthy.counts[0].sum(), 1)
-    shown = (healthy.edges > 0) & (above < 0.9)
+    shown = (healthy.edges > 0) & (above < 0.5)
     ax.plot(healthy.edges[shown], 100 * above[shown], label="healthy validation voxels above, %", **style(0))
     if test.counts[1].any():
-        edges = test.edges[(test.edges > 0) & (test.edges <= max(healthy.edges[-1], test.edges[-1]))]
+        edges = test.edges[test.edges >= min(healthy.edges[shown], default=0.0)]
         dice = [100 * test.dice_at(float(edge)) for edge in edges[:: max(1, len(edges) // 200)]]
         ax.plot(edges[:: max(1, len(edges) // 200)], dice, label="pooled Dice on the test scans, % (needs their labels)", **style(1))
     for number, (name, value) in enumerate((k, v) for k, v in points.items() if np.isfinite(v) and v > 0):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,14 +38,38 @@ class BatchNorm2d(nn.BatchNorm2d):
         return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
-def down(inputs: int, outputs: int) -> nn.Sequential:
-    """Halve height and width: convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), BatchNorm2d(outputs), nn.LeakyReLU(0.1))
+def down(inputs: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """Halve height and width: convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
+    return _block(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), outputs, dropout)
 
 
-def up(inputs: int, outputs: int) -> nn.Sequential:
-    """Double height and width: transposed convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1."""
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), BatchNorm2d(outputs), nn.LeakyReLU(0.1))
+def up(inputs: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """Double height and width: transposed convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
+    return _block(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), outputs, dropout)
+
+
+def _block(convolution: nn.Module, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(convolution, BatchNorm2d(outputs), nn.LeakyReLU(0.1), *([nn.Dropout2d(dropout)] if dropout else []))
+
+
+def encoder(inputs: int, channels: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """One `down` block per entry of `channels`."""
+    return nn.Sequential(*[down(a, b, dropout) for a, b in itertools.pairwise([inputs, *channels])])
+
+
+def decoder(inputs: int, channels: Sequence[int], outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """The mirror of `encoder`: `up` blocks back through `channels`, and a last linear one to `outputs` channels."""
+    blocks = [up(a, b, dropout) for a, b in itertools.pairwise([inputs, *reversed(channels[:-1])])]
+    return nn.Sequential(*blocks, nn.ConvTranspose2d(channels[0], outputs, 4, 2, 1))
+
+
+def coarse_size(image_size: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
+    """Height and width behind an `encoder`; ValueError where its halvings do not come out even."""
+    factor = 2 ** len(channels)
+    if any(side % factor for side in image_size):
+        raise ValueError(f"image_size {tuple(image_size)} must be divisible by {factor}, for {len(channels)} entries of channels")
+    height, width = (side // factor for side in image_size)
+    return height, width
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -86,3 +113,20 @@ def blur_inside(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return x * mask
     return gaussian_blur(x * mask, sigma) / gaussian_blur(mask, sigma).clamp(min=1e-6) * mask
+
+
+def input_gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """d function(x) / dx, of the shape of x; `function` gives a scalar. Works inside `torch.inference_mode` too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        y = x.detach().clone().requires_grad_()
+        return torch.autograd.grad(function(y), y)[0]
+
+
+def mean_inside(batches: Iterable[dict[str, Tensor]], function: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """Mean over all brain pixels of a map (B, 1, H, W) of the slices, a positive scalar."""
+    total, count = 0.0, 0.0
+    for batch in batches:
+        image, mask = batch["image"].to(device), batch["mask"].to(device)
+        total += float((function(image) * mask).sum())
+        count += float(mask.sum())
+    return torch.tensor(max(total / max(count, 1.0), 1e-12), device=device)

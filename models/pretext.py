@@ -30,6 +30,23 @@ def swap_patches(image: Tensor, mask: Tensor, fraction: float = 0.125, seeds: Te
     return out
 
 
+def cover_squares(image: Tensor, count: int = 3, seeds: Tensor | None = None) -> Tensor:
+    """Cover 0 to `count` squares of each image, up to half its width, with random values in [0, 1]: context encoding.
+
+    Zimmerer et al. 2018 (ceVAE). Args: image (B, C, H, W); seeds (B,) or None. Returns (B, C, H, W), a copy.
+    """
+    height, width = image.shape[-2:]
+    out = image.clone()
+    for i in range(len(image)):
+        source = generator(torch.randint(1 << 31, (1,)) if seeds is None else seeds[i], stream=2)
+        for _ in range(int(torch.randint(count + 1, (1,), generator=source))):
+            side = int(torch.randint(1, max(2, min(height, width) // 2 + 1), (1,), generator=source))
+            top, left = (int(torch.randint(n - side + 1, (1,), generator=source)) for n in (height, width))
+            noise = torch.rand(image.shape[1], side, side, generator=source)
+            out[i, :, top : top + side, left : left + side] = noise.to(image)
+    return out
+
+
 def _two_places(brain: Tensor, h: int, w: int, source: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Top-left corners of two disjoint h x w patches centred on brain pixels, or None."""
     pixels = brain.nonzero().cpu()

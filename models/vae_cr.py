@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import down, kl_divergence, randn, squared_error, up
+from models.layers import decoder, encoder, kl_divergence, randn, squared_error
 from models.pretext import swap_patches
 
 
@@ -43,13 +42,8 @@ class VaeCr(AnomalyModel):
         super().__init__()
         if channels[-1] % 2:
             raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
-        latent = channels[-1] // 2
-        widths = [in_channels, *channels]
-        encoder = [down(a, b) for a, b in itertools.pairwise(widths)]
-        self.encoder = nn.Sequential(*encoder, nn.Conv2d(channels[-1], channels[-1], 1))
-        back = [latent, *channels[-2::-1]]
-        decoder = [up(a, b) for a, b in itertools.pairwise(back)]
-        self.decoder = nn.Sequential(*decoder, nn.ConvTranspose2d(channels[0], in_channels, 4, 2, 1))
+        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], channels[-1], 1))
+        self.decoder = decoder(channels[-1] // 2, channels, in_channels)
         self.patch_fraction, self.beta = patch_fraction, beta
 
     def updates(self, stage: str) -> list[Update]:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,7 @@ def _train_epoch(
     )
     for step, batch in enumerate(bar):
         batch = fabric.to_device(batch)
+        torch.manual_seed(zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode()))  # dropout: the same after a resume
         for update, optimizer in zip(updates, steppers, strict=True):
             if step % update.every:
                 continue

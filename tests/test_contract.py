@@ -11,13 +11,14 @@ from pipelines.config import load_run_config
 from pipelines.runs import build_model
 
 SIDE = 32
-SMALL = {"vae_cr": ["model.channels=[8,16,16]"], "pca": ["model.n_components=8"]}  # others are tested as their YAML makes them
+SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model may have, at a size for slices of 32 x 32
 BLIND = {"zero"}  # marks nothing, by definition
 
 
 def make(name):
     torch.manual_seed(0)
-    return build_model(load_run_config(name, SMALL.get(name)))
+    given = load_run_config(name).model
+    return build_model(load_run_config(name, ["image_size=[32,32]", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]))
 
 
 def cohort(n=24):

@@ -1,0 +1,63 @@
+"""Convolutional autoencoder (lung CT poster of Khaznaoui et al.; slides on 2-D head CT, 2.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import coarse_size, decoder, encoder
+
+
+class Cae(AnomalyModel):
+    """Autoencoder of strided convolutions with batch norm, LeakyReLU and dropout; the map is its residual.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image.
+        bottleneck: "spatial" keeps the last feature map as the code, "dense" puts a vector of `latent` numbers there.
+        latent: length of the dense code.
+        dropout: share of channels dropped in training.
+        loss: "mse" or "mae"; the map is the squared or the absolute residual.
+        image_size: height and width of the slices, for the dense code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        bottleneck: Literal["spatial", "dense"] = "dense",
+        latent: int = 128,
+        dropout: float = 0.0,
+        loss: Literal["mse", "mae"] = "mse",
+        image_size: tuple[int, int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder(in_channels, channels, dropout)
+        self.decoder = decoder(channels[-1], channels, in_channels, dropout)
+        self.code: nn.Module = nn.Identity()
+        if bottleneck == "dense":
+            shape = (channels[-1], *coarse_size(image_size, channels))
+            flat = math.prod(shape)
+            self.code = nn.Sequential(nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape))
+        self.loss_kind = loss
+
+    def updates(self, stage: str) -> list[Update]:
+        return [Update("reconstruct", self.loss, list(self.parameters()))]
+
+    def loss(self, batch: Batch) -> Losses:
+        """Mean error of the reconstruction."""
+        return {"loss": self._error(batch["image"]).mean()}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.code(self.encoder(x)))
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return self._error(x).mean(1, keepdim=True) * mask
+
+    def _error(self, x: Tensor) -> Tensor:
+        apart = self.reconstruct(x) - x
+        return apart.abs() if self.loss_kind == "mae" else apart.square()

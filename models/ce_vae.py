@@ -1,0 +1,102 @@
+"""Context-encoding VAE (Zimmerer et al. 2018), the thesis' second baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import coarse_size, decoder, encoder, gaussian_blur, input_gradient, kl_divergence, mean_inside, randn, squared_error
+from models.pretext import cover_squares
+
+
+class CeVae(AnomalyModel):
+    """VAE that also fills covered squares in: loss = (1 - c) (squared error + beta KL) + c * squared error of the filled slice.
+
+    The context-encoding branch decodes the latent's mean, has the clean slice as its target and no KL. Map "combi": the healthy-
+    normalised KL gradient, averaged over `samples` noisy copies (SmoothGrad, Smilkov et al. 2017), times the squared error; "rec": the
+    squared error.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image.
+        latent: number of latent variables.
+        beta: weight of the KL term.
+        context: weight c of the context-encoding branch, 0 to 1.
+        map: "combi" or "rec".
+        smooth: sigma in pixels of the Gaussian over the gradient.
+        samples: noisy copies for the gradient; 1 takes the slice itself.
+        noise: standard deviation of their noise.
+        image_size: height and width of the slices.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 256),
+        latent: int = 512,
+        beta: float = 0.01,
+        context: float = 0.5,
+        map: Literal["combi", "rec"] = "combi",
+        smooth: float = 3.0,
+        samples: int = 4,
+        noise: float = 0.05,
+        image_size: tuple[int, int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        if not 0 <= context <= 1:
+            raise ValueError(f"context: expected a weight from 0 to 1, got {context}")
+        size = coarse_size(image_size, channels)
+        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.beta, self.context, self.map, self.smooth = beta, context, map, smooth
+        self.samples, self.noise = samples, noise
+        self.register_buffer("healthy_gradient", torch.ones(()))
+
+    def updates(self, stage: str) -> list[Update]:
+        return [Update("ce_vae", self.loss, list(self.parameters()))]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(-20, 20)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Both branches, summed per slice, mean over the batch; divided by the number of pixels."""
+        x, seeds = batch["image"], batch.get("seed")
+        pixels = x[0].numel()
+        mean, log_variance = self.encode(x)
+        noise = randn(mean, seeds) if self.training else 0
+        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+        kl = kl_divergence(mean, log_variance).mean() / pixels
+        vae = error + self.beta * kl
+        if self.context == 0:
+            return {"loss": vae, "squared_error": error, "kl": kl}
+        covered = cover_squares(x, seeds=seeds) * batch["mask"]
+        filled = squared_error(self.decoder(self.encode(covered)[0]), x).mean() / pixels
+        return {"loss": (1 - self.context) * vae + self.context * filled, "squared_error": error, "kl": kl, "context": filled}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[0])
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """Mean KL gradient of healthy brain pixels, the unit of "combi"."""
+        self.healthy_gradient = mean_inside(batches, self.kl_gradient, self.get_buffer("healthy_gradient").device)
+
+    def kl_gradient(self, x: Tensor) -> Tensor:
+        """|d KL / dx| over noisy copies with fixed seeds, averaged over copies and channels, smoothed; (B, 1, H, W)."""
+        total = torch.zeros_like(x)
+        for copy in range(self.samples):
+            seeds = torch.full((len(x),), copy, dtype=torch.int64)
+            noise = self.noise * randn(x, seeds) if self.samples > 1 else 0
+            total = total + input_gradient(x + noise, lambda y: kl_divergence(*self.encode(y)).sum()).abs()
+        return gaussian_blur(total.mean(1, keepdim=True) / self.samples, self.smooth)
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        error = (x - self.reconstruct(x)).square().mean(1, keepdim=True)
+        if self.map == "combi":
+            error = error * self.kl_gradient(x) / self.get_buffer("healthy_gradient")
+        return error * mask

@@ -1,0 +1,41 @@
+"""Context restoration alone as a detector (Chen et al. 2019; TUM thesis on self-supervised brain CT, 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import decoder, encoder
+from models.pretext import swap_patches
+
+
+class ContextRestoration(AnomalyModel):
+    """Autoencoder that puts two swapped patches back; the map is the absolute residual of the slice as it is.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image.
+        patch_fraction: side of a swapped patch as a fraction of the image side.
+    """
+
+    def __init__(self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512), patch_fraction: float = 0.125) -> None:
+        super().__init__()
+        self.encoder = encoder(in_channels, channels)
+        self.decoder = decoder(channels[-1], channels, in_channels)
+        self.patch_fraction = patch_fraction
+
+    def updates(self, stage: str) -> list[Update]:
+        return [Update("restore", self.loss, list(self.parameters()))]
+
+    def loss(self, batch: Batch) -> Losses:
+        """Mean squared error between the restored image and the image before the swap."""
+        swapped = swap_patches(batch["image"], batch["mask"], self.patch_fraction, batch.get("seed"))
+        return {"loss": (self.reconstruct(swapped) - batch["image"]).square().mean()}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return (x - self.reconstruct(x)).abs().mean(1, keepdim=True) * mask

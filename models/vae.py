@@ -1,0 +1,63 @@
+"""Fully convolutional VAE with 256 latent variables (Chatterjee et al., abstract on MOOD and BraTS; Kingma & Welling 2014)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import coarse_size, decoder, encoder, kl_divergence, randn, squared_error
+
+
+class Vae(AnomalyModel):
+    """VAE whose last convolution covers what the encoder leaves, so that `latent` numbers describe the slice.
+
+    Loss: squared error + beta * KL, summed per slice, divided by the number of pixels. The latent's mean is used at inference.
+    Map: |x - reconstruction|.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image.
+        latent: number of latent variables.
+        beta: weight of the KL term.
+        image_size: height and width of the slices.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        latent: int = 256,
+        beta: float = 1.0,
+        image_size: tuple[int, int] = (128, 128),
+    ) -> None:
+        super().__init__()
+        size = coarse_size(image_size, channels)
+        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.beta = beta
+
+    def updates(self, stage: str) -> list[Update]:
+        return [Update("elbo", self.loss, list(self.parameters()))]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(-20, 20)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Negative evidence lower bound per pixel, with a Gaussian of unit variance up to constants."""
+        x = batch["image"]
+        mean, log_variance = self.encode(x)
+        noise = randn(mean, batch.get("seed")) if self.training else 0
+        pixels = x[0].numel()
+        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+        kl = kl_divergence(mean, log_variance).mean() / pixels
+        return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[0])
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return (x - self.reconstruct(x)).abs().mean(1, keepdim=True) * mask

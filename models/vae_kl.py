@@ -1,0 +1,98 @@
+"""VAE scored by the gradient of its KL term (Zimmerer et al. 2019), the thesis' first baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import coarse_size, decoder, encoder, gaussian_blur, input_gradient, kl_divergence, mean_inside, randn, squared_error
+
+
+class VaeKl(AnomalyModel):
+    """VAE with a dense latent; four anomaly maps, chosen by `map`.
+
+    "rec": squared error of the reconstruction. "kl": |d KL / dx|, how an input pixel pulls the latent away from the prior. "elbo":
+    |d (squared error / 2 + beta KL) / dx|. "combi": smoothed "kl", divided by its healthy mean, times "rec". Gradients are
+    smoothed by a Gaussian of `smooth` pixels.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image.
+        latent: number of latent variables.
+        beta: weight of the KL term.
+        map: "rec", "kl", "elbo" or "combi".
+        smooth: sigma in pixels of the Gaussian over gradients.
+        image_size: height and width of the slices.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 256),
+        latent: int = 256,
+        beta: float = 1.0,
+        map: Literal["rec", "kl", "elbo", "combi"] = "combi",
+        smooth: float = 3.0,
+        image_size: tuple[int, int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        size = coarse_size(image_size, channels)
+        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.beta, self.map, self.smooth = beta, map, smooth
+        self.register_buffer("healthy_gradient", torch.ones(()))
+
+    def updates(self, stage: str) -> list[Update]:
+        return [Update("elbo", self.loss, list(self.parameters()))]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(-20, 20)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
+        x = batch["image"]
+        mean, log_variance = self.encode(x)
+        noise = randn(mean, batch.get("seed")) if self.training else 0
+        pixels = x[0].numel()
+        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+        kl = kl_divergence(mean, log_variance).mean() / pixels
+        return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[0])
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """Mean smoothed KL gradient of healthy brain pixels, the unit of "combi"."""
+        self.healthy_gradient = mean_inside(batches, self.kl_gradient, self.get_buffer("healthy_gradient").device)
+
+    def kl_gradient(self, x: Tensor) -> Tensor:
+        """|d KL / dx| averaged over channels and smoothed, (B, 1, H, W)."""
+        return self._smoothed(input_gradient(x, lambda y: kl_divergence(*self.encode(y)).sum()))
+
+    def elbo_gradient(self, x: Tensor) -> Tensor:
+        """|d (squared error / 2 + beta KL) / dx| averaged over channels and smoothed, (B, 1, H, W); the mean is decoded."""
+
+        def elbo(y: Tensor) -> Tensor:
+            mean, log_variance = self.encode(y)
+            return (0.5 * squared_error(self.decoder(mean), y) + self.beta * kl_divergence(mean, log_variance)).sum()
+
+        return self._smoothed(input_gradient(x, elbo))
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        if self.map == "kl":
+            return self.kl_gradient(x) * mask
+        if self.map == "elbo":
+            return self.elbo_gradient(x) * mask
+        error = (x - self.reconstruct(x)).square().mean(1, keepdim=True)
+        if self.map == "combi":
+            error = error * self.kl_gradient(x) / self.get_buffer("healthy_gradient")
+        return error * mask
+
+    def _smoothed(self, gradient: Tensor) -> Tensor:
+        return gaussian_blur(gradient.abs().mean(1, keepdim=True), self.smooth)
