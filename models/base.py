@@ -58,6 +58,10 @@ class AnomalyModel(nn.Module, ABC):
         """Pseudo-healthy image of the shape of x; only where the model has one."""
         raise NotImplementedError(f"{type(self).__name__} reconstructs nothing")
 
+    def draw(self, count: int) -> Tensor | None:
+        """Images (count, C, H, W) that a generative model draws, the same at every call, for the logs; None for other models."""
+        return None
+
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         """Closed-form part fitted after the last stage on all training slices; kept in buffers. Most models have none."""
 

@@ -65,11 +65,18 @@ class Augmentation(Closed):
 
 
 class Stage(Closed):
-    """One training stage: Adam, learning rate reduced on a plateau of the validation loss, early stop."""
+    """One training stage: learning rate reduced on a plateau of the validation loss, early stop.
+
+    `keep` says which weights stay: those of the epoch with the "best" validation loss, or for a GAN, whose loss does not say
+    how good it is, the "last".
+    """
 
     max_epochs: int = Field(ge=0)
     lr: float = Field(gt=0)
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
+    keep: Literal["best", "last"] = "best"
     patience: int = Field(10, ge=1)
     lr_patience: int = Field(4, ge=1)
     lr_factor: float = Field(0.5, gt=0, lt=1)
@@ -100,7 +107,8 @@ class Postprocess(Closed):
 class Calibration(Closed):
     """Operating points and scan score; see pipelines/points.py.
 
-    The scan score is the mean of the highest `score_fraction` of the brain's map voxels. `point` is the operating point
+    The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
+    a volume that holds the model's own score of each slice. `point` is the operating point
     that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
     healthy data under the threshold.
     """
@@ -109,6 +117,7 @@ class Calibration(Closed):
     quantile: float = Field(0.99, gt=0, lt=1)
     false_alarm: float = Field(0.1, gt=0, lt=1)
     share: float = Field(0.92, gt=0, lt=1)
+    score: Literal["map", "model"] = "map"
     score_fraction: float = Field(0.01, gt=0, le=1)
 
 

@@ -27,15 +27,14 @@ COLUMNS = ("id", "image", "status", "score", "percentile", "anomalous_ml", "comp
 def infer_scan(run: Run, scan: Scan, threshold: float) -> tuple[nib.Nifti1Image, nib.Nifti1Image, dict[str, Any]]:
     """Mask (uint8) and map (float32) on the grid of a raw scan, and its report; raises ScanError for a scan that cannot be trusted."""
     from pipelines.preprocess import prepare
-    from pipelines.scoring import atlas_map, cut, to_native
+    from pipelines.scoring import cut, native_map
 
-    prepared = prepare(scan, run.recipe)
-    values = atlas_map(run.model, run.config, prepared.image, prepared.mask, run.device)
-    native = to_native(values, prepared.mask, prepared.affine, prepared.world, prepared.native.shape, prepared.native.affine)
+    p = prepare(scan, run.recipe)
+    native = native_map(run.model, run.config, p.image, p.mask, p.affine, p.world, p.native.shape, p.native.affine, run.device)
     mask = cut(native, threshold, run.config.postprocess)
-    report = _report(run, scan, threshold, native, mask, prepared.world)
-    report |= {"brain_mask": prepared.brain_method, "flags": prepared.flags, "checks": [c.row() for c in prepared.checks]}
-    return _like(prepared.native, mask.astype(np.uint8)), _like(prepared.native, native.map), report
+    report = _report(run, scan, threshold, native, mask, p.world)
+    report |= {"brain_mask": p.brain_method, "flags": p.flags, "checks": [c.row() for c in p.checks]}
+    return _like(p.native, mask.astype(np.uint8)), _like(p.native, native.map), report
 
 
 def _like(native: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:

@@ -118,7 +118,7 @@ def _stage(
         )
         if writer is not None:
             _report(writer, run, name, epoch, logged, state["history"], model, val, fabric)
-    if best_path.is_file():
+    if best_path.is_file() and settings.keep == "best":
         model.load_state_dict(torch.load(best_path, map_location=fabric.device, weights_only=True)["model"])
 
 
@@ -186,7 +186,14 @@ def _means(sums: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
 
 
 def _optimizer(update: Update, settings: Stage) -> torch.optim.Optimizer:
-    return torch.optim.Adam(list(update.parameters), lr=settings.lr, weight_decay=settings.weight_decay)
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(list(update.parameters), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.Adam(list(update.parameters), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def _tiles(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Slices (B, 1, H, W) side by side, one row per tensor, front upwards; (rows * W, B * H) in [0, 1]."""
+    return torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
 
 
 def _freeze_others(module: Any, update: Update) -> None:
@@ -248,8 +255,10 @@ def _report(
         with suppress(NotImplementedError):  # a model without reconstruction shows its map alone
             rows.append(model.reconstruct(image)[:, :1] * mask)
         rows.append(model.anomaly_map(image, mask, z))
-    picture = torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
-    writer.add_image(f"{stage}/input, reconstruction, map", picture, epoch, dataformats="HW")
+        made = model.draw(len(image))
+    writer.add_image(f"{stage}/input, reconstruction, map", _tiles(rows), epoch, dataformats="HW")
+    if made is not None:
+        writer.add_image(f"{stage}/samples", _tiles([made[:, :1]]), epoch, dataformats="HW")
     log.info(
         "%s epoch %d: train %.5g, validation %.5g, %.0f s",
         stage,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,25 @@ if TYPE_CHECKING:
     from pipelines.config import Postprocess, RunConfig
 
 SLICES_AT_ONCE = 16
+WHAT = {"map": "map", "model": "model's slice scores"}
 
 
 @dataclass(frozen=True)
 class NativeMap:
-    """A map on the scan's own grid (X, Y, Z): float32 >= 0, zero outside `brain` (bool) and in its rim."""
+    """A map on the scan's own grid (X, Y, Z): float32 >= 0, zero outside `brain` (bool) and in its rim.
+
+    `slice_score` (X, Y, Z) holds the model's own score of each slice, where the config scores scans by it.
+    """
 
     map: np.ndarray
     brain: np.ndarray
     affine: np.ndarray
+    slice_score: np.ndarray | None = None
+
+    @property
+    def scored(self) -> np.ndarray:
+        """What the scan and slice scores are taken from."""
+        return self.map if self.slice_score is None else self.slice_score
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -52,6 +62,14 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
         return None
 
 
+def slice_volume(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
+    """The model's own score of each slice, at every voxel of its brain (X, Y, Z); 0 elsewhere."""
+    result = np.zeros(image.shape, np.float32)
+    for rows, x, mask, z in _batches(config, image, brain, device):
+        result[:, :, rows] = model.score(x, mask, z).float().cpu().numpy()
+    return result * brain
+
+
 def _slicewise(
     network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     config: RunConfig,
@@ -60,22 +78,29 @@ def _slicewise(
     device: torch.device,
 ) -> np.ndarray:
     """Apply a network to every slice with brain at the network's resolution, and come back to the volume's (X, Y, Z)."""
-    import torch
     from torch.nn import functional as F
+
+    result = np.zeros(image.shape, np.float32)
+    for rows, x, mask, z in _batches(config, image, brain, device):
+        full = F.interpolate(network(x, mask, z).float(), image.shape[:2], mode="bilinear", align_corners=False)[:, 0]
+        result[:, :, rows] = full.permute(1, 2, 0).cpu().numpy()
+    return result
+
+
+def _batches(
+    config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Slices with brain as network input, without gradients: their indices, images, masks and places."""
+    import torch
 
     from pipelines.data import resize_volume
 
     rows = np.flatnonzero(brain.any((0, 1)))
     small, mask = resize_volume(image[:, :, rows], brain[:, :, rows], config.image_size)
-    result = np.zeros(image.shape, np.float32)
     with torch.inference_mode():
         for i in range(0, len(rows), SLICES_AT_ONCE):
             part = slice(i, i + SLICES_AT_ONCE)
-            z = torch.as_tensor(rows[part], device=device)
-            raw = network(small[part].to(device), mask[part].to(device), z).float()
-            full = F.interpolate(raw, image.shape[:2], mode="bilinear", align_corners=False)[:, 0]
-            result[:, :, rows[part]] = full.permute(1, 2, 0).cpu().numpy()
-    return result
+            yield rows[part], small[part].to(device), mask[part].to(device), torch.as_tensor(rows[part], device=device)
 
 
 def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.ndarray:
@@ -98,15 +123,34 @@ def to_native(
     return NativeMap(np.where(native_brain, np.maximum(native, 0), 0).astype(np.float32), native_brain, affine)
 
 
+def native_map(
+    model: AnomalyModel,
+    config: RunConfig,
+    image: np.ndarray,
+    brain: np.ndarray,
+    space: np.ndarray,
+    world: np.ndarray,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    device: torch.device,
+) -> NativeMap:
+    """A prepared scan (image and brain on the grid of `space`) to its map on its own grid of `shape` and `affine`."""
+    native = to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine)
+    if config.calibration.score == "map":
+        return native
+    volume = slice_volume(model, config, image, brain, device)
+    return replace(native, slice_score=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0))
+
+
 def scan_score(native: NativeMap, fraction: float) -> float:
-    """Mean of the highest `fraction` of the map's values inside the brain; 0 where there is no brain."""
-    return top_mean(native.map[native.brain], fraction)
+    """Mean of the highest `fraction` of the scored values inside the brain; 0 where there is no brain."""
+    return top_mean(native.scored[native.brain], fraction)
 
 
 def slice_scores(native: NativeMap, fraction: float) -> dict[int, float]:
     """The scan score's rule for each axial slice of the scan's own grid that shows brain, by slice index."""
     axis = axial_axis(native.affine)
-    maps, brains = (np.moveaxis(v, axis, 0) for v in (native.map, native.brain))
+    maps, brains = (np.moveaxis(v, axis, 0) for v in (native.scored, native.brain))
     return {i: top_mean(m[b], fraction) for i, (m, b) in enumerate(zip(maps, brains, strict=True)) if b.any()}
 
 
@@ -154,27 +198,33 @@ def cohort_maps(
     import nibabel as nib
 
     from pipelines.runs import read_json
-    from preprocessing.scans import save_nifti
+    from preprocessing.scans import atomic, save_nifti
 
     side = read_json(data / row["sidecar"])
     brain_file = nib.Nifti1Image.from_filename(data / row["brain"])
     brain, space = np.asarray(brain_file.dataobj) > 0, brain_file.affine
     shape, affine, world = tuple(side["native_shape"]), np.array(side["native_affine"]), np.array(side["world"])
     stored = cache / f"{row['id']}_map.nii.gz" if cache else None
+    of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
+    shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()
     if stored and stored.is_file():
         kept = nib.Nifti1Image.from_filename(stored)
         if kept.header["descrip"].item().decode() == key:
             inside = register.carry_mask(brain, space, shape, affine, np.linalg.inv(world))
-            return NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine)
-    values = atlas_map(model, config, load_array(data / row["preproc"]).astype(np.float32), brain, device)
-    native = to_native(values, brain, space, world, shape, affine)
+            own = np.load(of_slices) if config.calibration.score == "model" else None
+            return NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own)
+    image = load_array(data / row["preproc"]).astype(np.float32)
+    native = native_map(model, config, image, brain, space, world, shape, affine, device)
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        image = nib.Nifti1Image(native.map, affine)
-        image.header["descrip"] = key
-        save_nifti(image, stored)
+        if native.slice_score is not None:
+            with atomic(of_slices) as temporary, open(temporary, "wb") as handle:
+                np.save(handle, native.slice_score)
+        file = nib.Nifti1Image(native.map, affine)
+        file.header["descrip"] = key
+        save_nifti(file, stored)
     return native
 
 
@@ -208,13 +258,13 @@ def calibrate(
             tuned.append(case | {"label": row["label"]})
             truth = read_truth(row, native)
             if truth is not None and row["mask"]:
-                labelled.update(values, truth[native.brain])
+                labelled.update(values, truth[native.brain] > 0)
                 marked = True
     points = operating_points(healthy, scans, tuned, labelled if marked else None, settings)
     threshold = {"value": points[settings.point]["voxel"], **points[settings.point], "n_scans": len(scans), "points": points}
     quantiles = {str(q): float(healthy.quantile(q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
     reference = {
-        "score": f"mean of the highest {settings.score_fraction:.1%} of the map inside the brain",
+        "score": f"mean of the highest {settings.score_fraction:.1%} of the {WHAT[settings.score]} inside the brain",
         "scans": sorted(scans, key=lambda s: s["score"]),
         "voxel_quantiles": quantiles,
     }

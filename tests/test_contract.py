@@ -37,7 +37,7 @@ def blind(model):
     return type(model).__module__.rpartition(".")[2] in BLIND
 
 
-def train(model, steps=60):
+def train(model, steps=150):
     batch, first, last = cohort(), {}, {}
     for stage in model.stages:
         updates = model.updates(stage)

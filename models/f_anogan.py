@@ -1,0 +1,139 @@
+"""f-AnoGAN: a Wasserstein GAN of healthy slices, then an encoder into its latent space (Schlegl et al. 2019; slides, 2.3)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import coarse_size, decoder, encoder, generator, randn
+
+
+class FAnogan(AnomalyModel):
+    """WGAN with gradient penalty (Gulrajani et al. 2017), then an encoder with generator and critic frozen.
+
+    stage `gan`: the critic is stepped on every batch, the generator on every `n_critic`-th. Logged: `diversity`, the mean distance of
+    generated slices from each other over that of real ones; near 0 the generator has collapsed to one slice.
+    stage `encoder`: "izi" is the mean squared error of G(E(x)) to x; "izif" adds `kappa` times the mean squared error of the
+    critic's features; "ziz" is the mean squared error of E(G(z)) to z.
+    Score of a slice: the izif error inside the mask, whatever the encoder was trained with. Map: (x - G(E(x)))^2.
+
+    Args:
+        in_channels: image channels.
+        channels: channels from the finest to the coarsest scale; each halves the image.
+        latent: length of z.
+        n_critic: critic steps per generator step.
+        penalty: weight of the gradient penalty.
+        kappa: weight of the feature error.
+        encode: "izif", "izi" or "ziz".
+        image_size: height and width of the slices.
+    """
+
+    stages = ("gan", "encoder")
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        latent: int = 128,
+        n_critic: int = 5,
+        penalty: float = 10.0,
+        kappa: float = 1.0,
+        encode: Literal["izif", "izi", "ziz"] = "izif",
+        image_size: tuple[int, int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        size = coarse_size(image_size, channels)
+        self.generator = nn.Sequential(
+            nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels), nn.Sigmoid()
+        )
+        blocks = [(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)) for a, b in itertools.pairwise([in_channels, *channels])]
+        self.features = nn.Sequential(*itertools.chain(*blocks))  # no batch norm: the penalty is per slice
+        self.critic = nn.Conv2d(channels[-1], 1, size, bias=False)  # a constant would cancel in the loss
+        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], latent, size))
+        self.latent, self.n_critic, self.penalty, self.kappa, self.encode = latent, n_critic, penalty, kappa, encode
+
+    def updates(self, stage: str) -> list[Update]:
+        if stage == "encoder":
+            return [Update("encoder", self.encoder_loss, list(self.encoder.parameters()))]
+        judge = [*self.features.parameters(), *self.critic.parameters()]
+        return [
+            Update("critic", self.critic_loss, judge),
+            Update("generator", self.generator_loss, list(self.generator.parameters()), every=self.n_critic),
+        ]
+
+    def judge(self, x: Tensor) -> Tensor:
+        """Critic's value of each image, (B,); larger is more real."""
+        return self.critic(self.features(x)).flatten()
+
+    def noise(self, batch: Batch, stream: int = 3) -> Tensor:
+        """Latent vectors (B, latent, 1, 1), each from its slice's own seed."""
+        return randn(batch["image"].new_zeros(len(batch["image"]), self.latent, 1, 1), batch.get("seed"), stream)
+
+    def critic_loss(self, batch: Batch) -> Losses:
+        """D(fake) - D(real) + penalty * (|grad D| - 1)^2 between the two; the penalty only where gradients flow."""
+        real = batch["image"]
+        with torch.no_grad():
+            fake = self.generator(self.noise(batch))
+        distance = self.judge(real).mean() - self.judge(fake).mean()
+        if not torch.is_grad_enabled():
+            return {"loss": -distance, "distance": distance}
+        penalty = self.gradient_penalty(real, fake, batch.get("seed"))
+        return {"loss": -distance + self.penalty * penalty, "distance": distance, "penalty": penalty}
+
+    def gradient_penalty(self, real: Tensor, fake: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Mean of (|d D / dx| - 1)^2 at one random point between each real and fake image."""
+        if seeds is None:
+            share = torch.rand(len(real), 1, 1, 1).to(real)
+        else:
+            share = torch.stack([torch.rand(1, 1, 1, generator=generator(s, 4)) for s in seeds.tolist()]).to(real)
+        between = (share * real + (1 - share) * fake).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def generator_loss(self, batch: Batch) -> Losses:
+        """-D(fake); logs how much generated slices differ from each other, relative to real ones."""
+        fake = self.generator(self.noise(batch, stream=5))
+        with torch.no_grad():
+            diversity = _spread(fake) / _spread(batch["image"]).clamp(min=1e-12)
+        return {"loss": -self.judge(fake).mean(), "diversity": diversity}
+
+    def encoder_loss(self, batch: Batch) -> Losses:
+        """izi, izif or ziz; generator and critic stay as the first stage left them, their batch statistics too."""
+        self.generator.eval()
+        if self.encode == "ziz":
+            z = self.noise(batch)
+            return {"loss": (self.encoder(self.generator(z)) - z).square().mean()}
+        x = batch["image"]
+        rebuilt = self.reconstruct(x)
+        image = (rebuilt - x).square().mean()
+        if self.encode == "izi":
+            return {"loss": image, "image": image}
+        feature = (self.features(rebuilt) - self.features(x)).square().mean()
+        return {"loss": image + self.kappa * feature, "image": image, "feature": feature}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.generator(self.encoder(x))
+
+    def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        rebuilt = self.reconstruct(x) * mask
+        image = (rebuilt - x * mask).square().flatten(1).mean(1)
+        feature = (self.features(rebuilt) - self.features(x * mask)).square().flatten(1).mean(1)
+        return image + self.kappa * feature
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return (self.reconstruct(x) - x).square().mean(1, keepdim=True) * mask
+
+    def draw(self, count: int) -> Tensor:
+        device = next(self.parameters()).device
+        seeds = torch.arange(count)
+        return self.generator(randn(torch.zeros(count, self.latent, 1, 1, device=device), seeds, stream=6))
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Mean squared distance of a batch's images from their mean."""
+    return (x - x.mean(0, keepdim=True)).square().flatten(1).sum(1).mean()
