@@ -47,6 +47,24 @@ def cover_squares(image: Tensor, count: int = 3, seeds: Tensor | None = None) ->
     return out
 
 
+def turn_and_shift(image: Tensor, turns: Tensor, across: Tensor, along: Tensor, fraction: float = 0.125) -> Tensor:
+    """Rotate each image by quarter turns, then move it by -1, 0 or 1 times a fraction of its side along both axes.
+
+    Gidaris et al. 2018, Hendrycks et al. 2019. Args: image (B, C, N, N); turns (B,) in 0..3; across and along (B,) in -1..1, for
+    the last two axes. What moves in is 0. Returns (B, C, N, N); ValueError unless the image is square.
+    """
+    side = image.shape[-1]
+    if image.shape[-2] != side:
+        raise ValueError(f"quarter turns need square images, got {tuple(image.shape[-2:])}")
+    step = max(1, round(side * fraction))
+    out = torch.zeros_like(image)
+    for i, (k, a, b) in enumerate(zip(turns.tolist(), across.tolist(), along.tolist(), strict=True)):
+        rows, columns = (slice(max(0, step * m), side + min(0, step * m)) for m in (a, b))
+        there, from_columns = (slice(max(0, -step * m), side + min(0, -step * m)) for m in (a, b))
+        out[i, :, rows, columns] = torch.rot90(image[i], k, (1, 2))[:, there, from_columns]
+    return out
+
+
 def _two_places(brain: Tensor, h: int, w: int, source: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Top-left corners of two disjoint h x w patches centred on brain pixels, or None."""
     pixels = brain.nonzero().cpu()

@@ -1,0 +1,136 @@
+"""Reconstruction and self-supervised classification in one network (TUM thesis on self-supervised brain CT, 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.base import AnomalyModel, Batch, Losses, Update
+from models.layers import decoder, encoder, generator, kl_divergence, randn, squared_error
+from models.pretext import swap_patches, turn_and_shift
+
+TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
+
+
+class Multitask(AnomalyModel):
+    """The network of `vae_cr` with heads on its encoder that tell how a slice was turned and shifted.
+
+    stage `pretrain`: context restoration, as in `vae_cr`.
+    stage `finetune`: cross-entropy over 4 quarter turns and over 3 shifts (-1, 0, 1 times 1/8 of the side) along each axis, of the
+    encoder's features before reparametrisation, + epsilon * (squared error + beta * KL) per pixel of the turned slice. The losses are
+    logged apart, and the scaled one too, so that the choice of epsilon can be studied (appendix A.1).
+    map: |x - reconstruction| of the slice as it is.
+    score of a slice: (1 - lam) * s_c + lam * s_r. s_c is 1 - p(true transformation), mean over heads and over the eight single
+    transformations; s_r is the mean residual inside the mask over its 99th percentile on training slices. The thesis writes p where
+    1 - p is meant: a slice whose pose the network recognises is normal.
+
+    Args:
+        in_channels: image channels.
+        channels: output channels of the encoder blocks; each halves the image, which must be square.
+        patch_fraction: side of a swapped patch as a fraction of the image side.
+        beta: weight of the KL term.
+        epsilon: weight of reconstruction against classification.
+        lam: share of reconstruction in the score, 0 to 1.
+    """
+
+    stages = ("pretrain", "finetune")
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
+        patch_fraction: float = 0.125,
+        beta: float = 0.001,
+        epsilon: float = 100.0,
+        lam: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if channels[-1] % 2:
+            raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
+        if not 0 <= lam <= 1:
+            raise ValueError(f"lam: expected a share from 0 to 1, got {lam}")
+        self.encoder = encoder(in_channels, channels)
+        self.latent = nn.Conv2d(channels[-1], channels[-1], 1)
+        self.decoder = decoder(channels[-1] // 2, channels, in_channels)
+        self.heads = nn.Linear(channels[-1], 4 + 3 + 3)
+        self.patch_fraction, self.beta, self.epsilon, self.lam = patch_fraction, beta, epsilon, lam
+        self.register_buffer("healthy_residual", torch.ones(()))
+
+    def updates(self, stage: str) -> list[Update]:
+        if stage == "pretrain":
+            parts = (self.encoder, self.latent, self.decoder)
+            return [Update(stage, self.restoration_loss, [p for part in parts for p in part.parameters()])]
+        return [Update(stage, self.multitask_loss, list(self.parameters()))]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, C, h, w) before reparametrisation, mean and log-variance of the latent, each (B, C / 2, h, w)."""
+        features = self.encoder(x)
+        mean, log_variance = self.latent(features).chunk(2, dim=1)
+        return features, mean, log_variance.clamp(-20, 20)
+
+    def logits(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the turn (B, 4) and of the shifts across and along (B, 3)."""
+        turn, across, along = self.heads(features.mean((2, 3))).split((4, 3, 3), dim=1)
+        return turn, across, along
+
+    def restoration_loss(self, batch: Batch) -> Losses:
+        """Mean squared error between the restored image and the image before the swap."""
+        swapped = swap_patches(batch["image"], batch["mask"], self.patch_fraction, batch.get("seed"))
+        return {"loss": (self.reconstruct(swapped) - batch["image"]).square().mean()}
+
+    def multitask_loss(self, batch: Batch) -> Losses:
+        """Classification + epsilon * reconstruction of randomly turned and shifted slices."""
+        labels = _draw(batch)
+        x = turn_and_shift(batch["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
+        features, mean, log_variance = self.encode(x)
+        noise = randn(mean, batch.get("seed")) if self.training else 0
+        pixels = x[0].numel()
+        rebuilt = self.decoder(mean + noise * (0.5 * log_variance).exp())
+        reconstruction = squared_error(rebuilt, x).mean() / pixels + self.beta * kl_divergence(mean, log_variance).mean() / pixels
+        classification = torch.stack([F.cross_entropy(a, labels[:, i]) for i, a in enumerate(self.logits(features))]).sum()
+        scaled = self.epsilon * reconstruction
+        return {"loss": classification + scaled, "classification": classification, "reconstruction": reconstruction, "scaled": scaled}
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[1])
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return (x - self.reconstruct(x)).abs().mean(1, keepdim=True) * mask
+
+    def classification_score(self, x: Tensor) -> Tensor:
+        """s_c (B,): 1 - p(true), mean over the three heads and the eight `TRIALS`."""
+        total = x.new_zeros(len(x))
+        for trial in TRIALS:
+            turns, across, along = (torch.full((len(x),), v, device=x.device) for v in trial)
+            found = self.logits(self.encoder(turn_and_shift(x, turns, across, along)))
+            for logits, true in zip(found, (trial[0], trial[1] + 1, trial[2] + 1), strict=True):
+                total = total + 1 - logits.softmax(1)[:, true]
+        return total / (3 * len(TRIALS))
+
+    def residual_score(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Mean of the map inside the mask, (B,)."""
+        return self.anomaly_map(x, mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+
+    def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        residual = self.residual_score(x, mask) / self.get_buffer("healthy_residual")
+        return (1 - self.lam) * self.classification_score(x) + self.lam * residual
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """The scale of s_r: the 99th percentile of the residual score of training slices."""
+        device = self.get_buffer("healthy_residual").device
+        with torch.no_grad():
+            scores = torch.cat([self.residual_score(b["image"].to(device), b["mask"].to(device)) for b in batches])
+        self.healthy_residual = scores.quantile(0.99).clamp(min=1e-12)
+
+
+def _draw(batch: Batch) -> Tensor:
+    """Labels (B, 3): quarter turns 0..3, shifts across and along 0..2, each slice's from its own seed."""
+    seeds = batch["seed"].tolist() if "seed" in batch else torch.randint(1 << 31, (len(batch["image"]),)).tolist()
+    rows = []
+    for seed in seeds:
+        source = generator(seed, stream=7)
+        rows.append([int(torch.randint(n, (1,), generator=source)) for n in (4, 3, 3)])
+    return torch.tensor(rows, device=batch["image"].device)
