@@ -7,7 +7,7 @@ takes such rows as they stand in a results file, so anyone can compute the figur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,14 @@ LABELS = {
     "specificity": "specificity per scan at the operating point",
     "precision": "precision per scan at the operating point",
     "f1": "F1 per scan at the operating point",
+    "accuracy_share": "accuracy per scan at the share point",
+    "recall_share": "recall per scan at the share point",
+    "precision_share": "precision per scan at the share point",
+    "f1_share": "F1 per scan at the share point (a share of healthy scores under the threshold)",
+    "accuracy_few_label": "accuracy per scan at the few-label point",
+    "recall_few_label": "recall per scan at the few-label point",
+    "precision_few_label": "precision per scan at the few-label point",
+    "f1_few_label": "F1 per scan at the few-label point (best F1 on a labelled validation set: has seen labels)",
     "oracle_f1": "oracle F1 per scan (best threshold, chosen with the test labels: not achievable)",
     "dice_mean": "Dice, mean per scan, at the operating point",
     "dice_pooled": "Dice, voxels of all scans pooled, at the operating point",
@@ -71,10 +79,13 @@ def columns(rows: Sequence[tuple[Row, int, float]]) -> tuple[np.ndarray, np.ndar
     return np.array([r[2] for r in rows], float), np.array([r[1] for r in rows], int)
 
 
-def summarise(scans: Sequence[Row], slices: Sequence[Row], voxels: VoxelHistogram, scan_threshold: float) -> dict[str, float]:
+def summarise(
+    scans: Sequence[Row], slices: Sequence[Row], voxels: VoxelHistogram, scan_threshold: float, points: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Every figure of `LABELS` and the counts behind them; NaN where the labels do not define one.
 
-    `voxels` are those of the scans with a lesion mask. A scan without lesion has no Dice: it is judged by what is marked.
+    `voxels` are those of the scans with a lesion mask; `points` are the scan thresholds of other operating points ("share",
+    "few-label") at which scans are classified too. A scan without lesion has no Dice: it is judged by what is marked.
     """
     healthy, abnormal = ([s for s in scans if s["label"] == k] for k in ("healthy", "abnormal"))
     with_lesion = [s for s in scans if s.get("truth_voxels")]
@@ -89,8 +100,10 @@ def summarise(scans: Sequence[Row], slices: Sequence[Row], voxels: VoxelHistogra
         result |= {f"{reading}_auroc": auroc(scores, labels), f"{reading}_ap": average_precision(scores, labels)}
     scores, labels = columns(pairs(scans, slices, "scan"))
     both = 0 < labels.sum() < labels.size
-    at_point = classification(scores, labels, scan_threshold)
-    result |= at_point if both and np.isfinite(scan_threshold) else dict.fromkeys(at_point, float("nan"))
+    result |= _classified(scores, labels, scan_threshold)
+    for name in ("share", "few-label"):
+        found = _classified(scores, labels, (points or {}).get(name, float("nan")))
+        result |= {f"{k}_{name.replace('-', '_')}": found[k] for k in ("accuracy", "recall", "precision", "f1")}
     result["oracle_f1"] = best_f1(scores, labels)[1] if both else float("nan")
     counts = [(s["overlap_voxels"], s["mask_voxels"] + s["truth_voxels"]) for s in with_lesion]
     of_lesions = [found for s in with_lesion for found in s["lesions"]]
@@ -113,6 +126,12 @@ def summarise(scans: Sequence[Row], slices: Sequence[Row], voxels: VoxelHistogra
         "healthy_false_positive_ml": _mean([s["false_positive_ml"] for s in healthy]),
         "healthy_voxel_fpr": _ratio(sum(s["above_voxels"] for s in healthy), sum(s["brain_voxels"] for s in healthy)),
     }
+
+
+def _classified(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """`classification`, or NaN throughout without a threshold or one of the classes."""
+    found = classification(scores, labels, threshold if np.isfinite(threshold) else 0.0)
+    return found if np.isfinite(threshold) and 0 < labels.sum() < labels.size else dict.fromkeys(found, float("nan"))
 
 
 def classes(scans: Sequence[Row], slices: Sequence[Row], column: str) -> list[Row]:

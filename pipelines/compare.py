@@ -228,6 +228,7 @@ def results_file(
                     "repeat",
                     "fold",
                     "point",
+                    "points",
                     "summary",
                     "classes",
                     "lesions_by_size",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.scoring import NativeMap
 
 log = logging.getLogger("norma")
-EVALUATION_VERSION = 2  # raise when the figures change, so that no old evaluation is taken for done
+EVALUATION_VERSION = 3  # raise when the figures change, so that no old evaluation is taken for done
 SHAPING = ("modality", "intensity", "spacing", "n4", "template", "grid")  # recipe settings that a run and its data must share
 COLUMNS = (
     "id",
@@ -181,6 +181,7 @@ def evaluate(run: Run, data: Path, out: Path, protocol: Protocol, point: str | N
         "data": data.name,
         "protocol": protocol.model_dump(),
         "point": at,
+        "points": {name: p["scan"] for name, p in run.points.items() if p.get("scan") is not None},
         "command": "python -m pipelines.evaluate " + " ".join(sys.argv[1:]),
         "versions": versions(),
         "seconds_per_scan": round(seconds / len(cases), 2),
@@ -249,7 +250,7 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     found, marked = ([f for s in ill for f in s[kind]] for kind in ("lesions", "candidates"))
     threshold = float("nan") if scan_threshold is None else scan_threshold
     return {
-        "summary": protocol.summarise(scans, slices, VoxelHistogram.from_rows(result["voxels"]), threshold),
+        "summary": protocol.summarise(scans, slices, VoxelHistogram.from_rows(result["voxels"]), threshold, result["points"]),
         "classes": {column: protocol.classes(scans, slices, column) for column in result["protocol"]["by"]},
         "lesions_by_size": lesions.by_size(found) if ill else [],
         "precision_by_size": lesions.precision_by_size(marked) if ill else [],

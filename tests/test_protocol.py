@@ -63,6 +63,10 @@ def test_the_operating_point_classifies_and_the_oracle_is_at_least_as_good():
     assert figures["accuracy"] == pytest.approx(3 / 5) and figures["recall"] == 0.5 and figures["precision"] == 0.5
     assert figures["specificity"] == pytest.approx(2 / 3) and figures["f1"] == 0.5
     assert figures["oracle_f1"] == pytest.approx(0.8)  # above 0.25: two hits, one alarm
+    assert np.isnan(figures["f1_share"]) and np.isnan(figures["f1_few_label"])
+    other = protocol.summarise(scans, [], VoxelHistogram(), 0.5, {"share": 0.25, "few-label": 0.7, "conformal": 9.0})
+    assert other["f1_share"] == pytest.approx(0.8) and other["precision_few_label"] == 1 and other["recall_few_label"] == 0.5
+    assert other["accuracy_share"] == pytest.approx(4 / 5) and other["f1"] == 0.5
 
 
 def test_classes_stand_against_all_healthy_scans():
