@@ -122,11 +122,16 @@ class Calibration(Closed):
 
 
 class RunConfig(Closed):
-    """All that `make train` is told; `model` holds the constructor arguments of the model's class."""
+    """All that `make train` is told; `model` holds the constructor arguments of the model's class.
+
+    Slices are resized to `image_size`. With `patch_size` the network sees patches of that size: one drawn from the brain per
+    slice in training, overlapping ones averaged in inference.
+    """
 
     name: str
     model: dict[str, Any] = {}
     image_size: tuple[int, int] = (128, 128)
+    patch_size: tuple[int, int] | None = None
     stages: dict[str, Stage]
     augmentation: Augmentation = Augmentation()
     loop: Loop = Loop()

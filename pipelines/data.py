@@ -24,19 +24,27 @@ class SliceDataset(Dataset):
     Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int}.
     """
 
-    def __init__(self, folder: Path, scans: Collection[str], image_size: tuple[int, int], augmentation: Augmentation | None = None) -> None:
-        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation))
+    def __init__(
+        self,
+        folder: Path,
+        scans: Collection[str],
+        image_size: tuple[int, int],
+        augmentation: Augmentation | None = None,
+        patch_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation, patch_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
         index, seed = item
         self.transform.set_random_state(seed=seed % (1 << 32))
         sample = self.transform(self.data[index])
+        sample = sample[0] if isinstance(sample, list) else sample  # a crop gives a list of one
         return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed}
 
 
-def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None) -> mt.Compose:
-    """Resize (area for images, nearest for masks), then flip, affine and intensity changes where the config asks."""
+def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None, patch_size: tuple[int, int] | None = None) -> mt.Compose:
+    """Resize (area for images, nearest for masks), then flip, affine, intensity changes and a patch of the brain where asked for."""
     keys = ("image", "mask")
     steps: list[Any] = [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
     a = augmentation
@@ -57,6 +65,8 @@ def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None)
         )
     if a and a.intensity:
         steps += [mt.RandScaleIntensityd("image", factors=a.intensity, prob=1.0), mt.Lambdad("image", lambda x: x.clamp(0, 1))]
+    if patch_size:
+        steps.append(mt.RandCropByPosNegLabeld(keys, label_key="mask", spatial_size=patch_size, pos=1, neg=0, num_samples=1))
     return mt.Compose(steps)
 
 

@@ -77,7 +77,7 @@ def build_model(config: RunConfig) -> AnomalyModel:
     signature = inspect.signature(kind.__init__).parameters.values()
     parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
-    sized = {"image_size": config.image_size} if "image_size" in fields else {}
+    sized = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), sized | config.model, f"model of {config.name}"
     )

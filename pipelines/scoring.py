@@ -63,10 +63,19 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
 
 
 def slice_volume(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
-    """The model's own score of each slice, at every voxel of its brain (X, Y, Z); 0 elsewhere."""
+    """The model's own score of each slice, at every voxel of its brain (X, Y, Z); 0 elsewhere. Patches: their mean in the brain."""
+
+    def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return model.score(x, mask, z)[:, None, None, None].expand_as(mask)
+
     result = np.zeros(image.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
-        result[:, :, rows] = model.score(x, mask, z).float().cpu().numpy()
+        if config.patch_size:
+            spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
+            score = spread.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+        else:
+            score = model.score(x, mask, z)
+        result[:, :, rows] = score.float().cpu().numpy()
     return result * brain
 
 
@@ -80,11 +89,31 @@ def _slicewise(
     """Apply a network to every slice with brain at the network's resolution, and come back to the volume's (X, Y, Z)."""
     from torch.nn import functional as F
 
+    if config.patch_size:
+        network = _by_patches(network, config.patch_size)
     result = np.zeros(image.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
         full = F.interpolate(network(x, mask, z).float(), image.shape[:2], mode="bilinear", align_corners=False)[:, 0]
         result[:, :, rows] = full.permute(1, 2, 0).cpu().numpy()
     return result
+
+
+def _by_patches(
+    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], patch_size: tuple[int, int]
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The network on overlapping patches, whose answers are averaged with a weight that falls towards their edges (MONAI)."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    def whole(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        stacked = torch.cat([x, mask, z.to(x)[:, None, None, None].expand_as(mask)], 1)
+
+        def patch(part: torch.Tensor) -> torch.Tensor:
+            return network(part[:, : x.shape[1]], part[:, -2:-1], part[:, -1, 0, 0].long())
+
+        return torch.as_tensor(sliding_window_inference(stacked, patch_size, 16, patch, overlap=0.5, mode="gaussian"))
+
+    return whole
 
 
 def _batches(
@@ -207,6 +236,7 @@ def cohort_maps(
     stored = cache / f"{row['id']}_map.nii.gz" if cache else None
     of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
+    shaping += f" {config.patch_size}" if config.patch_size else ""
     shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()
     if stored and stored.is_file():

@@ -94,8 +94,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     torch.manual_seed(loop.seed)
     model = build_model(config)
     n = sum(p.numel() for p in model.parameters())
-    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation)
-    checking = SliceDataset(data / "slices", val_ids, config.image_size)
+    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size)
+    checking = SliceDataset(data / "slices", val_ids, config.image_size, patch_size=config.patch_size)
     if fabric.is_global_zero:
         log.info(
             "%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate",
@@ -116,7 +116,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
-    plain = SliceDataset(data / "slices", train_ids, config.image_size)
+    plain = SliceDataset(data / "slices", train_ids, config.image_size, patch_size=config.patch_size)
     model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(model, config, data, val_rows, fabric.device, tune_rows)

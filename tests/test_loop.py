@@ -283,3 +283,53 @@ def test_synchronised_batch_norm_matches_torch_alone():
     x = torch.randn(6, 5, 4, 3) * 3 + 1
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_patches_come_from_the_brain_and_are_the_same_for_a_seed(store):
+    from pipelines.data import SliceDataset
+
+    data = SliceDataset(store, ["a"], (32, 32), patch_size=(12, 8))
+    whole = SliceDataset(store, ["a"], (32, 32))
+    for seed in range(20):
+        one, two = data[(seed, seed)], data[(seed, seed)]
+        assert one["image"].shape == one["mask"].shape == (1, 12, 8) and torch.equal(one["image"], two["image"])
+        assert one["mask"][0, 6, 4] == 1  # its centre is brain
+        windows = whole[(seed, 0)]["image"][0].unfold(0, 12, 1).unfold(1, 8, 1)
+        assert (windows == one["image"][0]).flatten(2).all(2).any()
+
+
+def test_patchwise_maps_of_a_pixelwise_network_are_those_of_whole_slices():
+    """A network that looks at single pixels and at z cannot tell patches from slices."""
+    import numpy as np
+
+    from pipelines.scoring import _slicewise
+
+    rng = np.random.default_rng(0)
+    image, brain = rng.random((40, 36, 5)).astype(np.float32), np.ones((40, 36, 5), bool)
+    image[:, :, 1], brain[:, :, 1] = 0, False
+    plain = load_run_config("vae_cr", ["image_size=[40,36]"])
+    patched = plain.model_copy(update={"patch_size": (16, 12)})
+
+    def network(x, mask, z):
+        return x * mask + z[:, None, None, None]
+
+    one, two = (_slicewise(network, c, image, brain, torch.device("cpu")) for c in (plain, patched))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    np.testing.assert_allclose(one[:, :, 4], image[:, :, 4] + 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size", [None, (16, 12)])
+def test_slice_scores_lie_in_their_slices(patch_size):
+    import numpy as np
+
+    from pipelines.scoring import slice_volume
+
+    class Places:
+        def score(self, x, mask, z):
+            return 10.0 - z
+
+    image, brain = np.ones((40, 36, 4), np.float32), np.zeros((40, 36, 4), bool)
+    brain[5:30, 6:30, [0, 2, 3]] = True
+    config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(update={"patch_size": patch_size})
+    got = slice_volume(Places(), config, image, brain, torch.device("cpu"))
+    np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
