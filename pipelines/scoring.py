@@ -64,9 +64,10 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
 
 def slice_volume(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
     """The model's own score of each slice, at every voxel of its brain (X, Y, Z); 0 elsewhere. Patches: their mean in the brain."""
+    import torch
 
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return model.score(x, mask, z)[:, None, None, None].expand_as(mask)
+        return model.score(x, mask, z)[:, None, None, None] * torch.ones_like(mask)
 
     result = np.zeros(image.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
