@@ -57,8 +57,8 @@ synthesise: .venv/installed ## DATA= OUT of preprocess, OUT= folder: synthetic l
 benchmark: .venv/installed ## seconds and peak memory of each stage on one scan: IN= scan, MODALITY=, OUT= JSON
 	$(PY) -m benchmarks.stages --input $(or $(IN),$(DEMO)/cohort/sub-001/sub-001_T1w.nii.gz) --modality $(MODALITY) --out $(or $(OUT),work/benchmark.json) $(ARGS)
 
-results: .venv/installed ## write docs/results.md from the files in docs/results
-	$(PY) -m pipelines.results
+results: .venv/installed ## write docs/results.md from the files in docs/results [ARGS="--add runs/ct"]
+	$(PY) -m pipelines.results $(ARGS)
 
 clean: ## remove the environment and caches, never work/ or runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,8 @@
 """`make results`: docs/results.md from the files in docs/results, and from nothing else.
 
 docs/results/<data>/<model>.json is the file that `compare` writes per model (`<data>_<model>.json`), comparison.json its
-comparison, preprocess.json the file that `preprocess` writes into its OUT, docs/results/stages_<modality>.json that of
-`make benchmark`: copies, no hand in between.
+comparison, preprocess.json the file that `preprocess` writes into its OUT: copies that `--add FOLDER` makes, no hand in between.
+docs/results/stages_<modality>.json is that of `make benchmark`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines import cli
 from pipelines.config import ROOT
 from pipelines.pages import SHORT, figure_text, interval_text
 from pipelines.runs import read_json
-from preprocessing.scans import write_atomic
+from preprocessing.scans import InputError, write_atomic
 
 FOLDER, PAGE, REMARKS = ROOT / "docs" / "results", ROOT / "docs" / "results.md", ROOT / "docs" / "results" / "remarks.md"
 OTHER = ("preprocess.json", "comparison.json")
@@ -126,11 +126,39 @@ def _p(value: float | None) -> str:
     return "–" if value is None else "< 0.01" if value < 0.01 else f"{value:.2f}"
 
 
+def add(folder: Path) -> None:
+    """Copy the results of a comparison's OUT, or the preprocess.json of a preprocessed cohort, into docs/results."""
+    found = sorted(folder.glob("*_comparison.json"))
+    if not found and not (folder / "preprocess.json").is_file():
+        raise InputError(f"{folder}: neither a *_comparison.json of 'make compare' nor a preprocess.json of 'make preprocess' in it.")
+    for path in found:
+        data = path.name.removesuffix("_comparison.json")
+        for name in ["comparison", *(m["model"] for m in read_json(path)["models"])]:
+            _copy(folder / f"{data}_{name}.json", FOLDER / data / f"{name}.json")
+    if (folder / "preprocess.json").is_file():
+        _copy(folder / "preprocess.json", FOLDER / folder.name / "preprocess.json")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, source.read_bytes())
+
+
 def main(arguments: argparse.Namespace) -> int:
+    for folder in arguments.add:
+        add(Path(folder))
     write_atomic(PAGE, page())
     print(PAGE)
     return cli.OK
 
 
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser("results", "Write docs/results.md from the files in docs/results.")
+    p.add_argument(
+        "--add", action="append", default=[], help="first copy the results in this OUT folder of compare or preprocess; repeatable"
+    )
+    return p
+
+
 if __name__ == "__main__":
-    cli.run(main, cli.parser("results", "Write docs/results.md from the files in docs/results."))
+    cli.run(main, build_parser())
