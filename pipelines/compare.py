@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ def compare(
     if protocol.folds:
         folds.mkdir(parents=True, exist_ok=True)
         write_folds(cohort_rows(data, None), protocol, folds)
-    command = "python -m pipelines.compare " + " ".join(sys.argv[1:])
+    command = "python -m pipelines.compare " + shlex.join(sys.argv[1:])
     results: dict[str, list[dict[str, Any]]] = {}
     entries, draws, first_run = [], {}, None
     for name, config in run_configs.items():

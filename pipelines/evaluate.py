@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -182,7 +183,7 @@ def evaluate(run: Run, data: Path, out: Path, protocol: Protocol, point: str | N
         "protocol": protocol.model_dump(),
         "point": at,
         "points": {name: p["scan"] for name, p in run.points.items() if p.get("scan") is not None},
-        "command": "python -m pipelines.evaluate " + " ".join(sys.argv[1:]),
+        "command": "python -m pipelines.evaluate " + shlex.join(sys.argv[1:]),
         "versions": versions(),
         "seconds_per_scan": round(seconds / len(cases), 2),
         "n_healthy_reference": len(run.healthy_scores),

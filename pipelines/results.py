@@ -8,6 +8,7 @@ docs/results/stages_<modality>.json is that of `make benchmark`.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _preprocessing(folder: Path) -> str:
     rows = [[name, *(_number(v[k]) for k in ("min", "median", "max"))] for name, v in result["checks"].items()]
     head = f"### {folder.name}\n\n{result['n_scans']} scans, {result['n_failed']} left out, {result['n_slices']} slices."
     return "\n\n".join(
-        [head, _table(["check", "min", "median", "max"], rows), f"    python -m pipelines.preprocess {' '.join(result['command'])}"]
+        [head, _table(["check", "min", "median", "max"], rows), f"    python -m pipelines.preprocess {shlex.join(result['command'])}"]
     )
 
 

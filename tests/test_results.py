@@ -56,6 +56,9 @@ def test_scikit_learn_gets_the_ranking_figures_from_the_cases(path):
         assert summary["scan_auroc"] == pytest.approx(roc_auc_score(y, score))
         assert summary["scan_ap"] == pytest.approx(average_precision_score(y, score))
         assert summary["f1"] == pytest.approx(f1_score(y, score > run["point"]["scan"]))
+        for point, threshold in run["points"].items():
+            if point in ("share", "few-label"):
+                assert summary[f"f1_{point.replace('-', '_')}"] == pytest.approx(f1_score(y, score > threshold))
         if slices and result["protocol"]["slices"]:
             ill = {s["id"]: s["label"] == "abnormal" for s in known}
             every = [(ill[r["id"].rpartition("/")[0]], r) for r in slices if r["id"].rpartition("/")[0] in ill]
@@ -93,7 +96,16 @@ def test_norma_gets_every_figure_from_the_file(path):
     result = json.loads(path.read_text())
     for number, run in enumerate(result["runs"]):
         scans, slices = rows_of(result, number)
-        again = figures({"scans": scans, "slices": slices, "voxels": run["voxels"], "point": run["point"], "protocol": result["protocol"]})
+        again = figures(
+            {
+                "scans": scans,
+                "slices": slices,
+                "voxels": run["voxels"],
+                "point": run["point"],
+                "points": run["points"],
+                "protocol": result["protocol"],
+            }
+        )
         for key, value in run["summary"].items():
             got = again["summary"][key]
             assert (value is None and np.isnan(got)) or got == pytest.approx(value, rel=1e-6), key
