@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 """`image` (B, C, H, W) float in [0, 1], background 0; `mask` (B, 1, H, W) brain, 0 or 1; `z` (B,) int64, index of the axial
-slice in the space of the atlas, 0 for a picture; `seed` (B,) int64, one number per sample and epoch: draw a sample's
-randomness from it (`layers.randn`) and training does not depend on how samples are grouped into batches, workers or
-processes."""
+slice in the space of the atlas, 0 for a picture; `label` (B,) int64, 1 for a slice of an abnormal scan, for supervised
+models; `seed` (B,) int64, one number per sample and epoch: draw a sample's randomness from it (`layers.randn`) and
+training does not depend on how samples are grouped into batches, workers or processes."""
 Losses = dict[str, Tensor]
 """`loss` (scalar) is minimised; other scalars are logged."""
 
@@ -38,6 +38,7 @@ class AnomalyModel(nn.Module, ABC):
     """
 
     stages: tuple[str, ...] = ("train",)
+    supervised: bool = False  # trains on abnormal scans too and needs batch["label"]; a labelled upper bound, not a detector of the unknown
 
     def updates(self, stage: str) -> list[Update]:
         """The optimiser steps of a stage, in order."""

@@ -17,6 +17,7 @@ from pipelines.config import ConfigError, hint, load_run_config
 from preprocessing.scans import InputError, write_atomic, write_table
 
 if TYPE_CHECKING:
+    from models.base import AnomalyModel
     from pipelines.config import Protocol, RunConfig
 
 log = logging.getLogger("norma")
@@ -33,12 +34,13 @@ class Unit:
     splits: Path | None = None
 
 
-def units(protocol: Protocol, has_stages: bool, folder: Path) -> list[Unit]:
+def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[Unit]:
     """The runs of one model: every fold of every repeat, or every seed; one seed alone for a model that no seed changes."""
     if protocol.folds:
+        folder = folder / "labelled" if model.supervised else folder
         pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
         return [Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv") for r, f in pairs]
-    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if has_stages else 1)]
+    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages else 1)]
 
 
 def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
@@ -46,7 +48,8 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
 
     The scans of a subject (or group) stay together. In run f of k, fold f is the test; of fold f + 1 the healthy scans
     validate and the abnormal ones are the labelled split "tune"; the healthy ones of all other folds train. InputError for
-    scans without a label, or fewer groups of a kind than folds.
+    scans without a label, or fewer groups of a kind than folds. `labelled`/ holds the same folds for supervised models, which train
+    and validate on the abnormal scans too.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -66,7 +69,7 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
         tests = [{rows[i]["id"] for i in test} for _, test in parts]
         for fold, test in enumerate(tests):
             nearby = tests[(fold + 1) % protocol.folds]
-            table = []
+            table, labelled = [], []
             for row in rows:
                 healthy = row["label"] == "healthy"
                 if row["id"] in test:
@@ -76,7 +79,10 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
                 else:
                     split = "train" if healthy else ""
                 table += [{"id": row["id"], "split": split}] if split else []
+                part = "test" if row["id"] in test else "val" if row["id"] in nearby else "train"
+                labelled.append({"id": row["id"], "split": part})
             write_table(folder / f"repeat-{repeat}_fold-{fold}.tsv", table)
+            write_table(folder / "labelled" / f"repeat-{repeat}_fold-{fold}.tsv", labelled)
 
 
 def configs(models: list[str], overrides: list[str], preset: str | None) -> dict[str, RunConfig]:
@@ -153,14 +159,14 @@ def compare(
 
     folds = out / "folds"
     if protocol.folds:
-        folds.mkdir(parents=True, exist_ok=True)
+        (folds / "labelled").mkdir(parents=True, exist_ok=True)
         write_folds(cohort_rows(data, None), protocol, folds)
     command = "python -m pipelines.compare " + shlex.join(sys.argv[1:])
     results: dict[str, list[dict[str, Any]]] = {}
     entries, draws, first_run = [], {}, None
     for name, config in run_configs.items():
         kept: list[dict[str, Any]] = []
-        for unit in units(protocol, bool(model_class(name).stages), folds):
+        for unit in units(protocol, model_class(name), folds):
             folder = cli.writable_folder(out / name / unit.name)
             own = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
             train(own, data, folder, unit.splits)

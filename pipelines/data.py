@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
-    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int}.
+    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
+    a slice of a scan named in `abnormal`, else 0}.
     """
 
     def __init__(
@@ -31,16 +32,19 @@ class SliceDataset(Dataset):
         image_size: tuple[int, int],
         augmentation: Augmentation | None = None,
         patch_size: tuple[int, int] | None = None,
+        abnormal: Collection[str] = (),
     ) -> None:
+        self.abnormal = frozenset(abnormal)
         super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation, patch_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
         index, seed = item
         self.transform.set_random_state(seed=seed % (1 << 32))
+        label = int(self.data.scan_of(index) in self.abnormal)  # type: ignore[attr-defined]
         sample = self.transform(self.data[index])
         sample = sample[0] if isinstance(sample, list) else sample  # a crop gives a list of one
-        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed}
+        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed, "label": label}
 
 
 def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None, patch_size: tuple[int, int] | None = None) -> mt.Compose:

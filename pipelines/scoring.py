@@ -269,7 +269,7 @@ def calibrate(
 ) -> tuple[dict[str, Any], dict[str, Any], VoxelHistogram]:
     """threshold.json, reference.json and the healthy voxels, from healthy validation scans (rows of scans.tsv).
 
-    `tune` rows are labelled scans for the few-label operating point, and for nothing else.
+    `tune` rows are labelled scans for the few-label operating point, and for nothing else here.
     """
     from tqdm import tqdm
 
@@ -278,11 +278,11 @@ def calibrate(
 
     healthy, labelled, marked, scans, tuned = VoxelHistogram(), VoxelHistogram(), False, [], []
     settings = config.calibration
-    for row in tqdm([*rows, *tune], desc="healthy reference", unit="scan"):
+    for row, labels_seen in tqdm([*((r, False) for r in rows), *((r, True) for r in tune)], desc="healthy reference", unit="scan"):
         native = cohort_maps(model, config, data, row, device)
         values, score = native.map[native.brain], scan_score(native, settings.score_fraction)
         case = {"id": row["id"], "score": score, "maximum": float(values.max(initial=0.0))}
-        if row["split"] != "tune":
+        if not labels_seen:
             healthy.update(values, np.zeros(values.size, np.uint8))
             scans.append(case)
         else:

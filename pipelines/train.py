@@ -53,11 +53,19 @@ def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
     return rows
 
 
-def healthy_rows(rows: list[dict[str, str]], split: str, data: Path) -> list[dict[str, str]]:
-    """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name."""
+def learning_rows(rows: list[dict[str, str]], split: str, data: Path, supervised: bool = False) -> list[dict[str, str]]:
+    """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name.
+
+    A supervised model needs both kinds instead.
+    """
     rows = [r for r in rows if r["split"] == split]
     abnormal = next((r for r in rows if r["label"] == "abnormal"), None)
-    if abnormal:
+    if supervised and (not abnormal or not any(r["label"] == "healthy" for r in rows)):
+        raise InputError(
+            f"{data / 'scans.tsv'}: a supervised model needs healthy and abnormal scans in split '{split}'; give a table with --splits, or "
+            "compare with PROTOCOL=kfold."
+        )
+    if abnormal and not supervised:
         raise InputError(
             f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone."
         )
@@ -73,6 +81,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     """
     import torch
 
+    from models import model_class
     from pipelines.config import Recipe
     from pipelines.data import Batches, SliceDataset
     from pipelines.loop import fit
@@ -80,9 +89,12 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     from pipelines.scoring import calibrate
 
     rows = cohort_rows(data, splits)
-    train_rows, val_rows = (healthy_rows(rows, split, data) for split in ("train", "val"))
-    tune_rows = [r for r in rows if r["split"] == "tune"]
+    supervised = model_class(config.name).supervised
+    train_rows, val_rows = (learning_rows(rows, split, data, supervised) for split in ("train", "val"))
     train_ids, val_ids = ({r["id"] for r in part} for part in (train_rows, val_rows))
+    abnormal = [r for r in val_rows if r["label"] == "abnormal"]
+    tune_rows = abnormal + [r for r in rows if r["split"] == "tune"]
+    ill = {r["id"] for r in rows if r["label"] == "abnormal"}
     about = _about(data, rows)
     recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
     if _finished(run, config, about):
@@ -94,8 +106,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     torch.manual_seed(loop.seed)
     model = build_model(config)
     n = sum(p.numel() for p in model.parameters())
-    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size)
-    checking = SliceDataset(data / "slices", val_ids, config.image_size, patch_size=config.patch_size)
+    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill)
+    checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill)
     if fabric.is_global_zero:
         log.info(
             "%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate",
@@ -119,7 +131,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     plain = SliceDataset(data / "slices", train_ids, config.image_size, patch_size=config.patch_size)
     model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
-        threshold, reference, healthy = calibrate(model, config, data, val_rows, fabric.device, tune_rows)
+        threshold, reference, healthy = calibrate(model, config, data, [r for r in val_rows if r not in abnormal], fabric.device, tune_rows)
         _write_voxels(healthy, run)
         write_json(run / "threshold.json", threshold)
         write_json(run / "reference.json", reference)

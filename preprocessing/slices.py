@@ -66,6 +66,10 @@ class SliceStore:
     def __len__(self) -> int:
         return len(self.places)
 
+    def scan_of(self, i: int) -> str:
+        """Name of the scan that slice `i` belongs to."""
+        return self.scans[self.places[i][0]]
+
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         scan, row, z = self.places[i]
         image, mask = self._open(self.scans[scan])

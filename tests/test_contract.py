@@ -30,11 +30,11 @@ def cohort(n=24):
     mask = (r[None] < size).float()
     image = (0.55 + 0.05 * torch.randn(n, 1, 1, generator=source) - 0.25 * (r[None] < 0.15)) * mask
     image = (image + 0.01 * torch.randn(n, SIDE, SIDE, generator=source) * mask).clamp(0, 1)
-    return {"image": image[:, None], "mask": mask[:, None], "z": torch.arange(n) % 3, "seed": torch.arange(n)}
+    return {"image": image[:, None], "mask": mask[:, None], "z": torch.arange(n) % 3, "seed": torch.arange(n), "label": torch.arange(n) % 2}
 
 
 def blind(model):
-    return type(model).__module__.rpartition(".")[2] in BLIND
+    return type(model).__module__.rpartition(".")[2] in BLIND or model.supervised  # knows the lesions it was shown, here none
 
 
 def train(model, steps=150):

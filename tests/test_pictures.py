@@ -198,6 +198,26 @@ def test_the_comparison_says_what_its_files_hold(compared):
     assert "Differences from zero" in page and "CLAIM" in page and "chosen with the test labels" in page and "By pathology" not in page
 
 
+def test_a_supervised_model_learns_from_labels_and_says_so(data, tmp_path, capsys):
+    """Folds with abnormal scans in train and val, test folds the same as for all others; without them it refuses."""
+    from tests.test_pipeline import run
+
+    settings = ["all.image_size=[32,32]", "all.loop.loader_workers=0", "densenet_supervised.stages.train.max_epochs=1"]
+    models = ["--models", "zero densenet_supervised"]
+    assert run("compare", "--data", data, *models, "--protocol", "kfold", "--folds", 3, "--repeats", 1, "--out", tmp_path, *settings) == 0
+    result = json.loads((tmp_path / "heads_densenet_supervised.json").read_text())
+    assert len(result["runs"]) == 3 and sorted(s["id"] for s in result["scans"]) == [f"{i:02d}" for i in range(N)]
+    for fold, run_ in enumerate(result["runs"]):
+        learned = run_["training"]["train_scans"] + run_["training"]["val_scans"]
+        assert any(int(i) % 2 for i in run_["training"]["train_scans"]) and any(int(i) % 2 == 0 for i in learned)
+        plain = {r["id"]: r["split"] for r in read_table(tmp_path / "folds" / f"repeat-0_fold-{fold}.tsv")}
+        assert {i for i, s in plain.items() if s == "test"} == {s["id"] for s in result["scans"] if s["run"] == fold}
+        assert "few-label" in run_["points"] and set(run_["training"]["tune_scans"]) <= set(run_["training"]["val_scans"])
+    capsys.readouterr()
+    assert run("compare", "--data", data, *models, "--seeds", 1, "--out", tmp_path / "seeds", *settings) == 2
+    assert "a supervised model needs healthy and abnormal scans in split 'train'" in capsys.readouterr().err
+
+
 def test_dice_on_a_picture_is_on_its_own_grid(compared, data, folder):
     out, _ = compared
     folds = out / "intensity" / "repeat-0_fold-0"
