@@ -42,6 +42,8 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     module = fabric.setup_module(model)
     state = _resume(run / "checkpoints" / "last.pt", fabric)
+    if "model" in state:  # even where every stage is done: what follows needs the weights
+        model.load_state_dict(state["model"])
     writer = _writer(run) if fabric.is_global_zero else None
     for number, name in enumerate(model.stages):
         if number < state["stage"]:
@@ -75,8 +77,6 @@ def _stage(
     optimizers = [_optimizer(update, settings) for update in updates]
     steppers = [fabric.setup_optimizers(o) for o in optimizers]
     plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=settings.lr_factor, patience=settings.lr_patience) for o in optimizers]
-    if "model" in state:
-        model.load_state_dict(state["model"])
     for kept, live in zip(state.get("optimizers", []), optimizers, strict=False):
         live.load_state_dict(kept)
     for kept, plateau in zip(state.get("plateaus", []), plateaus, strict=False):

@@ -213,6 +213,17 @@ def test_training_and_inference_resize_alike(store):
         torch.testing.assert_close(small_mask[i], data[(i, 0)]["mask"], rtol=0, atol=0)
 
 
+def test_a_run_killed_after_its_last_stage_keeps_its_weights(store, whole, tmp_path):
+    """The kill may come while the healthy reference is made: the trained weights must be there, not fresh ones."""
+    import shutil
+
+    model, run = whole
+    shutil.copytree(run, tmp_path / "again")
+    again = fit(store, tmp_path / "again", "loop.seed=77")  # another seed: other fresh weights
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
 SCRIPT = """
 import sys, torch
 from pathlib import Path
