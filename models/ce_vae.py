@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, gaussian_blur, input_gradient, kl_divergence, mean_inside, randn, squared_error
+from models.layers import (
+    coarse_size,
+    decoder,
+    elbo_terms,
+    encoder,
+    gaussian_blur,
+    input_gradient,
+    kl_divergence,
+    mean_inside,
+    randn,
+    squared_error,
+)
 from models.pretext import cover_squares
 
 
@@ -67,16 +78,12 @@ class CeVae(AnomalyModel):
     def loss(self, batch: Batch) -> Losses:
         """Both branches, summed per slice, mean over the batch; divided by the number of pixels."""
         x, seeds = batch["image"], batch.get("seed")
-        pixels = x[0].numel()
-        mean, log_variance = self.encode(x)
-        noise = randn(mean, seeds) if self.training else 0
-        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
-        kl = kl_divergence(mean, log_variance).mean() / pixels
+        error, kl = elbo_terms(x, *self.encode(x), self.decoder, seeds, self.training)
         vae = error + self.beta * kl
         if self.context == 0:
             return {"loss": vae, "squared_error": error, "kl": kl}
         covered = cover_squares(x, seeds=seeds) * batch["mask"]
-        filled = squared_error(self.decoder(self.encode(covered)[0]), x).mean() / pixels
+        filled = squared_error(self.decoder(self.encode(covered)[0]), x).mean() / x[0].numel()
         return {"loss": (1 - self.context) * vae + self.context * filled, "squared_error": error, "kl": kl, "context": filled}
 
     def reconstruct(self, x: Tensor) -> Tensor:

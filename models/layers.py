@@ -82,6 +82,19 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(x, y, reduction="none").flatten(1).sum(1)
 
 
+def elbo_terms(
+    x: Tensor, mean: Tensor, log_variance: Tensor, decode: Callable[[Tensor], Tensor], seeds: Tensor | None, sample: bool
+) -> tuple[Tensor, Tensor]:
+    """Squared error and KL of a VAE, each summed per slice, averaged over the batch and divided by the number of pixels.
+
+    With `sample` the latent is drawn, each slice's from its own seed; else its mean is decoded.
+    """
+    noise = randn(mean, seeds) if sample else 0
+    pixels = x[0].numel()
+    error = squared_error(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+    return error, kl_divergence(mean, log_variance).mean() / pixels
+
+
 def generator(seed: Tensor | int, stream: int = 0) -> torch.Generator:
     """A CPU generator for one sample's seed; different streams of one seed are independent."""
     return torch.Generator().manual_seed((int(seed) * 1_000_003 + stream) % (1 << 62))

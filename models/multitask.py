@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder, generator, kl_divergence, randn, squared_error
+from models.layers import decoder, elbo_terms, encoder, generator
 from models.pretext import swap_patches, turn_and_shift
 
 TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
@@ -86,10 +86,8 @@ class Multitask(AnomalyModel):
         labels = _draw(batch)
         x = turn_and_shift(batch["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
         features, mean, log_variance = self.encode(x)
-        noise = randn(mean, batch.get("seed")) if self.training else 0
-        pixels = x[0].numel()
-        rebuilt = self.decoder(mean + noise * (0.5 * log_variance).exp())
-        reconstruction = squared_error(rebuilt, x).mean() / pixels + self.beta * kl_divergence(mean, log_variance).mean() / pixels
+        error, kl = elbo_terms(x, mean, log_variance, self.decoder, batch.get("seed"), self.training)
+        reconstruction = error + self.beta * kl
         classification = torch.stack([F.cross_entropy(a, labels[:, i]) for i, a in enumerate(self.logits(features))]).sum()
         scaled = self.epsilon * reconstruction
         return {"loss": classification + scaled, "classification": classification, "reconstruction": reconstruction, "scaled": scaled}

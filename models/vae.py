@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, kl_divergence, randn, squared_error
+from models.layers import coarse_size, decoder, elbo_terms, encoder
 
 
 class Vae(AnomalyModel):
@@ -49,11 +49,7 @@ class Vae(AnomalyModel):
     def loss(self, batch: Batch) -> Losses:
         """Negative evidence lower bound per pixel, with a Gaussian of unit variance up to constants."""
         x = batch["image"]
-        mean, log_variance = self.encode(x)
-        noise = randn(mean, batch.get("seed")) if self.training else 0
-        pixels = x[0].numel()
-        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
-        kl = kl_divergence(mean, log_variance).mean() / pixels
+        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
         return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder, kl_divergence, randn, squared_error
+from models.layers import decoder, elbo_terms, encoder
 from models.pretext import swap_patches
 
 
@@ -64,12 +64,7 @@ class VaeCr(AnomalyModel):
     def vae_loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        mean, log_variance = self.encode(x)
-        noise = randn(mean, batch.get("seed")) if self.training else 0
-        reconstruction = self.decoder(mean + noise * (0.5 * log_variance).exp())
-        pixels = x[0].numel()
-        error = squared_error(reconstruction, x).mean() / pixels
-        kl = kl_divergence(mean, log_variance).mean() / pixels
+        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
         return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
 
     def reconstruct(self, x: Tensor) -> Tensor:

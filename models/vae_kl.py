@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, gaussian_blur, input_gradient, kl_divergence, mean_inside, randn, squared_error
+from models.layers import (
+    coarse_size,
+    decoder,
+    elbo_terms,
+    encoder,
+    gaussian_blur,
+    input_gradient,
+    kl_divergence,
+    mean_inside,
+    squared_error,
+)
 
 
 class VaeKl(AnomalyModel):
@@ -57,11 +67,7 @@ class VaeKl(AnomalyModel):
     def loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        mean, log_variance = self.encode(x)
-        noise = randn(mean, batch.get("seed")) if self.training else 0
-        pixels = x[0].numel()
-        error = squared_error(self.decoder(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
-        kl = kl_divergence(mean, log_variance).mean() / pixels
+        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
         return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ COMPARED = (
 )
 SHORT = {
     "scan_auroc": "AUROC scan",
+    "scan_ap": "AP scan",
+    "voxel_ap_mean": "voxel AP mean",
     "slicewise_auroc": "AUROC slicewise",
     "clinical_slicewise_auroc": "AUROC clinical",
     "f1": "F1",
