@@ -18,6 +18,9 @@ from evaluation.statistics import resample_counts, weighted_auroc, weighted_aver
 from evaluation.thresholds import best_f1
 
 Row = dict[str, Any]
+READINGS = ("scan", "slicewise", "clinical_slicewise")
+OF_HEALTHY = ("healthy_false_positive_ml",)
+MIN_SUBJECTS = 5  # of a kind, for a bootstrap interval
 LABELS = {
     "scan_auroc": "AUROC per scan",
     "scan_ap": "AP per scan",
@@ -95,7 +98,7 @@ def summarise(
         "n_abnormal": len(abnormal),
         "n_with_lesion_mask": len(with_lesion),
     }
-    for reading in ("scan", "slicewise", "clinical_slicewise"):
+    for reading in READINGS:
         scores, labels = columns(pairs(scans, slices, reading))
         result |= {f"{reading}_auroc": auroc(scores, labels), f"{reading}_ap": average_precision(scores, labels)}
     scores, labels = columns(pairs(scans, slices, "scan"))
@@ -195,14 +198,14 @@ STATISTICS: dict[str, str] = {
 def resampled(scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_of: Callable[[str], np.ndarray]) -> np.ndarray:
     """A figure of `STATISTICS` for every resample, (B,); `weight_of` gives a subject's counts (B,). NaN where it is not defined."""
     source = STATISTICS[figure]
-    if source in ("scan", "slicewise", "clinical_slicewise"):
+    if source in READINGS:
         rows = pairs(scans, slices, source)
         if not rows:
             return np.full(1, np.nan)
         weights = np.stack([weight_of(r[0]["subject"]) for r in rows], axis=1)
         weighted = weighted_average_precision if figure.endswith("_ap") else weighted_auroc
         return weighted(*columns(rows), weights)
-    healthy = figure == "healthy_false_positive_ml"
+    healthy = figure in OF_HEALTHY
     used = [s for s in scans if (s["label"] == "healthy" if healthy else s.get("truth_voxels")) and s.get(source or "dice") is not None]
     if not used:
         return np.full(1, np.nan)
@@ -218,6 +221,7 @@ def resampled(scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_o
 def bootstrap(runs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """Bootstrap over subjects of a figure's mean over runs, (n_resamples,): the runs share each resample of subjects.
 
+    NaN throughout where fewer than `MIN_SUBJECTS` subjects of a kind enter the figure: a bootstrap of so few says nothing.
     `runs` holds (scans, slices) per seed or fold. The same subjects, `seed` and `n_resamples` draw the same resamples, so
     that two models tested on the same subjects can be compared pair by pair.
     """
@@ -226,8 +230,10 @@ def bootstrap(runs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, 
         for s in scans:
             if s["label"] in ("healthy", "abnormal") and labels.get(s["subject"]) != "abnormal":
                 labels[s["subject"]] = s["label"]
-    if not labels:
-        return np.full(n_resamples, np.nan)
+    kinds = {"healthy", "abnormal"} if STATISTICS[figure] in READINGS else {"healthy" if figure in OF_HEALTHY else "abnormal"}
+    for kind in kinds:
+        if len({s["subject"] for scans, _ in runs for s in scans if s["label"] == kind}) < MIN_SUBJECTS:
+            return np.full(n_resamples, np.nan)
     names = sorted(labels)
     counts, _ = resample_counts(names, [labels[n] for n in names], n_resamples, seed)
     place = {name: i for i, name in enumerate(names)}

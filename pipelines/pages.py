@@ -169,6 +169,7 @@ def comparison_page(comparison: dict[str, Any], results: Results, images: Mappin
     tests = [
         [d["model"], SHORT.get(d["figure"], d["figure"]), d["difference"], interval_text(d["interval"]), d["p"], d["p_holm"]]
         for d in comparison["differences"]
+        if d["p"] is not None
     ]
     sections = [
         Section("Comparison", text + "\n\n" + limits(first), (head, table)),
@@ -197,7 +198,8 @@ def figure_text(figure: dict[str, Any]) -> str:
     text = f"{figure['mean']:.3f}" if abs(figure["mean"]) < 100 else f"{figure['mean']:.0f}"
     if figure.get("sd") and figure["n"] > 1:
         text += f" ± {figure['sd']:.3f}"
-    return text + (" " + interval_text(figure["interval"]) if figure.get("interval") else "")
+    known = figure.get("interval") and figure["interval"][0] is not None
+    return text + (" " + interval_text(figure["interval"]) if known else "")
 
 
 def interval_text(interval: Sequence[float | None]) -> str:

@@ -60,7 +60,7 @@ def _comparison(folder: Path) -> str:
     tests = [
         [d["model"], SHORT.get(d["figure"], d["figure"]), _number(d["difference"]), interval_text(d["interval"]), _p(d["p_holm"])]
         for d in comparison["differences"]
-        if d["difference"] is not None
+        if d["p_holm"] is not None  # not with too few subjects
     ]
     if tests:
         head = ["model", "figure", "difference", "95 % interval", "p (Holm)"]

@@ -169,11 +169,21 @@ def test_models_on_the_same_subjects_share_their_resamples():
 
 
 def test_folds_without_one_kind_do_not_spoil_the_mean():
-    some = [scan("a", "abnormal", 1.0), scan("b", "healthy", 0.0)]
-    none = [scan("c", "healthy", 0.5)]
-    values = protocol.bootstrap([(some, []), (none, [])], "scan_auroc", 50)  # NaN only where no resample of "b" was drawn
-    assert np.nanmin(values) == np.nanmax(values) == 1 and 0 < np.isfinite(values).sum() < 50
+    some = [scan(f"a{i}", "abnormal", 1.0) for i in range(5)] + [scan(f"b{i}", "healthy", 0.0) for i in range(5)]
+    none = [scan(f"c{i}", "healthy", 0.5) for i in range(5)]
+    values = protocol.bootstrap([(some, []), (none, [])], "scan_auroc", 50)
+    assert np.nanmin(values) == np.nanmax(values) == 1 and np.isfinite(values).sum() > 40
     assert np.isnan(protocol.bootstrap([(none, [])], "scan_auroc", 50)).all()
+
+
+@pytest.mark.parametrize(("ill", "well", "ranked", "dice", "alarms"), [(5, 5, 1, 1, 1), (4, 5, 0, 0, 1), (9, 4, 0, 1, 0), (1, 0, 0, 0, 0)])
+def test_too_few_subjects_of_a_kind_give_no_interval(ill, well, ranked, dice, alarms):
+    """Twenty scans of one patient are one subject: nothing may look certain because it was measured once."""
+    scans = [lesion(f"a{i}", 1.0 + i, 0.5, 5, 10, 10) for i in range(ill)] + [scan(f"h{i}", "healthy", float(i)) for i in range(well)]
+    scans += [lesion("more", 0.1 * i, 0.2, 2, 10, 10) | {"subject": "a0"} for i in range(20)]
+    for figure, wanted in (("scan_auroc", ranked), ("dice_mean", dice), ("healthy_false_positive_ml", alarms)):
+        values = protocol.bootstrap([(scans, [])], figure, 100)
+        assert np.isfinite(interval(values)).all() == bool(wanted), figure
 
 
 def test_a_flipped_map_scores_badly():
