@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside, gaussian_blur
+from models.layers import blur_inside, gaussian_blur, robust_z
 
 
 class Atlas(AnomalyModel):
@@ -23,15 +23,21 @@ class Atlas(AnomalyModel):
         smooth: sigma in pixels of a Gaussian inside the brain, over healthy slices and over the slice that is scored.
         prior: weight of the whole brain's mean and variance, in scans.
         mirror: also learn from every slice's mirror image.
+        standardise: "robust" takes the robust z of each slice's brain first, for intensities that are on no common scale.
     """
 
     stages = ()
 
     def __init__(
-        self, tail: Literal["bright", "dark", "both"] = "both", smooth: float = 1.5, prior: float = 2.0, mirror: bool = True
+        self,
+        tail: Literal["bright", "dark", "both"] = "both",
+        smooth: float = 1.5,
+        prior: float = 2.0,
+        mirror: bool = True,
+        standardise: Literal["none", "robust"] = "none",
     ) -> None:
         super().__init__()
-        self.tail, self.smooth, self.prior, self.mirror = tail, smooth, prior, mirror
+        self.tail, self.smooth, self.prior, self.mirror, self.standardise = tail, smooth, prior, mirror, standardise
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
@@ -39,7 +45,7 @@ class Atlas(AnomalyModel):
         sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
         for batch in batches:
             mask = batch["mask"].float()
-            x = blur_inside(batch["image"].float().mean(1, keepdim=True), mask, self.smooth)
+            x = self._seen(batch["image"], mask)
             new = torch.cat([mask, x, x.square()], 1).double()
             new = new + new.flip(2) if self.mirror else new
             missing = int(batch["z"].max()) + 1 - len(sums)
@@ -58,10 +64,20 @@ class Atlas(AnomalyModel):
             gaussian_blur(v[:, None].float(), self.smooth)[:, 0].contiguous().to(device) for v in (mean, deviation)
         )
 
+    def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, 1, H, W)."""
+        x = x.float().mean(1, keepdim=True)
+        if self.standardise == "robust":
+            x = x.clone()
+            for i in range(len(x)):
+                inside = mask[i] > 0
+                if inside.any():
+                    x[i][inside] = robust_z(x[i][inside])
+        return blur_inside(x, mask, self.smooth)
+
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
         place = place.clamp(max=len(mean) - 1)
-        smoothed = blur_inside(x.float().mean(1, keepdim=True), mask.float(), self.smooth)
-        signed = (smoothed - mean[place][:, None]) / deviation[place][:, None]
+        signed = (self._seen(x, mask.float()) - mean[place][:, None]) / deviation[place][:, None]
         return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail] * mask

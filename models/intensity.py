@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel
-from models.layers import blur_inside
+from models.layers import blur_inside, robust_z
 
 
 class Intensity(AnomalyModel):
@@ -45,8 +45,7 @@ class Intensity(AnomalyModel):
             _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
             above = counts.cumsum(0)
             return ((above - 0.5 * counts) / len(values) - 0.5)[inverse]  # mean rank of ties
-        apart = values - values.median()
-        return apart / (1.4826 * apart.abs().median()).clamp(min=1e-3) if self.mode == "z" else apart
+        return robust_z(values) if self.mode == "z" else values - values.median()
 
     def _tails(self, signed: Tensor) -> Tensor:
         return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail]

@@ -128,6 +128,12 @@ def blur_inside(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(x * mask, sigma) / gaussian_blur(mask, sigma).clamp(min=1e-6) * mask
 
 
+def robust_z(values: Tensor) -> Tensor:
+    """Distance of each value (N,) from the median, in units of 1.4826 times the median absolute deviation, at least 0.001."""
+    apart = values - values.median()
+    return apart / (1.4826 * apart.abs().median()).clamp(min=1e-3)
+
+
 def input_gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """d function(x) / dx, of the shape of x; `function` gives a scalar. Works inside `torch.inference_mode` too."""
     with torch.inference_mode(False), torch.enable_grad():

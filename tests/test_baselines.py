@@ -142,3 +142,14 @@ def test_the_mirror_image_teaches_the_other_side():
     model = create_model("atlas", smooth=0, prior=1)
     model.fit_reference(batches(left, mask))
     torch.testing.assert_close(model.mean, model.mean.flip(1))
+
+
+def test_a_standardised_atlas_does_not_see_a_change_of_scale():
+    image, mask = slices(20)
+    model = create_model("atlas", smooth=1, prior=1, standardise="robust")
+    model.fit_reference(batches(image, mask))
+    one, two = model.anomaly_map(image, mask), model.anomaly_map(0.5 * image + 0.2 * mask, mask)
+    torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
+    plain = create_model("atlas", smooth=1, prior=1)
+    plain.fit_reference(batches(image, mask))
+    assert (plain.anomaly_map(image, mask) - plain.anomaly_map(0.5 * image + 0.2 * mask, mask)).abs().max() > 0.1
