@@ -526,10 +526,14 @@ def test_a_process_that_could_do_nothing(bad_scans, tmp_path):
 
 
 def test_sigint_in_a_process(tmp_path):
-    """Ctrl-C before anything is finished, in a real process that sends the signal to itself."""
+    """Ctrl-C before anything is finished, in a real process that sends the signal to itself.
+
+    A shell that starts the tests in the background makes its children ignore the signal; a terminal does not.
+    """
     code, _, err = process(
         "-",
         input="import os, signal, sys\nfrom pipelines import cli\nsys.argv = ['x']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def main(arguments):\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
         "cli.run(main, cli.parser('x', ''))\n",
     )
