@@ -128,3 +128,24 @@ def test_every_model_of_a_comparison_has_its_file_and_its_figures(path):
             learned = {*run["training"]["train_scans"], *run["training"]["val_scans"]}
             own = result["data"].startswith(result["trained_on"])  # elsewhere one id may name two people
             assert tested and learned and not (own and tested & learned)
+
+
+def test_results_are_copied_as_they_are_and_other_folders_refused(tmp_path, monkeypatch):
+    from preprocessing.scans import InputError
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "docs")
+    source = tmp_path / "runs" / "ct"
+    source.mkdir(parents=True)
+    (source / "other_comparison.json").write_text('{"models": [{"model": "pca"}]}')
+    (source / "other_pca.json").write_text('{"any": 1}')
+    (source / "other_left_over.json").write_text("{}")
+    results.add(source)
+    assert {p.name for p in (tmp_path / "docs" / "other").iterdir()} == {"comparison.json", "pca.json"}
+    assert (tmp_path / "docs" / "other" / "pca.json").read_text() == '{"any": 1}'
+    cohort = tmp_path / "work" / "ct"
+    cohort.mkdir(parents=True)
+    (cohort / "preprocess.json").write_text('{"n_scans": 3}')
+    results.add(cohort)
+    assert json.loads((tmp_path / "docs" / "ct" / "preprocess.json").read_text()) == {"n_scans": 3}
+    with pytest.raises(InputError, match=r"neither a \*_comparison\.json"):
+        results.add(tmp_path / "work")
