@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,9 @@ def hausdorff95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[flo
     if box is None or not (prediction.any() and truth.any()):
         return float("nan")
     first, second = (mask[box][None, None] for mask in (prediction, truth))  # MONAI wants a batch and a class axis
-    return float(compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI calls a helper with an argument of its own that it deprecates
+        return float(compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=sizes))
 
 
 def lesions_of(truth: np.ndarray) -> np.ndarray:
