@@ -175,7 +175,7 @@ def compare(
             result = evaluate(run, test, folder / "evaluation" / test.name, protocol, point, pictures=not kept)
             if not result["scans"]:
                 raise InputError(f"{test}: no test scan could be evaluated.")
-            kept.append(result | {"seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
+            kept.append(result | {"unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
         results[name] = kept
         figures, draws[name] = summary_of(kept, protocol)
         entries.append(
@@ -280,8 +280,7 @@ def table_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 def case_images(result: dict[str, Any], folder: Path, test: Path) -> list[tuple[str, bytes]]:
     """The case panels that the evaluation of a model's first run drew."""
-    unit = f"repeat-{result['repeat']}_fold-{result['fold']}" if result["fold"] is not None else f"seed-{result['seed']}"
-    cases = folder / unit / "evaluation" / test.name / "cases"
+    cases = folder / result["unit"] / "evaluation" / test.name / "cases"
     return [(p.stem.partition("_")[2], p.read_bytes()) for p in sorted(cases.glob("*.png"))]
 
 

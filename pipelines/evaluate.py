@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, ScanError, read_table, write_atomic, write_table
+from preprocessing.scans import InputError, ScanError, file_digest, read_table, write_atomic, write_table
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
@@ -199,6 +200,7 @@ def evaluate(run: Run, data: Path, out: Path, protocol: Protocol, point: str | N
     result = plain(result | figures(result))
     out.mkdir(parents=True, exist_ok=True)
     images = [_panel(run, data, row, native_of(row), result) for row in _telling(rows, cases)] if pictures else []
+    shutil.rmtree(out / "cases", ignore_errors=True)  # another operating point may have shown other cases
     for i, (caption, png) in enumerate(images):
         (out / "cases").mkdir(exist_ok=True)
         write_atomic(out / "cases" / f"{i}_{caption.partition(':')[0]}.png", png)
@@ -215,7 +217,8 @@ def _key(run: Run, data: Path, rows: list[dict[str, str]], at: dict[str, Any], p
 
     from pipelines.runs import read_json
 
-    prints = [f"{r['id']} {r['label']} {r['pathology']} {r['mask']} {read_json(data / r['sidecar'])['fingerprint']}" for r in rows]
+    files = [[file_digest(Path(r[k])) for k in ("mask", "slice_labels") if r[k] and Path(r[k]).is_file()] for r in rows]
+    prints = [(sorted(r.items()), read_json(data / r["sidecar"])["fingerprint"], own) for r, own in zip(rows, files, strict=True)]
     parts = [EVALUATION_VERSION, run.weights_digest, run.config, protocol.slices, protocol.by, at["point"], at["voxel"], at["scan"], prints]
     return sha256(repr(parts).encode()).hexdigest()
 

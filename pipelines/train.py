@@ -129,9 +129,14 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
     plain = SliceDataset(data / "slices", train_ids, config.image_size, patch_size=config.patch_size)
-    model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
+    try:
+        model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
+    except ValueError as error:  # too few slices for what the config asks
+        raise ConfigError(f"model of {config.name}: {error}") from None
     if fabric.is_global_zero:
-        threshold, reference, healthy = calibrate(model, config, data, [r for r in val_rows if r not in abnormal], fabric.device, tune_rows)
+        threshold, reference, healthy = calibrate(
+            model, config, data, [r for r in val_rows if r["label"] != "abnormal"], fabric.device, tune_rows
+        )
         _write_voxels(healthy, run)
         write_json(run / "threshold.json", threshold)
         write_json(run / "reference.json", reference)

@@ -258,6 +258,27 @@ def test_a_deleted_run_alone_is_made_again(compared):
     assert [s["score"] for s in again] == pytest.approx([s["score"] for s in scores], rel=1e-5)
 
 
+def test_a_corrected_mask_is_measured_anew_and_panels_are_those_of_the_page(compared, folder):
+    """A radiologist mends a mask and runs the same line: no old figure, no old picture may answer."""
+    from tests.test_pipeline import run
+
+    out, arguments = compared
+    where = out / "intensity" / "repeat-0_fold-0" / "evaluation" / "heads"
+    case = next(s for s in json.loads((where / "evaluation.json").read_text())["scans"] if s["truth_voxels"])
+    path = folder / "masks" / f"{case['id']}.png"
+    before = path.read_bytes()
+    (where / "cases" / "9_left-over.png").write_bytes(b"")
+    try:
+        Image.fromarray(np.pad(np.full((3, 3), 255, np.uint8), ((20, 21), (15, 18)))).save(path)
+        assert run("compare", *arguments) == 0
+        now = next(s for s in json.loads((where / "evaluation.json").read_text())["scans"] if s["id"] == case["id"])
+        assert now["truth_voxels"] == 9 != case["truth_voxels"]
+        assert not (where / "cases" / "9_left-over.png").exists() and any((where / "cases").iterdir())
+    finally:
+        path.write_bytes(before)
+    assert run("compare", *arguments) == 0
+
+
 def test_few_label_points_rest_on_the_labelled_split_alone(compared):
     """The best F1 over validation and tune, by hand; no test scan is in it."""
     out, _ = compared
@@ -279,6 +300,10 @@ def test_few_label_points_rest_on_the_labelled_split_alone(compared):
         (("--models", "zero", "pca.model.n_components=3"), "expected <model>.<key>=<value>, with a model of all, zero"),
         (("--models", "zero", "--protocol", "kfolds"), "unknown PROTOCOL 'kfolds'; known: kfold, pictures, volumes; did you mean 'kfold'?"),
         (("--models", "zero", "--protocol", "kfold", "--folds", 20), "subjects with healthy scans cannot be cut into 20 folds"),
+        (
+            ("--models", "pca", "all.image_size=[32,32]"),
+            "model of pca: 16 healthy slices cannot give n_components=64; lower model.n_components.",
+        ),
     ],
 )
 def test_comparisons_that_cannot_be_made_say_why(data, tmp_path, capsys, arguments, sentence):
