@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside, gaussian_blur, robust_z
+from models.layers import blur_inside, each_brain, gaussian_blur, robust_z, tail_of
 
 
 class Atlas(AnomalyModel):
@@ -67,17 +67,11 @@ class Atlas(AnomalyModel):
     def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
         """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, 1, H, W)."""
         x = x.float().mean(1, keepdim=True)
-        if self.standardise == "robust":
-            x = x.clone()
-            for i in range(len(x)):
-                inside = mask[i] > 0
-                if inside.any():
-                    x[i][inside] = robust_z(x[i][inside])
-        return blur_inside(x, mask, self.smooth)
+        return blur_inside(each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
         place = place.clamp(max=len(mean) - 1)
         signed = (self._seen(x, mask.float()) - mean[place][:, None]) / deviation[place][:, None]
-        return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail] * mask
+        return tail_of(signed, self.tail) * mask

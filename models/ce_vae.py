@@ -6,18 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
 from models.layers import (
-    coarse_size,
-    decoder,
-    elbo_terms,
-    encoder,
+    dense_coder,
+    gaussian,
     gaussian_blur,
     input_gradient,
     kl_divergence,
     mean_inside,
+    negative_elbo,
     randn,
     squared_error,
 )
@@ -60,9 +59,7 @@ class CeVae(AnomalyModel):
         super().__init__()
         if not 0 <= context <= 1:
             raise ValueError(f"context: expected a weight from 0 to 1, got {context}")
-        size = coarse_size(image_size, channels)
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
-        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
         self.beta, self.context, self.map, self.smooth = beta, context, map, smooth
         self.samples, self.noise = samples, noise
         self.register_buffer("healthy_gradient", torch.ones(()))
@@ -72,19 +69,17 @@ class CeVae(AnomalyModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        return mean, log_variance.clamp(-20, 20)
+        return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
         """Both branches, summed per slice, mean over the batch; divided by the number of pixels."""
         x, seeds = batch["image"], batch.get("seed")
-        error, kl = elbo_terms(x, *self.encode(x), self.decoder, seeds, self.training)
-        vae = error + self.beta * kl
+        vae = negative_elbo(x, *self.encode(x), self.decoder, seeds, self.training, self.beta)
         if self.context == 0:
-            return {"loss": vae, "squared_error": error, "kl": kl}
+            return vae
         covered = cover_squares(x, seeds=seeds) * batch["mask"]
         filled = squared_error(self.decoder(self.encode(covered)[0]), x).mean() / x[0].numel()
-        return {"loss": (1 - self.context) * vae + self.context * filled, "squared_error": error, "kl": kl, "context": filled}
+        return vae | {"loss": (1 - self.context) * vae["loss"] + self.context * filled, "context": filled}
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

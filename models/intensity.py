@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel
-from models.layers import blur_inside, robust_z
+from models.layers import blur_inside, each_brain, robust_z, tail_of
 
 
 class Intensity(AnomalyModel):
@@ -32,12 +32,7 @@ class Intensity(AnomalyModel):
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         x = blur_inside(x.float().mean(1, keepdim=True), mask.float(), self.smooth)
-        out = torch.zeros_like(x)
-        for i in range(len(x)):
-            inside = mask[i] > 0
-            if inside.any():
-                out[i][inside] = self._tails(self._signed(x[i][inside]))
-        return out
+        return tail_of(each_brain(x, mask, self._signed), self.tail)
 
     def _signed(self, values: Tensor) -> Tensor:
         """Distance from the middle of a slice's brain pixels (N,), signed."""
@@ -46,6 +41,3 @@ class Intensity(AnomalyModel):
             above = counts.cumsum(0)
             return ((above - 0.5 * counts) / len(values) - 0.5)[inverse]  # mean rank of ties
         return robust_z(values) if self.mode == "z" else values - values.median()
-
-    def _tails(self, signed: Tensor) -> Tensor:
-        return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[self.tail]

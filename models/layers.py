@@ -82,17 +82,31 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(x, y, reduction="none").flatten(1).sum(1)
 
 
-def elbo_terms(
-    x: Tensor, mean: Tensor, log_variance: Tensor, decode: Callable[[Tensor], Tensor], seeds: Tensor | None, sample: bool
-) -> tuple[Tensor, Tensor]:
-    """Squared error and KL of a VAE, each summed per slice, averaged over the batch and divided by the number of pixels.
+def dense_coder(inputs: int, channels: Sequence[int], latent: int, image_size: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the slice."""
+    size = coarse_size(image_size, channels)
+    inwards = nn.Sequential(*encoder(inputs, channels), nn.Conv2d(channels[-1], 2 * latent, size))
+    return inwards, nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, inputs))
 
-    With `sample` the latent is drawn, each slice's from its own seed; else its mean is decoded.
+
+def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, the halves of a code (B, 2 * latent, h, w); the log-variance is held to +-20."""
+    mean, log_variance = code.chunk(2, dim=1)
+    return mean, log_variance.clamp(-20, 20)
+
+
+def negative_elbo(
+    x: Tensor, mean: Tensor, log_variance: Tensor, decode: Callable[[Tensor], Tensor], seeds: Tensor | None, sample: bool, beta: float
+) -> dict[str, Tensor]:
+    """`loss` of a VAE = squared error + beta * KL, each summed per slice, averaged over the batch and divided by the number of pixels.
+
+    With `sample` the latent is drawn, each slice's from its own seed; else its mean is decoded. `squared_error` and `kl` are logged.
     """
     noise = randn(mean, seeds) if sample else 0
     pixels = x[0].numel()
     error = squared_error(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
-    return error, kl_divergence(mean, log_variance).mean() / pixels
+    kl = kl_divergence(mean, log_variance).mean() / pixels
+    return {"loss": error + beta * kl, "squared_error": error, "kl": kl}
 
 
 def generator(seed: Tensor | int, stream: int = 0) -> torch.Generator:
@@ -132,6 +146,21 @@ def robust_z(values: Tensor) -> Tensor:
     """Distance of each value (N,) from the median, in units of 1.4826 times the median absolute deviation, at least 0.001."""
     apart = values - values.median()
     return apart / (1.4826 * apart.abs().median()).clamp(min=1e-3)
+
+
+def tail_of(signed: Tensor, tail: str) -> Tensor:
+    """How far a signed distance lies on the "bright" (positive), "dark" or "both" sides; not negative."""
+    return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[tail]
+
+
+def each_brain(x: Tensor, mask: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function (N,) -> (N,) to the brain pixels of every slice (B, 1, H, W) on its own; 0 outside."""
+    out = torch.zeros_like(x)
+    for i in range(len(x)):
+        inside = mask[i] > 0
+        if inside.any():
+            out[i][inside] = function(x[i][inside])
+    return out
 
 
 def input_gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, elbo_terms, encoder, generator
+from models.layers import decoder, encoder, gaussian, generator, negative_elbo
 from models.pretext import swap_patches, turn_and_shift
 
 TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
@@ -68,8 +68,7 @@ class Multitask(AnomalyModel):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, C, h, w) before reparametrisation, mean and log-variance of the latent, each (B, C / 2, h, w)."""
         features = self.encoder(x)
-        mean, log_variance = self.latent(features).chunk(2, dim=1)
-        return features, mean, log_variance.clamp(-20, 20)
+        return features, *gaussian(self.latent(features))
 
     def logits(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the turn (B, 4) and of the shifts across and along (B, 3)."""
@@ -86,8 +85,7 @@ class Multitask(AnomalyModel):
         labels = _draw(batch)
         x = turn_and_shift(batch["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
         features, mean, log_variance = self.encode(x)
-        error, kl = elbo_terms(x, mean, log_variance, self.decoder, batch.get("seed"), self.training)
-        reconstruction = error + self.beta * kl
+        reconstruction = negative_elbo(x, mean, log_variance, self.decoder, batch.get("seed"), self.training, self.beta)["loss"]
         classification = torch.stack([F.cross_entropy(a, labels[:, i]) for i, a in enumerate(self.logits(features))]).sum()
         scaled = self.epsilon * reconstruction
         return {"loss": classification + scaled, "classification": classification, "reconstruction": reconstruction, "scaled": scaled}

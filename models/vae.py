@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, elbo_terms, encoder
+from models.layers import dense_coder, gaussian, negative_elbo
 
 
 class Vae(AnomalyModel):
@@ -33,9 +33,7 @@ class Vae(AnomalyModel):
         image_size: tuple[int, int] = (128, 128),
     ) -> None:
         super().__init__()
-        size = coarse_size(image_size, channels)
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
-        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
         self.beta = beta
 
     def updates(self, stage: str) -> list[Update]:
@@ -43,14 +41,12 @@ class Vae(AnomalyModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        return mean, log_variance.clamp(-20, 20)
+        return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
         """Negative evidence lower bound per pixel, with a Gaussian of unit variance up to constants."""
         x = batch["image"]
-        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
-        return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
+        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

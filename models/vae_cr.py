@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, elbo_terms, encoder
+from models.layers import decoder, encoder, gaussian, negative_elbo
 from models.pretext import swap_patches
 
 
@@ -52,8 +52,7 @@ class VaeCr(AnomalyModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, each (B, latent, H / 2**n, W / 2**n)."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        return mean, log_variance.clamp(-20, 20)
+        return gaussian(self.encoder(x))
 
     def restoration_loss(self, batch: Batch) -> Losses:
         """Mean squared error between the restored image and the image before the swap."""
@@ -64,8 +63,7 @@ class VaeCr(AnomalyModel):
     def vae_loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
-        return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
+        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

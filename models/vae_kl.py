@@ -6,20 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import (
-    coarse_size,
-    decoder,
-    elbo_terms,
-    encoder,
-    gaussian_blur,
-    input_gradient,
-    kl_divergence,
-    mean_inside,
-    squared_error,
-)
+from models.layers import dense_coder, gaussian, gaussian_blur, input_gradient, kl_divergence, mean_inside, negative_elbo, squared_error
 
 
 class VaeKl(AnomalyModel):
@@ -50,9 +40,7 @@ class VaeKl(AnomalyModel):
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        size = coarse_size(image_size, channels)
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], 2 * latent, size))
-        self.decoder = nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels))
+        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
         self.beta, self.map, self.smooth = beta, map, smooth
         self.register_buffer("healthy_gradient", torch.ones(()))
 
@@ -61,14 +49,12 @@ class VaeKl(AnomalyModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        return mean, log_variance.clamp(-20, 20)
+        return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        error, kl = elbo_terms(x, *self.encode(x), self.decoder, batch.get("seed"), self.training)
-        return {"loss": error + self.beta * kl, "squared_error": error, "kl": kl}
+        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

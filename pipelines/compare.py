@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from pipelines.config import ConfigError, hint, load_run_config
-from preprocessing.scans import InputError, write_atomic, write_table
+from pipelines.config import ConfigError, load_run_config
+from preprocessing.scans import InputError, nearest, write_atomic, write_table
 
 if TYPE_CHECKING:
     from models.base import AnomalyModel
@@ -92,7 +92,7 @@ def configs(models: list[str], overrides: list[str], preset: str | None) -> dict
         name, dot, rest = text.partition(".")
         if not dot or name not in (*models, "all"):
             known = ["all", *models]
-            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(known)}{hint(name, known)}")
+            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(known)}{nearest(name, known)}")
         for model in models if name == "all" else [name]:
             own[model].append(rest)
     return {name: load_run_config(name, own[name], preset) for name in models}
@@ -300,7 +300,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError("folds test on the scans they are cut from; leave TEST out.")
     baseline = arguments.baseline or ("intensity" if "intensity" in names else names[0])
     if baseline not in names:
-        raise ConfigError(f"baseline '{baseline}' is not among the models {', '.join(names)}{hint(baseline, names)}")
+        raise ConfigError(f"baseline '{baseline}' is not among the models {', '.join(names)}{nearest(baseline, names)}")
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from preprocessing.scans import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -234,15 +235,10 @@ def names(folder: Path) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml"))
 
 
-def hint(name: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{match[0]}'?" if match else ""
-
-
 def _known(folder: Path, name: str, what: str) -> Path:
     known = names(folder)
     if name not in known:
-        raise ConfigError(f"unknown {what} '{name}'; known: {', '.join(known)}{hint(name, known)}")
+        raise ConfigError(f"unknown {what} '{name}'; known: {', '.join(known)}{nearest(name, known)}")
     return folder / f"{name}.yaml"
 
 
@@ -259,7 +255,7 @@ def _problem(kind: type[BaseModel], error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"'{'.'.join(place)}': {error['msg'].lower()}, got {error['input']!r}"
     fields = _fields(kind, place[:-1])
-    return f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{hint(place[-1], fields)}"
+    return f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{nearest(place[-1], fields)}"
 
 
 def _fields(kind: Any, path: list[str]) -> list[str]:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.config import hint
-from preprocessing.scans import InputError
+from preprocessing.scans import InputError, nearest
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
@@ -100,7 +99,7 @@ def chosen(run: Run, text: str | None) -> Point:
         return stored[run.config.calibration.point]
     name, sign, value = text.partition("=")
     if name not in NAMES:
-        raise InputError(f"unknown operating point '{name}'; known: {', '.join(NAMES)}{hint(name, list(NAMES))}")
+        raise InputError(f"unknown operating point '{name}'; known: {', '.join(NAMES)}{nearest(name, list(NAMES))}")
     if name == "oracle":
         return {"point": "oracle", "rule": "chosen with the labels of the test scans: not achievable", "voxel": np.nan, "scan": np.nan}
     if sign:
