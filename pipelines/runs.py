@@ -90,6 +90,16 @@ def build_model(config: RunConfig) -> AnomalyModel:
         raise ConfigError(f"model of {config.name}: {error}") from None
 
 
+def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
+    """The model as it is, or with its map measured against healthy maps where the config says so."""
+    from models.reference import Referenced
+
+    r = config.reference
+    if r.kind != "none" and config.patch_size:
+        raise ConfigError(f"reference.kind={r.kind} compares places of whole slices; it does not go with patch_size.")
+    return model if r.kind == "none" else Referenced(model, r.kind, r.smooth, r.prior, r.mirror)
+
+
 def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     """Read a run folder; InputError names what is missing."""
     import torch
@@ -103,7 +113,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
     recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
     device = pick_device(accelerator)
-    model = build_model(config)
+    model = build_detector(config, build_model(config))
     try:
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
