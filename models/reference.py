@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside, gaussian_blur
+from models.layers import blur_inside, gaussian_blur, tail_of
 
 Kind = Literal["difference", "ratio", "z"]
 
@@ -48,12 +48,15 @@ class Referenced(AnomalyModel):
     """A trained detector whose map is measured against the maps of healthy scans at the same place of the atlas.
 
     The detector's map is smoothed inside the brain, then becomes by `kind` its "difference" from the healthy mean m, its "ratio"
-    to m, or "z", the difference over the healthy standard deviation; negative values become 0. Scores of the detector's own
+    to m, or "z", the difference over the healthy standard deviation; negative values become 0. Of the "residual" it is the signed
+    difference of image and reconstruction that is smoothed and compared, and its `tail` that counts. Scores of the detector's own
     stay as they are.
 
     Args:
         model: a trained detector.
         kind: "difference", "ratio" or "z".
+        of: "map", or "residual" for a model that reconstructs; not with "ratio".
+        tail: "bright", "dark" or "both" sides of the residual.
         smooth: sigma in pixels, of the map inside the brain and of the healthy mean and deviation.
         prior: weight of the whole brain's mean and variance, in scans.
         mirror: also learn from every map's mirror image.
@@ -61,8 +64,20 @@ class Referenced(AnomalyModel):
 
     stages = ()
 
-    def __init__(self, model: AnomalyModel, kind: Kind = "z", smooth: float = 1.5, prior: float = 2.0, mirror: bool = True) -> None:
+    def __init__(
+        self,
+        model: AnomalyModel,
+        kind: Kind = "z",
+        of: Literal["map", "residual"] = "map",
+        tail: Literal["bright", "dark", "both"] = "both",
+        smooth: float = 1.5,
+        prior: float = 2.0,
+        mirror: bool = True,
+    ) -> None:
         super().__init__()
+        if of == "residual" and (kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct):
+            raise ValueError(f"of=residual does not go with kind={kind} of {type(model).__name__}: it needs a reconstruction, and no ratio")
+        self.of, self.tail = of, tail
         self.model, self.kind, self.smooth, self.prior, self.mirror = model, kind, smooth, prior, mirror
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("deviation", torch.ones(0, 0, 0))
@@ -84,7 +99,7 @@ class Referenced(AnomalyModel):
         mean, deviation = (self.get_buffer(name)[place][:, None] for name in ("mean", "deviation"))
         seen = self._seen(x, mask, z)
         found = {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
-        return found.clamp(min=0) * mask
+        return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)) * mask
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return self.model.score(x, mask, z)
@@ -93,4 +108,8 @@ class Referenced(AnomalyModel):
         return self.model.reconstruct(x)
 
     def _seen(self, x: Tensor, mask: Tensor, z: Tensor | None) -> Tensor:
-        return blur_inside(self.model.anomaly_map(x, mask, z).float(), mask.float(), self.smooth)
+        if self.of == "map":
+            found = self.model.anomaly_map(x, mask, z)
+        else:
+            found = (x - self.model.reconstruct(x)).mean(1, keepdim=True)
+        return blur_inside(found.float(), mask.float(), self.smooth)

@@ -112,6 +112,8 @@ class Reference(Closed):
     """
 
     kind: Literal["none", "difference", "ratio", "z"] = "none"
+    of: Literal["map", "residual"] = "map"
+    tail: Literal["bright", "dark", "both"] = "both"
     smooth: float = Field(1.5, ge=0)
     prior: float = Field(2.0, gt=0)
     mirror: bool = True

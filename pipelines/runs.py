@@ -97,7 +97,12 @@ def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
     r = config.reference
     if r.kind != "none" and config.patch_size:
         raise ConfigError(f"reference.kind={r.kind} compares places of whole slices; it does not go with patch_size.")
-    return model if r.kind == "none" else Referenced(model, r.kind, r.smooth, r.prior, r.mirror)
+    if r.kind == "none":
+        return model
+    try:
+        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror)
+    except ValueError as error:
+        raise ConfigError(f"reference of {config.name}: {error}") from None
 
 
 def load_run(folder: str | Path, accelerator: str = "auto") -> Run:

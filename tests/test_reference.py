@@ -18,11 +18,14 @@ class Bright(AnomalyModel):
     def anomaly_map(self, x, mask, z=None):
         return x * mask
 
+    def reconstruct(self, x):
+        return torch.full_like(x, 0.2)
 
-def fitted(kind, smooth=0.0, prior=2.0, mirror=False):
+
+def fitted(kind, smooth=0.0, prior=2.0, mirror=False, **more):
     image, mask = slices(30)
     z = torch.arange(30) % 3
-    model = Referenced(Bright(), kind, smooth, prior, mirror)
+    model = Referenced(Bright(), kind, smooth=smooth, prior=prior, mirror=mirror, **more)
     model.fit_reference(batches(image, mask, z))
     return model, image, mask, z
 
@@ -57,6 +60,27 @@ def test_each_kind_is_its_formula_and_never_negative():
         np.testing.assert_allclose(found[kind].numpy()[:, 0][inside], np.maximum(want, 0)[inside], rtol=1e-5, atol=1e-6)
 
 
+def test_a_residual_is_signed_and_its_tail_counts():
+    sides = {}
+    for tail in ("bright", "dark", "both"):
+        model, image, mask, z = fitted("z", of="residual", tail=tail)
+        sides[tail] = model.anomaly_map(image, mask, z)
+    assert torch.equal(sides["bright"] + sides["dark"], sides["both"]) and (sides["dark"] > 0).any() and (sides["bright"] > 0).any()
+    residual = (image - 0.2)[:, 0].numpy()
+    z_score = (residual - model.mean[z].numpy()) / model.deviation[z].numpy()
+    inside = mask[:, 0].numpy() > 0
+    np.testing.assert_allclose(sides["both"][:, 0].numpy()[inside], np.abs(z_score)[inside], rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_needs_a_reconstruction():
+    from models import create_model
+
+    with pytest.raises(ValueError, match="of=residual does not go with kind=z of Intensity"):
+        Referenced(create_model("intensity"), "z", of="residual")
+    with pytest.raises(ValueError, match="kind=ratio of Bright"):
+        Referenced(Bright(), "ratio", of="residual")
+
+
 def test_the_map_is_smoothed_inside_the_brain_before_it_is_compared():
     model, image, mask, z = fitted("difference", smooth=1.5)
     m = mask[:, 0].numpy()
@@ -69,7 +93,7 @@ def test_the_map_is_smoothed_inside_the_brain_before_it_is_compared():
 def test_it_comes_back_from_disk_and_scores_by_its_detector(tmp_path):
     model, image, mask, z = fitted("z")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    other = Referenced(Bright(), "z", 0.0)
+    other = Referenced(Bright(), "z", smooth=0.0)
     other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     assert torch.equal(other.anomaly_map(image, mask, z), model.anomaly_map(image, mask, z))
     assert torch.equal(model.score(image, mask, z), model.model.score(image, mask, z))
