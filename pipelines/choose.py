@@ -125,7 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
             see(load_run(folder, arguments.accelerator), data, kinds, volumes_of(arguments.volumes), arguments.seed) for folder in folders
         ]
         table += table_rows(text, seen)
-    table.sort(key=lambda r: -r["auroc"])
+    table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
     for r in shown:
         print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
