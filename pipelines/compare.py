@@ -41,7 +41,7 @@ def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[U
         folder = folder / "labelled" if model.supervised else folder
         pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
         return [Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv") for r, f in pairs]
-    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages else 1)]
+    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)]
 
 
 def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
