@@ -1,4 +1,4 @@
-"""Slices to batches: MONAI dataset and transform chain, seeded sample by sample."""
+"""Slices or volumes to batches: MONAI dataset and transform chain, seeded sample by sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.data import Dataset, set_track_meta
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from preprocessing.slices import SliceStore
+from preprocessing.slices import SliceStore, VolumeStore
 
 if TYPE_CHECKING:
     from pipelines.config import Augmentation, Loop
@@ -22,20 +22,24 @@ class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
     Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
-    a slice of a scan named in `abnormal`, else 0}.
+    a slice of a scan named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth`
+    axial slices before it is resized: (1, X, Y, Z), and "z" is 0.
     """
 
     def __init__(
         self,
         folder: Path,
         scans: Collection[str],
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         augmentation: Augmentation | None = None,
-        patch_size: tuple[int, int] | None = None,
+        patch_size: tuple[int, ...] | None = None,
         abnormal: Collection[str] = (),
+        depth: int = 0,
     ) -> None:
         self.abnormal = frozenset(abnormal)
-        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation, patch_size))
+        store = SliceStore(folder, scans)
+        items = store if len(image_size) == 2 else VolumeStore(store, depth)
+        super().__init__(cast(Any, items), transform=chain(image_size, augmentation, patch_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
@@ -47,7 +51,7 @@ class SliceDataset(Dataset):
         return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed, "label": label}
 
 
-def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None, patch_size: tuple[int, int] | None = None) -> mt.Compose:
+def chain(image_size: tuple[int, ...], augmentation: Augmentation | None = None, patch_size: tuple[int, ...] | None = None) -> mt.Compose:
     """Resize (area for images, nearest for masks), then flip, affine, intensity changes and a patch of the brain where asked for."""
     keys = ("image", "mask")
     steps: list[Any] = [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
@@ -60,9 +64,9 @@ def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None,
             mt.RandAffined(
                 keys,
                 prob=1.0,
-                rotate_range=np.deg2rad(a.rotate),
+                rotate_range=(np.deg2rad(a.rotate),) * (1 if len(image_size) == 2 else 3),  # an angle per axis that can be turned about
                 translate_range=shift,
-                scale_range=(a.scale, a.scale),
+                scale_range=(a.scale,) * len(image_size),
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",
             )
@@ -74,12 +78,18 @@ def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None,
     return mt.Compose(steps)
 
 
-def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Axial slices of a volume (X, Y, Z) as network input, (Z, 1, H, W) each, by the same chain as in training."""
+def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Image and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, 1, H, W) each.
+
+    With three numbers in `image_size` the whole volume, (1, 1, X, Y, Z) each.
+    """
     set_track_meta(False)
-    stack = {"image": image.transpose(2, 0, 1).astype(np.float32), "mask": mask.transpose(2, 0, 1).astype(np.float32)}
-    small = chain(image_size)(stack)  # slices stand where channels would
-    return (small["image"] * small["mask"])[:, None], small["mask"][:, None]
+    volumes = len(image_size) == 3
+    stack = {"image": image.astype(np.float32), "mask": mask.astype(np.float32)}
+    stack = {k: v[None] if volumes else v.transpose(2, 0, 1) for k, v in stack.items()}  # slices stand where channels would
+    small = chain(image_size)(stack)
+    new = 0 if volumes else 1
+    return (small["image"] * small["mask"]).unsqueeze(new), small["mask"].unsqueeze(new)
 
 
 class Batches:
