@@ -96,9 +96,11 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
     sides, size = len(config.image_size), list(config.image_size)
     if config.patch_size and len(config.patch_size) != sides:
         raise ConfigError(f"patch_size {list(config.patch_size)} and image_size {size} must have the same number of sides.")
-    if "spatial_dims" not in fields and sides != 2:
-        raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
-    dims = config.model.get("spatial_dims", fields.get("spatial_dims", (int, 2))[1])
+    if "spatial_dims" not in fields:
+        if sides == 3:
+            raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
+        return
+    dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
     if dims in (2, 3) and dims != sides:
         raise ConfigError(f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is {dims}; make them agree.")
 

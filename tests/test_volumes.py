@@ -1,0 +1,263 @@
+"""Volumes: what the dataset gives, how maps come back, and the 3-D cae and vae by the properties that define them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import create_model, layers
+from pipelines.config import Augmentation, ConfigError, load_run_config
+from pipelines.data import SliceDataset, resize_volume
+from pipelines.loop import _tiles
+from pipelines.runs import build_model
+from pipelines.scoring import _slicewise, slice_volume
+from preprocessing import slices
+
+SHAPE, SMALL, Z = (10, 12, 9), (5, 4, 3), (2, 3, 5, 6, 7)  # blocks of 2 x 3 x 3; slices 0, 1, 4 and 8 hold no brain
+CPU = torch.device("cpu")
+
+
+def volume(seed=0):
+    """Image with sixteenths, which float16 holds exactly, and a brain with holes."""
+    rng = np.random.default_rng(seed)
+    brain = np.zeros(SHAPE, bool)
+    brain[1:9, 2:11, Z] = rng.random((8, 9, len(Z))) < 0.9
+    return rng.integers(0, 17, SHAPE) / 16 * brain, brain
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volumes")
+    rows = []
+    for seed, scan in enumerate(("b", "a")):
+        image, brain = volume(seed)
+        slices.write_arrays(folder, scan, image, brain, np.array(Z))
+        rows += [{"scan": scan, "row": i, "z": z} for i, z in enumerate(Z)]
+    slices.write_index(folder, rows[::-1])  # the order of the table does not count
+    return folder
+
+
+def test_an_item_is_the_scan_s_slices_in_their_places_resized(store):
+    data = SliceDataset(store, ["a", "b"], SMALL, abnormal=["b"], depth=9)
+    assert len(data) == 2
+    for i, seed in ((0, 1), (1, 0)):
+        image, brain = volume(seed)
+        means = image.reshape(5, 2, 4, 3, 3, 3).mean((1, 3, 5))
+        middle = brain[1::2, 1::3, 1::3]
+        item = data[(i, 77)]
+        np.testing.assert_allclose(item["image"], (means * middle)[None], atol=1e-6)
+        np.testing.assert_array_equal(item["mask"], middle[None])
+        assert item["z"] == 0 and item["seed"] == 77 and item["label"] == i and data.data.scan_of(i) == "ab"[i]
+
+
+@pytest.mark.parametrize("size", [SMALL, SHAPE, (7, 5, 8)])
+def test_training_and_inference_resize_volumes_alike(store, size):
+    item = SliceDataset(store, ["b"], size, depth=9)[(0, 0)]
+    image, mask = resize_volume(*volume(0), size)
+    assert image.shape == mask.shape == (1, 1, *size)
+    torch.testing.assert_close(image[0], item["image"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mask[0], item["mask"], rtol=0, atol=0)
+
+
+def ball_store(folder, at=(20, 9, 8), shape=(24, 20, 16)):
+    """A scan whose brain is everything and that is dark but for a ball away from every plane through the middle."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    image = (((grid - at) ** 2).sum(-1) <= 9).astype(np.float32)
+    slices.write_arrays(folder, "a", image, np.ones(shape), np.arange(shape[2]))
+    slices.write_index(folder, [{"scan": "a", "row": i, "z": i} for i in range(shape[2])])
+    return folder, shape
+
+
+def centroid(image):
+    grid = torch.stack(torch.meshgrid(*(torch.arange(float(s)) for s in image.shape[1:]), indexing="ij"))
+    return (grid * image).flatten(1).sum(1) / image.sum()
+
+
+def test_a_flip_changes_left_and_right_alone(tmp_path):
+    folder, shape = ball_store(tmp_path, at=(18, 6, 5))
+    plain = SliceDataset(folder, ["a"], shape, depth=16)[(0, 0)]["image"]
+    data = SliceDataset(folder, ["a"], shape, Augmentation(flip=0.5), depth=16)
+    seen = [data[(0, seed)]["image"] for seed in range(12)]
+    flipped = [torch.equal(x, plain.flip(1)) for x in seen]
+    assert all(f or torch.equal(x, plain) for f, x in zip(flipped, seen, strict=True)) and {*flipped} == {True, False}
+
+
+@pytest.mark.parametrize("change", [{"rotate": 20}, {"translate": 0.1}, {"scale": 0.3}])
+def test_a_volume_is_turned_moved_and_scaled_along_every_axis(tmp_path, change):
+    folder, shape = ball_store(tmp_path, at=(18, 6, 5))
+    data = SliceDataset(folder, ["a"], shape, Augmentation(**change), depth=16)
+    places = torch.stack([centroid(data[(0, seed)]["image"]) for seed in range(12)])
+    assert (places.std(0) > 0.25).all()
+    assert torch.equal(data[(0, 3)]["image"], data[(0, 3)]["image"])
+    item = data[(0, 4)]
+    assert not item["image"][item["mask"] == 0].any() and item["image"].min() >= 0 and item["image"].max() <= 1
+
+
+def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
+    data = SliceDataset(store, ["a"], SHAPE, patch_size=(4, 6, 4), depth=9)
+    whole = SliceDataset(store, ["a"], SHAPE, depth=9)[(0, 0)]["image"][0]
+    windows = whole.unfold(0, 4, 1).unfold(1, 6, 1).unfold(2, 4, 1)
+    for seed in range(12):
+        one = data[(0, seed)]
+        assert one["image"].shape == (1, 4, 6, 4) and torch.equal(one["image"], data[(0, seed)]["image"])
+        assert (windows == one["image"][0]).flatten(3).all(3).any() and one["mask"][0, 2, 3, 2] == 1
+
+
+def config(size, patch=None):
+    return load_run_config("vae", [f"image_size={list(size)}", "model.spatial_dims=3"]).model_copy(update={"patch_size": patch})
+
+
+def test_a_map_comes_back_to_the_grid_of_the_volume():
+    """By hand: a network that answers with its input; on a half-sized grid a linear ramp keeps its values away from the ends."""
+    image, brain = volume()
+    seen = []
+
+    def network(x, mask, z):
+        seen.append((x.shape, mask.shape, z.tolist()))
+        return x * mask
+
+    np.testing.assert_allclose(_slicewise(network, config(SHAPE), image, brain, CPU), image, atol=1e-6)
+    assert seen == [((1, 1, *SHAPE), (1, 1, *SHAPE), [0])]
+    ramp = np.broadcast_to(np.arange(16) / 16, (8, 12, 16)).astype(np.float32)
+    got = _slicewise(network, config((4, 6, 8)), ramp, np.ones_like(ramp, bool), CPU)
+    np.testing.assert_allclose(got[..., 1:-1], ramp[..., 1:-1], atol=1e-6)
+
+
+def test_patchwise_maps_of_a_voxelwise_network_are_those_of_the_volume():
+    image, brain = volume()
+    one, two = (_slicewise(lambda x, mask, z: x * mask + 1, config(SHAPE, p), image, brain, CPU) for p in (None, (4, 6, 4)))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [None, (4, 6, 4)])
+def test_a_volume_has_one_score_of_the_model(patch):
+    class Constant:
+        def score(self, x, mask, z):
+            assert x.dim() == 5 and z.tolist() == [0] * len(x)
+            return torch.full((len(x),), 3.5)
+
+    image, brain = volume()
+    np.testing.assert_allclose(slice_volume(Constant(), config(SHAPE, patch), image, brain, CPU), 3.5 * brain, atol=1e-5)
+
+
+def test_the_log_shows_the_middle_slice_of_volumes():
+    x = torch.rand(2, 1, 4, 6, 5)
+    assert torch.equal(_tiles([x]), _tiles([x[..., 2]]))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (
+            "vae",
+            ["image_size=[64,64,64]"],
+            r"image_size \[64, 64, 64\] has 3 numbers and model.spatial_dims of 'vae' is 2; make them agree\.$",
+        ),
+        ("cae", ["model.spatial_dims=3"], r"image_size \[64, 64\] has 2 numbers and model.spatial_dims of 'cae' is 3; make them agree\.$"),
+        (
+            "vae_cr",
+            ["image_size=[64,64,64]"],
+            r"image_size \[64, 64, 64\] asks for volumes, and 'vae_cr' works on slices alone; give two num",
+        ),
+        ("pca", ["image_size=[64,64,64]"], "'pca' works on slices alone"),
+        (
+            "vae",
+            ["image_size=[64,64,64]", "model.spatial_dims=3", "patch_size=[32,32]"],
+            r"patch_size \[32, 32\] and image_size \[64, 64, 64\]",
+        ),
+        ("vae", ["model.spatial_dims=4"], r"model of vae: 'spatial_dims': input should be 2 or 3, got 4"),
+        ("vae", ["image_size=[48,48,48]", "model.spatial_dims=3"], r"\(48, 48, 48\) must be divisible by 32"),
+        ("vae_cr", ["model.spatial_dims=3"], "unknown key 'spatial_dims'"),
+        ("multitask", ["image_size=[128,64]"], r"model of multitask: image_size \(128, 64\): quarter turns need square slices$"),
+    ],
+)
+def test_dimensions_that_disagree_are_refused_at_build(model, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(load_run_config(model, changes))
+
+
+def make(name, **arguments):
+    torch.manual_seed(0)
+    return create_model(name, **({"channels": (3, 5), "latent": 4, "image_size": (8, 12, 4), "spatial_dims": 3} | arguments))
+
+
+def batch(n=3):
+    torch.manual_seed(1)
+    image = torch.rand(n, 1, 8, 12, 4, dtype=torch.float64)
+    return {"image": image, "mask": torch.ones_like(image), "seed": torch.arange(n)}
+
+
+def test_the_loss_of_the_3d_vae_is_the_negative_elbo_per_voxel():
+    model, b = make("vae", beta=0.7).double().eval(), batch()
+    mean, log_variance = model.encode(b["image"])
+    assert mean.shape == (3, 4, 1, 1, 1)
+    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3, 4))
+    error = (model.decoder(mean) - b["image"]).square().sum((1, 2, 3, 4))
+    torch.testing.assert_close(model.loss(b)["loss"], (error + 0.7 * kl).mean() / (8 * 12 * 4))
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("vae", {}), ("cae", {}), ("cae", {"bottleneck": "spatial", "channels": (3, 5, 4)})])
+def test_every_voxel_of_a_volume_can_reach_every_other_through_the_code(name, arguments):
+    """Slices of a 2-D network would not see each other; a spatial code sees as far as its kernels do."""
+    model = make(name, **({"image_size": (8, 16, 8)} | arguments)).double().eval()
+    x = torch.rand(1, 1, 8, 16, 8, dtype=torch.float64)
+    moved = x.clone()
+    moved[0, 0, 3, 8, 2] += 1
+    with torch.no_grad():
+        changed = (model.reconstruct(moved) - model.reconstruct(x))[0, 0].abs()
+    dense = arguments.get("bottleneck") != "spatial"
+    assert changed[0, 0, 0] > 0 or not dense
+    assert (changed.amax((0, 1)) > 0).all() and (changed.amax((1, 2)) > 0).all()
+
+
+def plain(channels, latent, size):
+    """The 2-D network of the vae in torch's own parts."""
+
+    def block(convolution, width):
+        return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(0.1))
+
+    downs = [block(nn.Conv2d(a, b, 4, 2, 1, bias=False), b) for a, b in itertools.pairwise((1, *channels))]
+    last = nn.Conv2d(channels[-1], 2 * latent, size)
+    first = nn.ConvTranspose2d(latent, channels[-1], size)
+    way = (channels[-1], *reversed(channels[:-1]))
+    ups = [block(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), b) for a, b in itertools.pairwise(way)]
+    return nn.ModuleDict(
+        {"encoder": nn.Sequential(*downs, last), "decoder": nn.Sequential(first, *ups, nn.ConvTranspose2d(channels[0], 1, 4, 2, 1))}
+    )
+
+
+def test_in_two_dimensions_names_and_numbers_are_what_they_were():
+    torch.manual_seed(5)
+    ours = create_model("vae", channels=(4, 6, 8), latent=5, image_size=(16, 24)).train()
+    torch.manual_seed(5)
+    theirs = plain((4, 6, 8), 5, (2, 3)).train()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.rand(3, 1, 16, 24)
+    for mode in (True, False):
+        mean = theirs.train(mode)["encoder"](x).chunk(2, 1)[0]
+        assert torch.equal(ours.train(mode).reconstruct(x), theirs["decoder"](mean))
+    for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(monkeypatch, dims):
+    """Both halves of the batch hold the same numbers, so that the sum over processes is twice the own one."""
+    kinds = {2: (layers.BatchNorm2d, nn.BatchNorm2d), 3: (layers.BatchNorm3d, nn.BatchNorm3d)}[dims]
+    ours, theirs = (kind(5) for kind in kinds)
+    for norm in (ours, theirs):
+        nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+    half = torch.randn(3, 5, 4, 6, 2)[(...,) if dims == 3 else (..., 0)] * 3 + 1
+    want = theirs(torch.cat([half, half]))[:3]
+    torch.testing.assert_close(kinds[0](5)(half), kinds[1](5)(half), rtol=0, atol=0)  # alone: torch's own
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    import torch.distributed.nn.functional as functional
+
+    monkeypatch.setattr(functional, "all_reduce", lambda t: 2 * t)
+    torch.testing.assert_close(ours(half), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
