@@ -37,6 +37,7 @@ class Multitask(AnomalyModel):
         image_size: height and width of the slices, which must be equal: a quarter turn keeps the shape of a square alone.
     """
 
+    scoring_arguments = ("lam",)
     stages = ("pretrain", "finetune")
 
     def __init__(

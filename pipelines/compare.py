@@ -6,6 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,16 +87,52 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
 
 
 def configs(models: list[str], overrides: list[str], preset: str | None) -> dict[str, RunConfig]:
-    """A config per model; an override "pca.model.n_components=32" is for one model, "all.image_size=[64,64]" for every one."""
-    own: dict[str, list[str]] = {name: [] for name in models}
+    """A config per model or variant; an override "pca.model.n_components=32" is for one, "all.image_size=[64,64]" for every one.
+
+    A variant "vae@mean" is the model `vae` with what is said of `vae` and then of "vae@mean".
+    """
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys(["all", *(kind_of(n) for n in models), *models])}
     for text in overrides:
         name, dot, rest = text.partition(".")
-        if not dot or name not in (*models, "all"):
-            known = ["all", *models]
-            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(known)}{nearest(name, known)}")
-        for model in models if name == "all" else [name]:
-            own[model].append(rest)
-    return {name: load_run_config(name, own[name], preset) for name in models}
+        if not dot or name not in parts:
+            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(parts)}{nearest(name, list(parts))}")
+        parts[name].append(rest)
+    own = {name: [text for part in dict.fromkeys(["all", kind_of(name), name]) for text in parts[part]] for name in models}
+    return {name: load_run_config(kind_of(name), own[name], preset) for name in models}
+
+
+def kind_of(name: str) -> str:
+    """The model of a variant: "vae" of "vae@mean"."""
+    return name.partition("@")[0]
+
+
+def share_training(config: RunConfig, folder: Path, others: Iterable[Path]) -> None:
+    """Give a new run the last checkpoint of another run that was trained in the same way, whatever its map, reference or scores.
+
+    Training then finds every stage done.
+    """
+    import shutil
+
+    from models import model_class
+    from pipelines.config import RunConfig as Config
+    from pipelines.config import read_yaml, validate
+
+    if (folder / "config.yaml").is_file():
+        return
+    scoring = model_class(config.name).scoring_arguments
+
+    def trained_by(c: RunConfig) -> tuple[Any, ...]:
+        holdout = c.reference.holdout if c.reference.kind != "none" else 0
+        model = {k: v for k, v in c.model.items() if k not in scoring}
+        return c.name, model, c.image_size, c.patch_size, c.stages, c.augmentation, c.loop, holdout
+
+    for other in others:
+        finished = (other / "weights.pt").is_file() and (other / "checkpoints" / "last.pt").is_file()
+        if finished and trained_by(validate(Config, read_yaml(other / "config.yaml"), other / "config.yaml")) == trained_by(config):
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for name in ("metrics.csv", "checkpoints/last.pt"):
+                shutil.copyfile(other / name, folder / name)
+            return
 
 
 def summary_of(results: list[dict[str, Any]], protocol: Protocol) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -149,7 +186,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train what is missing, evaluate all, write comparison.tsv, .json, index.html and one results file per model to `out`.
 
-    Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read.
+    Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read, and variants of
+    a model that differ only in what is done after training are trained once.
     """
     from models import model_class
     from pipelines.evaluate import evaluate
@@ -166,16 +204,17 @@ def compare(
     entries, draws, first_run = [], {}, None
     for name, config in run_configs.items():
         kept: list[dict[str, Any]] = []
-        for unit in units(protocol, model_class(name), folds):
+        for unit in units(protocol, model_class(config.name), folds):
             folder = cli.writable_folder(out / name / unit.name)
             own = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
+            share_training(own, folder, [out / other / unit.name for other in run_configs if kind_of(other) == config.name])
             train(own, data, folder, unit.splits)
             run = load_run(folder, accelerator)
             first_run = run if not kept else first_run
             result = evaluate(run, test, folder / "evaluation" / test.name, protocol, point, pictures=not kept)
             if not result["scans"]:
                 raise InputError(f"{test}: no test scan could be evaluated.")
-            kept.append(result | {"unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
+            kept.append(result | {"model": name, "unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
         results[name] = kept
         figures, draws[name] = summary_of(kept, protocol)
         entries.append(
@@ -318,7 +357,9 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("compare", "Train what is missing, evaluate all, and compare models with intervals.")
     p.add_argument("--data", required=True, help="the OUT folder of preprocess to train on")
     p.add_argument("--test", help="another OUT folder of preprocess whose test scans are scored (default: the same)")
-    p.add_argument("--models", required=True, help='names in one argument: "zero intensity pca atlas vae_cr"')
+    p.add_argument(
+        "--models", required=True, help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"'
+    )
     p.add_argument("--out", help="folder of the runs and of the comparison (default runs/<data>)")
     p.add_argument("--baseline", help="the model that others are tested against (default intensity, else the first)")
     p.add_argument("--protocol", help="a file of configs/protocol: volumes, pictures, kfold")

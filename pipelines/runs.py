@@ -100,9 +100,28 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
         if sides == 3:
             raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
         return
+    if sides == 3 and config.reference.kind != "none":
+        raise ConfigError(
+            f"reference.kind={config.reference.kind} compares places of slices; it does not go with three numbers in image_size."
+        )
     dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
     if dims in (2, 3) and dims != sides:
         raise ConfigError(f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is {dims}; make them agree.")
+
+
+def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
+    """The model as it is, or with its map measured against healthy maps where the config says so."""
+    from models.reference import Referenced
+
+    r = config.reference
+    if r.kind != "none" and config.patch_size:
+        raise ConfigError(f"reference.kind={r.kind} compares places of whole slices; it does not go with patch_size.")
+    if r.kind == "none":
+        return model
+    try:
+        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror)
+    except ValueError as error:
+        raise ConfigError(f"reference of {config.name}: {error}") from None
 
 
 def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
@@ -118,7 +137,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
     recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
     device = pick_device(accelerator)
-    model = build_model(config)
+    model = build_detector(config, build_model(config))
     try:
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

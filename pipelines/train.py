@@ -85,13 +85,15 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     from pipelines.config import Recipe
     from pipelines.data import Batches, SliceDataset
     from pipelines.loop import fit
-    from pipelines.runs import build_model, versions, write_json
+    from pipelines.runs import build_detector, build_model, versions, write_json
     from pipelines.scoring import calibrate
 
     rows = cohort_rows(data, splits)
     supervised = model_class(config.name).supervised
     train_rows, val_rows = (learning_rows(rows, split, data, supervised) for split in ("train", "val"))
-    train_ids, val_ids = ({r["id"] for r in part} for part in (train_rows, val_rows))
+    reference_ids = _held_out(config, train_rows)
+    train_ids = {r["id"] for r in train_rows} - reference_ids
+    val_ids = {r["id"] for r in val_rows}
     abnormal = [r for r in val_rows if r["label"] == "abnormal"]
     tune_rows = abnormal + [r for r in rows if r["split"] == "tune"]
     ill = {r["id"] for r in rows if r["label"] == "abnormal"}
@@ -116,7 +118,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
             config.name,
             n / 1e6,
             fabric.device,
-            len(train_rows),
+            len(train_ids),
             len(training),
             items,
             len(val_rows),
@@ -137,6 +139,10 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
+    if config.reference.kind != "none":
+        model = build_detector(config, model).to(fabric.device).eval()
+        healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size)
+        model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(
             model, config, data, [r for r in val_rows if r["label"] != "abnormal"], fabric.device, tune_rows
@@ -173,6 +179,18 @@ def _depth(data: Path, row: dict[str, str]) -> int:
     if depth == 1:
         raise ConfigError(f"three numbers in image_size ask for volumes, and {data} holds pictures; give two.")
     return depth
+
+
+def _held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:
+    """Training scans that the model does not see, so that its healthy reference is of unseen scans; drawn by subject from the seed."""
+    import numpy as np
+
+    subjects = sorted({r["subject"] for r in rows})
+    count = round(config.reference.holdout * len(subjects)) if config.reference.kind != "none" else 0
+    if config.reference.holdout and config.reference.kind != "none" and not 0 < count < len(subjects):
+        raise ConfigError(f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it.")
+    chosen = set(np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist())
+    return {r["id"] for r in rows if r["subject"] in chosen}
 
 
 def _fabric(loop: Loop) -> Fabric:

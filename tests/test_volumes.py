@@ -5,9 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from torch import nn
 
 from models import create_model, layers
+from pipelines.augment import STREAM, augment
 from pipelines.config import Augmentation, ConfigError, load_run_config
 from pipelines.data import SliceDataset, resize_volume
 from pipelines.loop import _tiles
@@ -61,48 +64,51 @@ def test_training_and_inference_resize_volumes_alike(store, size):
     torch.testing.assert_close(mask[0], item["mask"], rtol=0, atol=0)
 
 
-def ball_store(folder, at=(20, 9, 8), shape=(24, 20, 16)):
-    """A scan whose brain is everything and that is dark but for a ball away from every plane through the middle."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    image = (((grid - at) ** 2).sum(-1) <= 9).astype(np.float32)
-    slices.write_arrays(folder, "a", image, np.ones(shape), np.arange(shape[2]))
-    slices.write_index(folder, [{"scan": "a", "row": i, "z": i} for i in range(shape[2])])
-    return folder, shape
-
-
-def centroid(image):
-    grid = torch.stack(torch.meshgrid(*(torch.arange(float(s)) for s in image.shape[1:]), indexing="ij"))
-    return (grid * image).flatten(1).sum(1) / image.sum()
-
-
-def test_a_flip_changes_left_and_right_alone(tmp_path):
-    folder, shape = ball_store(tmp_path, at=(18, 6, 5))
-    plain = SliceDataset(folder, ["a"], shape, depth=16)[(0, 0)]["image"]
-    data = SliceDataset(folder, ["a"], shape, Augmentation(flip=0.5), depth=16)
-    seen = [data[(0, seed)]["image"] for seed in range(12)]
-    flipped = [torch.equal(x, plain.flip(1)) for x in seen]
-    assert all(f or torch.equal(x, plain) for f, x in zip(flipped, seen, strict=True)) and {*flipped} == {True, False}
-
-
-@pytest.mark.parametrize("change", [{"rotate": 20}, {"translate": 0.1}, {"scale": 0.3}])
-def test_a_volume_is_turned_moved_and_scaled_along_every_axis(tmp_path, change):
-    folder, shape = ball_store(tmp_path, at=(18, 6, 5))
-    data = SliceDataset(folder, ["a"], shape, Augmentation(**change), depth=16)
-    places = torch.stack([centroid(data[(0, seed)]["image"]) for seed in range(12)])
-    assert (places.std(0) > 0.25).all()
-    assert torch.equal(data[(0, 3)]["image"], data[(0, 3)]["image"])
-    item = data[(0, 4)]
-    assert not item["image"][item["mask"] == 0].any() and item["image"].min() >= 0 and item["image"].max() <= 1
+@pytest.mark.parametrize(
+    "change", [{"flip": 0.5}, {"rotate": 25}, {"translate": 0.1}, {"scale": 0.3}, {"flip": 0.5, "rotate": 20, "scale": 0.2}]
+)
+def test_augmentation_of_volumes_is_scipy_s_affine(change):
+    """Measured on a smooth volume of unequal sides: flip, then shift, size and turns about three axes, in voxels, applied by scipy."""
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((24, 20, 16)), 2)
+    image = torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32).expand(6, 1, 24, 20, 16).clone()
+    mask = torch.zeros_like(image)
+    mask[:, :, 4:19, 5:16, 3:14] = 1
+    batch = {"image": image * mask, "mask": mask, "seed": torch.arange(6) + 11}
+    a = Augmentation(intensity=0.3, **change)
+    got, alone = augment(batch, a), augment({k: v[2:3] for k, v in batch.items()}, a)
+    torch.testing.assert_close(alone["image"][0], got["image"][2], rtol=0, atol=0)
+    mirrors = []
+    for i in range(6):
+        u = torch.rand(11, generator=layers.generator(i + 11, STREAM)).double().numpy()
+        v = 2 * u - 1
+        mirrors.append(-1.0 if u[0] < a.flip else 1.0)
+        turn = Rotation.from_euler("XYZ", np.array([1, -1, 1]) * v[1:4] * a.rotate, degrees=True).as_matrix()
+        matrix = turn / (1 + a.scale * v[7:10])[:, None]
+        shift = a.translate * v[4:7] * (24, 20, 16)
+        matrix[0], shift[0] = mirrors[-1] * matrix[0], mirrors[-1] * shift[0]
+        centre = np.array([11.5, 9.5, 7.5])
+        want, there = (
+            ndimage.affine_transform(x[i, 0].double().numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="grid-constant")
+            for x in (batch["image"], mask)
+        )
+        new_mask = got["mask"][i, 0].numpy()
+        np.testing.assert_allclose(got["image"][i, 0], np.clip(want * (1 + 0.3 * v[10]), 0, 1) * new_mask, atol=3e-4)
+        sure = (there < 0.01) | (there > 0.99)
+        np.testing.assert_array_equal(new_mask[sure], there[sure].round())
+    assert set(mirrors) == ({-1.0, 1.0} if a.flip else {1.0})
 
 
 def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
     data = SliceDataset(store, ["a"], SHAPE, patch_size=(4, 6, 4), depth=9)
-    whole = SliceDataset(store, ["a"], SHAPE, depth=9)[(0, 0)]["image"][0]
-    windows = whole.unfold(0, 4, 1).unfold(1, 6, 1).unfold(2, 4, 1)
-    for seed in range(12):
-        one = data[(0, seed)]
-        assert one["image"].shape == (1, 4, 6, 4) and torch.equal(one["image"], data[(0, seed)]["image"])
-        assert (windows == one["image"][0]).flatten(3).all(3).any() and one["mask"][0, 2, 3, 2] == 1
+    item = data[(0, 0)]
+    windows = item["image"][0].unfold(0, 4, 1).unfold(1, 6, 1).unfold(2, 4, 1)
+    batch, twice = (data.collate([data[(0, seed)] for seed in range(12)]) for _ in range(2))
+    assert batch["image"].shape == (12, 1, 4, 6, 4) and torch.equal(batch["image"], twice["image"])
+    places = [(windows == one[0]).flatten(3).all(3).nonzero() for one in batch["image"]]
+    assert all(len(p) == 1 for p in places) and len({tuple(p[0].tolist()) for p in places}) > 5
+    for (place,), mask in zip(places, batch["mask"], strict=True):
+        inner = all(0 < p < n - s for p, n, s in zip(place.tolist(), SHAPE, (4, 6, 4), strict=True))
+        assert not inner or mask[0, 2, 3, 2] == 1  # its centre is brain, unless the border is near
 
 
 def config(size, patch=None):
@@ -169,6 +175,11 @@ def test_the_log_shows_the_middle_slice_of_volumes():
         ),
         ("vae", ["model.spatial_dims=4"], r"model of vae: 'spatial_dims': input should be 2 or 3, got 4"),
         ("vae", ["image_size=[48,48,48]", "model.spatial_dims=3"], r"\(48, 48, 48\) must be divisible by 32"),
+        (
+            "cae",
+            ["image_size=[64,64,64]", "model.spatial_dims=3", "reference.kind=z"],
+            r"reference.kind=z compares places of slices; it does not go with three numbers in image_size\.$",
+        ),
         ("vae_cr", ["model.spatial_dims=3"], "unknown key 'spatial_dims'"),
         ("multitask", ["image_size=[128,64]"], r"model of multitask: image_size \(128, 64\): quarter turns need square slices$"),
     ],
