@@ -17,6 +17,7 @@ from pipelines.loop import _tiles
 from pipelines.runs import build_model
 from pipelines.scoring import _slicewise, slice_volume
 from preprocessing import slices
+from tests.test_pipeline import run
 
 SHAPE, SMALL, Z = (10, 12, 9), (5, 4, 3), (2, 3, 5, 6, 7)  # blocks of 2 x 3 x 3; slices 0, 1, 4 and 8 hold no brain
 CPU = torch.device("cpu")
@@ -272,3 +273,88 @@ def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(monkeypatch, d
     torch.testing.assert_close(ours(half), want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+
+
+# the whole chain
+
+
+QUICK = ["model.spatial_dims=3", "image_size=[32,32,24]", "model.channels=[8,16,16]", "model.latent=32", "loop.batch_size=4"]
+QUICK += ["loop.loader_workers=0", "loop.accelerator=cpu", "stages.train.lr=3e-3", "postprocess.rim_mm=6"]
+QUICK += [f"augmentation.{k}=0" for k in ("flip", "rotate", "translate", "scale")]
+BALL, RADIUS = np.array([18.0, -26.0, 14.0]), 11.0  # mm, in healthy tissue
+
+
+def head(rng, step, ball=False):
+    """An ellipsoid of 90 x 112 x 80 mm on voxels of `step` mm, of its own size, brightness and grain: a ventricle and one nucleus."""
+    import nibabel as nib
+
+    shape = tuple(int(n // step) for n in (116, 140, 108))
+    affine = np.diag([step] * 3 + [1.0])
+    affine[:3, 3] = -step * (np.array(shape) - 1) / 2
+    mm = np.moveaxis(np.indices(shape), 0, -1) * step + affine[:3, 3]
+
+    def ellipsoid(centre, axes):
+        return (((mm - centre) / axes) ** 2).sum(-1) < 1
+
+    size = rng.uniform(0.98, 1.02)
+    data = np.where(ellipsoid((0, 0, 0), np.array([45, 56, 40]) * size), 100.0, 0)
+    data[ellipsoid((0, -6, 4), np.array([14, 26, 9]) * rng.uniform(0.9, 1.1))] = 45
+    data[ellipsoid((-20, 14, -6), np.array([11, 15, 10]) * rng.uniform(0.9, 1.1))] = 130
+    truth = ((mm - BALL) ** 2).sum(-1) < RADIUS**2
+    data[truth & ball] = 185
+    data *= rng.uniform(0.9, 1.1) * (1 + 0.02 * rng.normal(size=shape))
+    return nib.Nifti1Image(data.astype(np.float32), affine), nib.Nifti1Image(truth.astype(np.uint8), affine)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Twelve heads on voxels of 4 mm, preprocessed to an atlas head of their kind, and a 3-D vae that learned eight of them."""
+    import nibabel as nib
+
+    from preprocessing.scans import write_table
+
+    root, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
+    nib.save(head(rng, 2.0)[0], root / "atlas.nii.gz")
+    rows = []
+    for i, split in enumerate(["train"] * 8 + ["val"] * 2 + ["test"] * 2):
+        image, truth = head(rng, 4.0, ball=i == 11)
+        nib.save(image, root / f"{i}.nii.gz")
+        nib.save(truth, root / f"{i}_truth.nii.gz")
+        label = "abnormal" if i == 11 else "healthy"
+        rows.append({"image": f"{i}.nii.gz", "id": str(i), "split": split, "label": label, "mask": f"{i}_truth.nii.gz" if i == 11 else ""})
+    write_table(root / "table.tsv", rows)
+    recipe = ["brain=none", "grid=[null,null,null]", "limits.brain_ml=[200,700]", "limits.min_information=0", "registration_spacing=6"]
+    given = ("--input", root / "table.tsv", "--template", root / "atlas.nii.gz", "--out", root / "data")
+    assert run("preprocess", "--modality", "t1", *given, *recipe) == 0
+    assert run("train", "--model", "vae", "--data", root / "data", "--out", root / "run", *QUICK, "stages.train.max_epochs=60") == 0
+    return root
+
+
+def test_a_3d_vae_marks_a_bright_ball_in_a_raw_scan(trained):
+    import nibabel as nib
+
+    assert run("infer", "--run", trained / "run", "--input", trained / "11.nii.gz", "--out", trained / "out") == 0
+    scan, found, mask = (nib.load(p) for p in (trained / "11.nii.gz", *(trained / f"out/11_{k}.nii.gz" for k in ("map", "mask"))))
+    assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
+    truth = nib.load(trained / "11_truth.nii.gz").get_fdata() > 0
+    values, brain = found.get_fdata(), scan.get_fdata() > 20
+    assert values[truth].mean() > 3 * values[brain & ~truth].mean()
+    assert truth[np.unravel_index(values.argmax(), values.shape)]
+    assert set(np.unique(mask.get_fdata())) == {0, 1} and mask.get_fdata()[truth].mean() > 0.5
+
+
+def test_volumes_are_evaluated_and_compared_like_slices(trained):
+    import json
+
+    assert run("evaluate", "--run", trained / "run", "--data", trained / "data", "--out", trained / "evaluation") == 0
+    result = json.loads((trained / "evaluation" / "evaluation.json").read_text())
+    scores = {c["id"]: c["score"] for c in result["scans"]}
+    assert scores["11"] > 1.2 * scores["10"] and result["summary"]["oracle_dice_pooled"] > 0.6
+    out = trained / "compared"
+    settings = [f"vae.{s}" for s in (*QUICK, "stages.train.max_epochs=2", "calibration.score=model")]
+    assert run("compare", "--data", trained / "data", "--models", "intensity vae", "--seeds", 1, "--out", out, *settings) == 0
+    assert {"intensity", "vae"} <= {
+        m if isinstance(m, str) else m["model"] for m in json.loads((out / "data_comparison.json").read_text())["models"]
+    }
+    for rows in (json.loads(next((out / "vae").rglob("evaluation.json")).read_text())["slices"],):
+        assert len(rows) > 20 and len({(r["id"].split("/")[0], r["score"]) for r in rows}) == 2  # the model gave each scan one score
