@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, write_table
+from preprocessing.scans import InputError, voxel_sizes, write_table
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
@@ -58,7 +58,7 @@ def planted(
     for number, row in enumerate(rows):
         image = load_array(data / row["preproc"]).astype(np.float32)
         brain = load_array(data / row["brain"]) > 0
-        spacing = nib.affines.voxel_sizes(nib.Nifti1Image.from_filename(data / row["brain"]).affine)
+        spacing = voxel_sizes(nib.Nifti1Image.from_filename(data / row["brain"]).affine)
         yield "", image, brain, np.zeros_like(brain)
         for kind in kinds:
             rng = np.random.default_rng([seed, number, synthetic.KINDS.index(kind)])
@@ -125,7 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
             see(load_run(folder, arguments.accelerator), data, kinds, volumes_of(arguments.volumes), arguments.seed) for folder in folders
         ]
         table += table_rows(text, seen)
-    table.sort(key=lambda r: -r["auroc"])
+    table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
     for r in shown:
         print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")

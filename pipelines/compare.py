@@ -41,7 +41,7 @@ def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[U
         folder = folder / "labelled" if model.supervised else folder
         pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
         return [Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv") for r, f in pairs]
-    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages else 1)]
+    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)]
 
 
 def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
@@ -183,8 +183,11 @@ def compare(
     baseline: str,
     point: str | None = None,
     accelerator: str = "auto",
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """Train what is missing, evaluate all, write comparison.tsv, .json, index.html and one results file per model to `out`.
+    """Train what is missing, evaluate all, write <name>_comparison.tsv, .json, .html and <name>_<model>.json to `out`.
+
+    `name` is that of `test` where nothing else is said.
 
     Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read, and variants of
     a model that differ only in what is done after training are trained once.
@@ -195,39 +198,40 @@ def compare(
     from pipelines.runs import load_run, plain, versions, write_json, write_rows
     from pipelines.train import cohort_rows, train
 
-    folds = out / "folds"
+    folds, name = out / "folds", name or test.name
     if protocol.folds:
         (folds / "labelled").mkdir(parents=True, exist_ok=True)
         write_folds(cohort_rows(data, None), protocol, folds)
     command = "python -m pipelines.compare " + shlex.join(sys.argv[1:])
     results: dict[str, list[dict[str, Any]]] = {}
     entries, draws, first_run = [], {}, None
-    for name, config in run_configs.items():
+    for model, config in run_configs.items():
         kept: list[dict[str, Any]] = []
         for unit in units(protocol, model_class(config.name), folds):
-            folder = cli.writable_folder(out / name / unit.name)
+            folder = cli.writable_folder(out / model / unit.name)
             own = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
-            share_training(own, folder, [out / other / unit.name for other in run_configs if kind_of(other) == config.name])
+            share_training(own, folder, [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name])
             train(own, data, folder, unit.splits)
             run = load_run(folder, accelerator)
             first_run = run if not kept else first_run
             result = evaluate(run, test, folder / "evaluation" / test.name, protocol, point, pictures=not kept)
             if not result["scans"]:
                 raise InputError(f"{test}: no test scan could be evaluated.")
-            kept.append(result | {"model": name, "unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
-        results[name] = kept
-        figures, draws[name] = summary_of(kept, protocol)
+            kept.append(result | {"model": model, "unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
+        results[model] = kept
+        figures, draws[model] = summary_of(kept, protocol)
         entries.append(
             {
-                "model": name,
+                "model": model,
                 "figures": figures,
                 "runs": [{k: r[k] for k in ("seed", "repeat", "fold")} | {"summary": r["summary"]} for r in kept],
                 "train_seconds": float(np.mean([r["training"]["seconds"] for r in kept])),
                 "seconds_per_scan": float(np.mean([r["seconds_per_scan"] for r in kept])),
             }
         )
-        write_rows(out / f"{test.name}_{name}.json", results_file(kept, figures, command, protocol, versions()))
+        write_rows(out / f"{name}_{model}.json", results_file(kept, figures, command, protocol, versions()))
     comparison = {
+        "name": name,
         "data": test.name,
         "trained_on": data.name,
         "protocol": protocol.model_dump(),
@@ -240,10 +244,10 @@ def compare(
         "differences": differences(entries, draws, baseline),
     }
     comparison = plain(comparison)
-    write_json(out / f"{test.name}_comparison.json", comparison)
-    write_table(out / f"{test.name}_comparison.tsv", table_rows(comparison))
-    images = {name: case_images(runs[0], out / name, test) for name, runs in results.items()}
-    write_atomic(out / f"{test.name}_comparison.html", comparison_page(comparison, results, images, first_run))
+    write_json(out / f"{name}_comparison.json", comparison)
+    write_table(out / f"{name}_comparison.tsv", table_rows(comparison))
+    images = {model: case_images(runs[0], out / model, test) for model, runs in results.items()}
+    write_atomic(out / f"{name}_comparison.html", comparison_page(comparison, results, images, first_run))
     return comparison
 
 
@@ -331,6 +335,8 @@ def main(arguments: argparse.Namespace) -> int:
     data = Path(arguments.data)
     test = Path(arguments.test or data)
     names = list(dict.fromkeys(arguments.models.split()))
+    if arguments.name and Path(arguments.name).name != arguments.name:
+        raise ConfigError(f"--name {arguments.name}: expected the first part of a file name, such as ct_pretraining.")
     if not names:
         raise ConfigError('MODELS is empty; name models such as MODELS="zero intensity pca atlas vae_cr".')
     settings = [f"{k}={v}" for k, v in (("seeds", arguments.seeds), ("folds", arguments.folds), ("repeats", arguments.repeats)) if v]
@@ -343,13 +349,13 @@ def main(arguments: argparse.Namespace) -> int:
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
     try:
-        comparison = compare(data, test, run_configs, protocol, out, baseline, arguments.point, arguments.accelerator)
+        comparison = compare(data, test, run_configs, protocol, out, baseline, arguments.point, arguments.accelerator, arguments.name)
     except TrainingError as error:
         raise ConfigError(str(error)) from None
     for m in comparison["models"]:
         texts = [f"{SHORT[k]} {figure_text(m['figures'][k])}" for k in COMPARED if m["figures"][k]["mean"] is not None]
         print(f"{m['model']} ({len(m['runs'])} runs): " + "; ".join(texts))
-    print(f"look at {out / (test.name + '_comparison.html')}")
+    print(f"look at {out / (comparison['name'] + '_comparison.html')}")
     return cli.SOME_FAILED if comparison["failures"] else cli.OK
 
 
@@ -361,6 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--models", required=True, help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"'
     )
     p.add_argument("--out", help="folder of the runs and of the comparison (default runs/<data>)")
+    p.add_argument("--name", help="first part of the comparison's file names (default: the name of the test folder)")
     p.add_argument("--baseline", help="the model that others are tested against (default intensity, else the first)")
     p.add_argument("--protocol", help="a file of configs/protocol: volumes, pictures, kfold")
     p.add_argument("--seeds", type=int, help="runs per model (default by protocol: 5)")

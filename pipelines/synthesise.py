@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, ScanError, is_nifti, nearest, read_image, save_nifti, write_table
+from preprocessing.scans import InputError, ScanError, array_axis, is_nifti, nearest, read_image, save_nifti, voxel_sizes, write_table
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -40,15 +40,12 @@ class Head:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        x, y, z = np.linalg.norm(self.image.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return voxel_sizes(self.image.affine)
 
     @property
     def lr_axis(self) -> int:
         """The array axis that runs closest to left-right."""
-        import nibabel as nib
-
-        return int(np.flatnonzero(nib.io_orientation(self.image.affine)[:, 0] == 0)[0])
+        return array_axis(self.image.affine, 0)
 
 
 @dataclass(frozen=True)

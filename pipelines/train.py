@@ -85,11 +85,11 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     from pipelines.config import Recipe
     from pipelines.data import Batches, SliceDataset
     from pipelines.loop import fit
-    from pipelines.runs import build_detector, build_model, versions, write_json
+    from pipelines.runs import build_detector, build_model, load_members, versions, with_members, write_json
     from pipelines.scoring import calibrate
 
-    rows = cohort_rows(data, splits)
-    supervised = model_class(config.name).supervised
+    rows, config = cohort_rows(data, splits), with_members(config, run)
+    supervised, combines = model_class(config.name).supervised, model_class(config.name).combines
     train_rows, val_rows = (learning_rows(rows, split, data, supervised) for split in ("train", "val"))
     reference_ids = _held_out(config, train_rows)
     train_ids = {r["id"] for r in train_rows} - reference_ids
@@ -107,6 +107,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     fabric.launch()
     torch.manual_seed(loop.seed)
     model = build_model(config)
+    if combines:
+        load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
     depth = _depth(data, train_rows[0]) if len(config.image_size) == 3 else 0
     training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill, depth)
@@ -134,7 +136,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
-    plain = SliceDataset(data / "slices", train_ids, config.image_size, patch_size=config.patch_size, depth=depth)
+    healthy_ids = val_ids - ill if combines else train_ids
+    plain = SliceDataset(data / "slices", healthy_ids, config.image_size, patch_size=config.patch_size, depth=depth)
     try:
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
