@@ -13,7 +13,9 @@ Batch = dict[str, Tensor]
 """`image` (B, C, H, W) float in [0, 1], background 0; `mask` (B, 1, H, W) brain, 0 or 1; `z` (B,) int64, index of the axial
 slice in the space of the atlas, 0 for a picture; `label` (B,) int64, 1 for a slice of an abnormal scan, for supervised
 models; `seed` (B,) int64, one number per sample and epoch: draw a sample's randomness from it (`layers.randn`) and
-training does not depend on how samples are grouped into batches, workers or processes."""
+training does not depend on how samples are grouped into batches, workers or processes. A model with the constructor argument
+`spatial_dims` set to 3 gets whole scans or patches of them instead of slices: wherever (H, W) stands it sees (X, Y, Z), to the right,
+to the front and upwards in the atlas, `z` is 0 and `label` is the scan's."""
 Losses = dict[str, Tensor]
 """`loss` (scalar) is minimised; other scalars are logged."""
 
@@ -50,7 +52,8 @@ class AnomalyModel(nn.Module, ABC):
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         """Map (B, 1, H, W) >= 0, larger is more anomalous, 0 outside the mask; x (B, C, H, W), mask (B, 1, H, W).
 
-        `z` (B,) int64 is the slice's index in atlas space, for models that compare places; None counts as 0.
+        `z` (B,) int64 is the slice's index in atlas space, for models that compare places; None counts as 0. Volumes (B, C, X, Y, Z)
+        give maps (B, 1, X, Y, Z).
         """
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
@@ -62,11 +65,11 @@ class AnomalyModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} reconstructs nothing")
 
     def draw(self, count: int) -> Tensor | None:
-        """Images (count, C, H, W) that a generative model draws, the same at every call, for the logs; None for other models."""
+        """Images (count, C, H, W) or volumes that a generative model draws, the same at every call, for the logs; None for other models."""
         return None
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        """Closed-form part fitted after the last stage on all training slices; kept in buffers. Most models have none."""
+        """Closed-form part fitted after the last stage on all training slices or volumes; kept in buffers. Most models have none."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Buffers that `fit_reference` filled take the shape they were stored with."""

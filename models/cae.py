@@ -22,7 +22,8 @@ class Cae(AnomalyModel):
         latent: length of the dense code.
         dropout: share of channels dropped in training.
         loss: "mse" or "mae"; the map is the squared or the absolute residual.
-        image_size: height and width of the slices, for the dense code.
+        image_size: height and width of the slices, or the three sides of volumes, for the dense code.
+        spatial_dims: 2 for slices (B, C, H, W), 3 for volumes (B, C, X, Y, Z).
     """
 
     def __init__(
@@ -33,14 +34,15 @@ class Cae(AnomalyModel):
         latent: int = 128,
         dropout: float = 0.0,
         loss: Literal["mse", "mae"] = "mse",
-        image_size: tuple[int, int] = (64, 64),
+        image_size: tuple[int, ...] = (64, 64),
+        spatial_dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
-        self.encoder = encoder(in_channels, channels, dropout)
-        self.decoder = decoder(channels[-1], channels, in_channels, dropout)
+        self.encoder = encoder(in_channels, channels, dropout, spatial_dims)
+        self.decoder = decoder(channels[-1], channels, in_channels, dropout, spatial_dims)
         self.code: nn.Module = nn.Identity()
         if bottleneck == "dense":
-            shape = (channels[-1], *coarse_size(image_size, channels))
+            shape = (channels[-1], *coarse_size(image_size, channels, spatial_dims))
             flat = math.prod(shape)
             self.code = nn.Sequential(nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape))
         self.loss_kind = loss

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Size = TypeVar("Size", bound=tuple[int, ...])
 
-class BatchNorm2d(nn.BatchNorm2d):
+
+class _Synchronised(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the batch of all processes, on any device.
 
-    Alone it is `nn.BatchNorm2d`; with several processes the batch statistics are summed over them (torch's own
-    SyncBatchNorm needs a GPU), so that two processes learn what one would. Input (B, C, H, W).
+    Alone it is torch's own; with several processes the batch statistics are summed over them (torch's SyncBatchNorm needs
+    a GPU), so that two processes learn what one would.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,8 +27,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         from torch.distributed.nn.functional import all_reduce
 
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        others = [0, *range(2, x.dim())]
         n = wide.new_full((1,), wide.numel() / wide.shape[1])
-        total = all_reduce(torch.cat([n, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
+        total = all_reduce(torch.cat([n, wide.sum(others), wide.square().sum(others)]))
         n, mean, square = total[0], total[1 : 1 + x.shape[1]] / total[0], total[1 + x.shape[1] :] / total[0]
         var = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
@@ -35,41 +39,58 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * n / (n - 1), momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+        along = (-1, *[1] * (x.dim() - 2))
+        return (wide * scale.view(along) + (self.bias - mean * scale).view(along)).to(x.dtype)
 
 
-def down(inputs: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
-    """Halve height and width: convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
-    return _block(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), outputs, dropout)
+class BatchNorm2d(_Synchronised, nn.BatchNorm2d):
+    """Synchronised batch normalisation of slices (B, C, H, W)."""
 
 
-def up(inputs: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
-    """Double height and width: transposed convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
-    return _block(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), outputs, dropout)
+class BatchNorm3d(_Synchronised, nn.BatchNorm3d):
+    """Synchronised batch normalisation of volumes (B, C, X, Y, Z)."""
 
 
-def _block(convolution: nn.Module, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(convolution, BatchNorm2d(outputs), nn.LeakyReLU(0.1), *([nn.Dropout2d(dropout)] if dropout else []))
+Layer = Callable[..., nn.Module]
+CONVOLUTION: dict[int, Layer] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial dimensions
+TRANSPOSED: dict[int, Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM: dict[int, Layer] = {2: BatchNorm2d, 3: BatchNorm3d}
+DROPOUT: dict[int, Layer] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
-def encoder(inputs: int, channels: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+def down(inputs: int, outputs: int, dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
+    """Halve each of `dims` sides: convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
+    return _block(CONVOLUTION[dims](inputs, outputs, 4, 2, 1, bias=False), outputs, dropout, dims)
+
+
+def up(inputs: int, outputs: int, dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
+    """Double each of `dims` sides: transposed convolution (kernel 4, stride 2, padding 1), batch norm, LeakyReLU 0.1, channel dropout."""
+    return _block(TRANSPOSED[dims](inputs, outputs, 4, 2, 1, bias=False), outputs, dropout, dims)
+
+
+def _block(convolution: nn.Module, outputs: int, dropout: float, dims: int) -> nn.Sequential:
+    return nn.Sequential(convolution, NORM[dims](outputs), nn.LeakyReLU(0.1), *([DROPOUT[dims](dropout)] if dropout else []))
+
+
+def encoder(inputs: int, channels: Sequence[int], dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
     """One `down` block per entry of `channels`."""
-    return nn.Sequential(*[down(a, b, dropout) for a, b in itertools.pairwise([inputs, *channels])])
+    return nn.Sequential(*[down(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *channels])])
 
 
-def decoder(inputs: int, channels: Sequence[int], outputs: int, dropout: float = 0.0) -> nn.Sequential:
+def decoder(inputs: int, channels: Sequence[int], outputs: int, dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
     """The mirror of `encoder`: `up` blocks back through `channels`, and a last linear one to `outputs` channels."""
-    blocks = [up(a, b, dropout) for a, b in itertools.pairwise([inputs, *reversed(channels[:-1])])]
-    return nn.Sequential(*blocks, nn.ConvTranspose2d(channels[0], outputs, 4, 2, 1))
+    blocks = [up(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *reversed(channels[:-1])])]
+    return nn.Sequential(*blocks, TRANSPOSED[dims](channels[0], outputs, 4, 2, 1))
 
 
-def coarse_size(image_size: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
-    """Height and width behind an `encoder`; ValueError where its halvings do not come out even."""
+def coarse_size(image_size: Size, channels: Sequence[int], dims: int = 2) -> Size:
+    """The `dims` sides of what an `encoder` leaves; ValueError for another number of them, or where halvings do not come out even."""
+    if len(image_size) != dims:
+        raise ValueError(f"image_size {tuple(image_size)} has {len(image_size)} numbers, expected {dims}")
     factor = 2 ** len(channels)
     if any(side % factor for side in image_size):
         raise ValueError(f"image_size {tuple(image_size)} must be divisible by {factor}, for {len(channels)} entries of channels")
-    height, width = (side // factor for side in image_size)
-    return height, width
+    return cast(Size, tuple(side // factor for side in image_size))
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -82,15 +103,18 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(x, y, reduction="none").flatten(1).sum(1)
 
 
-def dense_coder(inputs: int, channels: Sequence[int], latent: int, image_size: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the slice."""
-    size = coarse_size(image_size, channels)
-    inwards = nn.Sequential(*encoder(inputs, channels), nn.Conv2d(channels[-1], 2 * latent, size))
-    return inwards, nn.Sequential(nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, inputs))
+def dense_coder(
+    inputs: int, channels: Sequence[int], latent: int, image_size: tuple[int, ...], dims: int = 2
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the image."""
+    size = coarse_size(image_size, channels, dims)
+    inwards = nn.Sequential(*encoder(inputs, channels, dims=dims), CONVOLUTION[dims](channels[-1], 2 * latent, size))
+    outwards = TRANSPOSED[dims](latent, channels[-1], size)
+    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, inputs, dims=dims))
 
 
 def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, the halves of a code (B, 2 * latent, h, w); the log-variance is held to +-20."""
+    """Mean and log-variance, the halves of a code (B, 2 * latent, ...); the log-variance is held to +-20."""
     mean, log_variance = code.chunk(2, dim=1)
     return mean, log_variance.clamp(-20, 20)
 

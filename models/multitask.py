@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder, gaussian, generator, negative_elbo
+from models.layers import coarse_size, decoder, encoder, gaussian, generator, negative_elbo
 from models.pretext import swap_patches, turn_and_shift
 
 TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
@@ -29,11 +29,12 @@ class Multitask(AnomalyModel):
 
     Args:
         in_channels: image channels.
-        channels: output channels of the encoder blocks; each halves the image, which must be square.
+        channels: output channels of the encoder blocks; each halves the image.
         patch_fraction: side of a swapped patch as a fraction of the image side.
         beta: weight of the KL term.
         epsilon: weight of reconstruction against classification.
         lam: share of reconstruction in the score, 0 to 1.
+        image_size: height and width of the slices, which must be equal: a quarter turn keeps the shape of a square alone.
     """
 
     scoring_arguments = ("lam",)
@@ -47,12 +48,15 @@ class Multitask(AnomalyModel):
         beta: float = 0.001,
         epsilon: float = 100.0,
         lam: float = 0.5,
+        image_size: tuple[int, int] = (128, 128),
     ) -> None:
         super().__init__()
         if channels[-1] % 2:
             raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
         if not 0 <= lam <= 1:
             raise ValueError(f"lam: expected a share from 0 to 1, got {lam}")
+        if len(set(coarse_size(image_size, channels))) > 1:
+            raise ValueError(f"image_size {image_size}: quarter turns need square slices")
         self.encoder = encoder(in_channels, channels)
         self.latent = nn.Conv2d(channels[-1], channels[-1], 1)
         self.decoder = decoder(channels[-1] // 2, channels, in_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,9 +12,9 @@ from models.layers import dense_coder, gaussian, negative_elbo
 
 
 class Vae(AnomalyModel):
-    """VAE whose last convolution covers what the encoder leaves, so that `latent` numbers describe the slice.
+    """VAE whose last convolution covers what the encoder leaves, so that `latent` numbers describe the slice or volume.
 
-    Loss: squared error + beta * KL, summed per slice, divided by the number of pixels. The latent's mean is used at inference.
+    Loss: squared error + beta * KL, summed per image, divided by the number of pixels. The latent's mean is used at inference.
     Map: |x - reconstruction|.
 
     Args:
@@ -21,7 +22,8 @@ class Vae(AnomalyModel):
         channels: output channels of the encoder blocks; each halves the image.
         latent: number of latent variables.
         beta: weight of the KL term.
-        image_size: height and width of the slices.
+        image_size: height and width of the slices, or the three sides of volumes.
+        spatial_dims: 2 for slices (B, C, H, W), 3 for volumes (B, C, X, Y, Z).
     """
 
     def __init__(
@@ -30,17 +32,18 @@ class Vae(AnomalyModel):
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         latent: int = 256,
         beta: float = 1.0,
-        image_size: tuple[int, int] = (128, 128),
+        image_size: tuple[int, ...] = (128, 128),
+        spatial_dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
+        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size, spatial_dims)
         self.beta = beta
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("elbo", self.loss, list(self.parameters()))]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        """Mean and log-variance of the latent, each (B, latent, 1, 1), or with one more 1 for volumes."""
         return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:

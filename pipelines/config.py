@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,9 @@ from preprocessing.scans import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+
+
+Size = Annotated[tuple[int, ...], Field(min_length=2, max_length=3)]
 
 
 class ConfigError(ValueError):
@@ -124,7 +127,7 @@ class Calibration(Closed):
     """Operating points and scan score; see pipelines/points.py.
 
     The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
-    a volume that holds the model's own score of each slice. `point` is the operating point
+    a volume that holds the model's own score of each slice (one score where it sees volumes). `point` is the operating point
     that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
     healthy data under the threshold.
     """
@@ -140,14 +143,14 @@ class Calibration(Closed):
 class RunConfig(Closed):
     """All that `make train` is told; `model` holds the constructor arguments of the model's class.
 
-    Slices are resized to `image_size`. With `patch_size` the network sees patches of that size: one drawn from the brain per
-    slice in training, overlapping ones averaged in inference.
+    Slices are resized to `image_size`, or with three numbers whole scans, for a model with `spatial_dims`. With `patch_size` the
+    network sees patches of that size: one drawn from the brain per slice or scan in training, overlapping ones averaged in inference.
     """
 
     name: str
     model: dict[str, Any] = {}
-    image_size: tuple[int, int] = (128, 128)
-    patch_size: tuple[int, int] | None = None
+    image_size: Size = (128, 128)
+    patch_size: Size | None = None
     stages: dict[str, Stage]
     augmentation: Augmentation = Augmentation()
     loop: Loop = Loop()

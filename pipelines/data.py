@@ -1,4 +1,4 @@
-"""Slices to batches: MONAI dataset and transform chain; what is random is drawn sample by sample and done batch by batch."""
+"""Slices or volumes to batches: MONAI dataset and transform chain; what is random is drawn sample by sample and done batch by batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from pipelines.augment import augment, crop
-from preprocessing.slices import SliceStore
+from preprocessing.slices import SliceStore, VolumeStore
 
 if TYPE_CHECKING:
     from pipelines.config import Augmentation, Loop
@@ -23,20 +23,25 @@ class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
     Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
-    a slice of a scan named in `abnormal`, else 0}. `collate` makes a batch of them, augmented, and cut to patches where asked for.
+    a slice of a scan named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth`
+    axial slices before it is resized: (1, X, Y, Z), and "z" is 0. `collate` makes a batch of them, augmented, and cut to patches where
+    asked for.
     """
 
     def __init__(
         self,
         folder: Path,
         scans: Collection[str],
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         augmentation: Augmentation | None = None,
-        patch_size: tuple[int, int] | None = None,
+        patch_size: tuple[int, ...] | None = None,
         abnormal: Collection[str] = (),
+        depth: int = 0,
     ) -> None:
         self.abnormal, self.augmentation, self.patch_size = frozenset(abnormal), augmentation, patch_size
-        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size))
+        store = SliceStore(folder, scans)
+        items = store if len(image_size) == 2 else VolumeStore(store, depth)
+        super().__init__(cast(Any, items), transform=chain(image_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
@@ -53,18 +58,24 @@ class SliceDataset(Dataset):
         return crop(batch, self.patch_size) if self.patch_size else batch
 
 
-def chain(image_size: tuple[int, int]) -> mt.Compose:
+def chain(image_size: tuple[int, ...]) -> mt.Compose:
     """To tensors, and resized: area for images, nearest for masks."""
     keys = ("image", "mask")
     return mt.Compose([mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))])
 
 
-def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Axial slices of a volume (X, Y, Z) as network input, (Z, 1, H, W) each, by the same chain as in training."""
+def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Image and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, 1, H, W) each.
+
+    With three numbers in `image_size` the whole volume, (1, 1, X, Y, Z) each.
+    """
     set_track_meta(False)
-    stack = {"image": image.transpose(2, 0, 1).astype(np.float32), "mask": mask.transpose(2, 0, 1).astype(np.float32)}
-    small = chain(image_size)(stack)  # slices stand where channels would
-    return (small["image"] * small["mask"])[:, None], small["mask"][:, None]
+    volumes = len(image_size) == 3
+    stack = {"image": image.astype(np.float32), "mask": mask.astype(np.float32)}
+    stack = {k: v[None] if volumes else v.transpose(2, 0, 1) for k, v in stack.items()}  # slices stand where channels would
+    small = chain(image_size)(stack)
+    new = 0 if volumes else 1
+    return (small["image"] * small["mask"]).unsqueeze(new), small["mask"].unsqueeze(new)
 
 
 class Batches:

@@ -192,7 +192,8 @@ def _optimizer(update: Update, settings: Stage) -> torch.optim.Optimizer:
 
 
 def _tiles(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Slices (B, 1, H, W) side by side, one row per tensor, front upwards; (rows * W, B * H) in [0, 1]."""
+    """Slices (B, 1, H, W), or the middle ones of volumes, side by side, one row per tensor, front upwards; (rows * W, B * H) in [0, 1]."""
+    rows = [r if r.dim() == 4 else r[..., r.shape[-1] // 2] for r in rows]
     return torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
 
 
@@ -241,7 +242,7 @@ def _report(
     val: SliceDataset,
     fabric: Fabric,
 ) -> None:
-    """Epoch to metrics.csv and TensorBoard, with pictures: validation slices, reconstruction, map."""
+    """Epoch to metrics.csv and TensorBoard, with pictures: validation slices or volumes, reconstruction, map."""
     for key, value in logged.items():
         writer.add_scalar(f"{stage}/{key}", value, epoch)
     lines = ["stage,epoch,name,value", *(f"{s},{e},{k},{v:.8g}" for s, e, k, v in history)]

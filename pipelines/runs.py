@@ -74,11 +74,13 @@ def build_model(config: RunConfig) -> AnomalyModel:
 
     kind = model_class(config.name)
     if kind.combines:
+        _check_dimensions(config, {})
         return _combined(config, kind)
     hints = get_type_hints(kind.__init__)
     signature = inspect.signature(kind.__init__).parameters.values()
     parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
+    _check_dimensions(config, fields)
     sized = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), sized | config.model, f"model of {config.name}"
@@ -90,6 +92,24 @@ def build_model(config: RunConfig) -> AnomalyModel:
         return create_model(config.name, **dict(arguments))
     except ValueError as error:
         raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
+    """ConfigError where `image_size`, `patch_size` and the model disagree on slices or volumes; `fields`: type and default by argument."""
+    sides, size = len(config.image_size), list(config.image_size)
+    if config.patch_size and len(config.patch_size) != sides:
+        raise ConfigError(f"patch_size {list(config.patch_size)} and image_size {size} must have the same number of sides.")
+    if "spatial_dims" not in fields:
+        if sides == 3:
+            raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
+        return
+    if sides == 3 and config.reference.kind != "none":
+        raise ConfigError(
+            f"reference.kind={config.reference.kind} compares places of slices; it does not go with three numbers in image_size."
+        )
+    dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
+    if dims in (2, 3) and dims != sides:
+        raise ConfigError(f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is {dims}; make them agree.")
 
 
 def _combined(config: RunConfig, kind: type[AnomalyModel]) -> AnomalyModel:

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from pipelines.config import Postprocess, RunConfig
 
 SLICES_AT_ONCE = 16
-WHAT = {"map": "map", "model": "model's slice scores"}
+WHAT = {"map": "map", "model": "model's own scores"}
 
 
 @dataclass(frozen=True)
 class NativeMap:
     """A map on the scan's own grid (X, Y, Z): float32 >= 0, zero outside `brain` (bool) and in its rim.
 
-    `slice_score` (X, Y, Z) holds the model's own score of each slice, where the config scores scans by it.
+    `slice_score` (X, Y, Z) holds the model's own score of each slice or of the volume, where the config scores scans by it.
     """
 
     map: np.ndarray
@@ -49,7 +49,7 @@ class NativeMap:
 
 
 def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
-    """Anomaly map of a scan in atlas space (X, Y, Z), slice by slice, filtered, without the rim of the brain."""
+    """Anomaly map of a scan in atlas space (X, Y, Z), slice by slice or at once, filtered, without the rim of the brain."""
     return filtered(_slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess)
 
 
@@ -62,13 +62,15 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
 
 
 def slice_volume(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
-    """The model's own score of each slice, at every voxel of its brain (X, Y, Z); 0 elsewhere. Patches: their mean in the brain."""
-    import torch
+    """The model's own score of each slice or of the volume, at every voxel of its brain (X, Y, Z); 0 elsewhere.
+
+    Patches: their mean in the brain.
+    """
 
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return model.score(x, mask, z)[:, None, None, None] * torch.ones_like(mask)
+        return _everywhere(model.score(x, mask, z), mask)
 
-    result = np.zeros(image.shape, np.float32)
+    result = np.zeros(brain.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
         if config.patch_size:
             spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
@@ -86,30 +88,39 @@ def _slicewise(
     brain: np.ndarray,
     device: torch.device,
 ) -> np.ndarray:
-    """Apply a network to every slice with brain at the network's resolution, and come back to the volume's (X, Y, Z)."""
+    """Apply a network to every slice with brain, or to the volume, at the network's resolution; come back to the volume's (X, Y, Z)."""
     from torch.nn import functional as F
 
+    volumes = len(config.image_size) == 3
+    shape, mode = (brain.shape, "trilinear") if volumes else (brain.shape[:2], "bilinear")
     if config.patch_size:
         network = _by_patches(network, config.patch_size)
-    result = np.zeros(image.shape, np.float32)
+    result = np.zeros(brain.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
-        full = F.interpolate(network(x, mask, z).float(), image.shape[:2], mode="bilinear", align_corners=False)[:, 0]
-        result[:, :, rows] = full.permute(1, 2, 0).cpu().numpy()
+        full = F.interpolate(network(x, mask, z).float(), shape, mode=mode, align_corners=False)[:, 0]
+        result[:, :, rows] = (full[0] if volumes else full.permute(1, 2, 0)).cpu().numpy()
     return result
 
 
+def _everywhere(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """One value per sample (B,) at every place of its mask, (B, 1, ...)."""
+    import torch
+
+    return values.view(-1, *[1] * (mask.dim() - 1)) * torch.ones_like(mask)
+
+
 def _by_patches(
-    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], patch_size: tuple[int, int]
+    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], patch_size: tuple[int, ...]
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The network on overlapping patches, whose answers are averaged with a weight that falls towards their edges (MONAI)."""
     import torch
     from monai.inferers import sliding_window_inference
 
     def whole(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        stacked = torch.cat([x, mask, z.to(x)[:, None, None, None].expand_as(mask)], 1)
+        stacked = torch.cat([x, mask, _everywhere(z.to(x), mask)], 1)
 
         def patch(part: torch.Tensor) -> torch.Tensor:
-            return network(part[:, : x.shape[1]], part[:, -2:-1], part[:, -1, 0, 0].long())
+            return network(part[:, : x.shape[1]], part[:, -2:-1], part[:, -1].flatten(1)[:, 0].long())
 
         return torch.as_tensor(sliding_window_inference(stacked, patch_size, 16, patch, overlap=0.5, mode="gaussian"))
 
@@ -119,11 +130,16 @@ def _by_patches(
 def _batches(
     config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Slices with brain as network input, without gradients: their indices, images, masks and places."""
+    """Slices with brain as network input, without gradients: their indices, images, masks and places. Or the volume, with all indices."""
     import torch
 
     from pipelines.data import resize_volume
 
+    if len(config.image_size) == 3:
+        small, mask = resize_volume(image, brain, config.image_size)
+        with torch.inference_mode():
+            yield np.arange(brain.shape[2]), small.to(device), mask.to(device), torch.zeros(1, dtype=torch.long, device=device)
+        return
     rows = np.flatnonzero(brain.any((0, 1)))
     small, mask = resize_volume(image[:, :, rows], brain[:, :, rows], config.image_size)
     with torch.inference_mode():

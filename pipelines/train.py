@@ -110,18 +110,22 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
-    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill)
-    checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill)
+    depth = _depth(data, train_rows[0]) if len(config.image_size) == 3 else 0
+    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill, depth)
+    checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill, depth)
+    items = "volumes" if depth else "slices"
     if fabric.is_global_zero:
         log.info(
-            "%s: %.2f M parameters on %s; %d scans (%d slices) to train, %d scans (%d slices) to validate",
+            "%s: %.2f M parameters on %s; %d scans (%d %s) to train, %d scans (%d %s) to validate",
             config.name,
             n / 1e6,
             fabric.device,
             len(train_ids),
             len(training),
+            items,
             len(val_rows),
             len(checking),
+            items,
         )
         write_atomic(run / "config.yaml", write_yaml(config))
         write_atomic(run / "recipe.yaml", write_yaml(recipe))
@@ -132,7 +136,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
-    plain = SliceDataset(data / "slices", val_ids - ill if combines else train_ids, config.image_size, patch_size=config.patch_size)
+    healthy_ids = val_ids - ill if combines else train_ids
+    plain = SliceDataset(data / "slices", healthy_ids, config.image_size, patch_size=config.patch_size, depth=depth)
     try:
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
@@ -167,6 +172,16 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         )
         _write_weights(model, run)
     fabric.barrier()
+
+
+def _depth(data: Path, row: dict[str, str]) -> int:
+    """Axial slices of the grid that a cohort's scans lie on, for volumes; ConfigError for pictures."""
+    import nibabel as nib
+
+    depth = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[2]
+    if depth == 1:
+        raise ConfigError(f"three numbers in image_size ask for volumes, and {data} holds pictures; give two.")
+    return depth
 
 
 def _held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:

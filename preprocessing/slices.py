@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,9 +76,35 @@ class SliceStore:
         image, mask = self._open(self.scans[scan])
         return {"image": image[row].astype(np.float32), "mask": mask[row].astype(np.float32), "z": int(z)}
 
+    def volume(self, scan: int, depth: int) -> dict[str, np.ndarray]:
+        """All slices of the `scan`-th scan at their places in a grid of `depth` axial slices, (C, X, Y, depth); 0 where none is stored."""
+        _, rows, z = self.places[self.places[:, 0] == scan].T
+        result = {}
+        for name, stored in zip(("image", "mask"), self._open(self.scans[scan]), strict=True):
+            result[name] = np.zeros((*stored.shape[1:], depth), np.float32)
+            result[name][..., z] = np.moveaxis(stored[rows], 0, -1)
+        return result
+
     def __getstate__(self) -> dict:  # open maps do not travel to loader workers
         return {k: v for k, v in self.__dict__.items() if k != "_open"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open = lru_cache(maxsize=64)(self._load)
+
+
+class VolumeStore:
+    """The scans of a slice store, one by one: the store's own interface, with volumes (C, X, Y, `depth`) in place of slices and z = 0."""
+
+    def __init__(self, slices: SliceStore, depth: int) -> None:
+        self.slices, self.depth = slices, depth
+
+    def __len__(self) -> int:
+        return len(self.slices.scans)
+
+    def scan_of(self, i: int) -> str:
+        """Name of scan `i`."""
+        return self.slices.scans[i]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.slices.volume(i, self.depth) | {"z": 0}

@@ -1,35 +1,47 @@
 """Every model of the folder keeps every promise of the contract; a new model is tested without being listed."""
 
 import importlib
+import inspect
 import io
 
 import pytest
 import torch
 
-from models import model_names
+from models import model_class, model_names
 from pipelines.config import load_run_config
 from pipelines.runs import build_model
 
-SIDE = 32
 SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model may have, at a size for slices of 32 x 32
+SIDES = {2: (32, 32), 3: (16, 16, 16)}  # by the number of spatial dimensions
+LESIONS = {2: (slice(13, 18), slice(22, 26)), 3: (slice(6, 9), slice(11, 14), slice(6, 9))}
 BLIND = {"zero"}  # marks nothing, by definition
 
 
-def make(name):
+def variants():
+    """(name, spatial dimensions) of every model; those with the argument `spatial_dims` come for slices and for volumes."""
+    known = {name: inspect.signature(model_class(name)).parameters for name in model_names()}
+    return [
+        pytest.param((n, d), id=n if d == 2 else f"{n}-3d") for n, p in known.items() for d in ((2, 3) if "spatial_dims" in p else (2,))
+    ]
+
+
+def make(name, dims):
     torch.manual_seed(0)
     given = load_run_config(name).model
-    return build_model(load_run_config(name, ["image_size=[32,32]", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]))
+    changes = [f"image_size={list(SIDES[dims])}", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]
+    return build_model(load_run_config(name, changes + (["model.spatial_dims=3"] if dims == 3 else [])))
 
 
-def cohort(n=24):
-    """Slices of simple healthy anatomy: an ellipse with a darker centre, varied in size and brightness."""
+def cohort(n=24, dims=2):
+    """Slices or volumes of simple healthy anatomy: an ellipse with a darker centre, varied in size and brightness."""
     source = torch.Generator().manual_seed(3)
-    grid = torch.linspace(-1, 1, SIDE)
-    r = (grid[:, None] / 0.8) ** 2 + (grid[None] / 0.9) ** 2
-    size = 0.85 + 0.15 * torch.rand(n, 1, 1, generator=source)
+    sides, one = SIDES[dims], (1,) * dims
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in sides), indexing="ij")
+    r = sum((axis / radius) ** 2 for axis, radius in zip(axes, (0.8, 0.9, 0.85), strict=False))
+    size = 0.85 + 0.15 * torch.rand(n, *one, generator=source)
     mask = (r[None] < size).float()
-    image = (0.55 + 0.05 * torch.randn(n, 1, 1, generator=source) - 0.25 * (r[None] < 0.15)) * mask
-    image = (image + 0.01 * torch.randn(n, SIDE, SIDE, generator=source) * mask).clamp(0, 1)
+    image = (0.55 + 0.05 * torch.randn(n, *one, generator=source) - 0.25 * (r[None] < 0.15)) * mask
+    image = (image + 0.01 * torch.randn(n, *sides, generator=source) * mask).clamp(0, 1)
     return {"image": image[:, None], "mask": mask[:, None], "z": torch.arange(n) % 3, "seed": torch.arange(n), "label": torch.arange(n) % 2}
 
 
@@ -39,8 +51,8 @@ def blind(model):
     )  # knows the lesions or runs it was shown, here none
 
 
-def train(model, steps=150):
-    batch, first, last = cohort(), {}, {}
+def train(model, dims, steps=150):
+    batch, first, last = cohort(dims=dims), {}, {}
     for stage in model.stages:
         updates = model.updates(stage)
         optimizers = [torch.optim.Adam(list(u.parameters), 3e-3) for u in updates]
@@ -56,11 +68,13 @@ def train(model, steps=150):
     return first, last
 
 
-@pytest.fixture(scope="module", params=model_names())
+@pytest.fixture(scope="module", params=variants())
 def trained(request):
-    model = make(request.param)
-    first, last = train(model)
-    return model.eval(), first, last
+    """A trained model, its first and last losses, and how many dimensions it sees."""
+    name, dims = request.param
+    model = make(name, dims)
+    first, last = train(model, dims)
+    return model.eval(), first, last, dims
 
 
 def test_every_model_has_its_yaml():
@@ -70,20 +84,21 @@ def test_every_model_has_its_yaml():
 
 
 def test_loss_is_finite_and_falls(trained):
-    _, first, last = trained
+    _, first, last, _ = trained
     for key in first:
         assert torch.isfinite(torch.tensor(last[key]))
         assert last[key] < first[key]
 
 
-@pytest.mark.parametrize("name", model_names())
-def test_each_update_reaches_all_its_parameters(name):
-    model = make(name)
+@pytest.mark.parametrize("variant", variants())
+def test_each_update_reaches_all_its_parameters(variant):
+    name, dims = variant
+    model = make(name, dims)
     for stage in model.stages:
         for update in model.updates(stage):
             assert getattr(model, update.loss.__name__) == update.loss  # the loop calls losses by name
             model.zero_grad()
-            update.loss(cohort(4))["loss"].backward()
+            update.loss(cohort(4, dims))["loss"].backward()
             named = {id(p) for p in update.parameters}
             for key, p in model.named_parameters():
                 if id(p) in named:
@@ -91,13 +106,13 @@ def test_each_update_reaches_all_its_parameters(name):
 
 
 def test_map_is_deterministic_non_negative_and_zero_outside(trained):
-    model, _, _ = trained
-    batch = cohort(5)
+    model, _, _, dims = trained
+    batch = cohort(5, dims)
     with torch.no_grad():
         one, two = (model.anomaly_map(batch["image"], batch["mask"], batch["z"]) for _ in range(2))
         alone = model.anomaly_map(batch["image"][:1], batch["mask"][:1], batch["z"][:1])
         nowhere = model.anomaly_map(batch["image"], batch["mask"])
-    assert one.shape == (5, 1, SIDE, SIDE) and torch.equal(one, two)
+    assert one.shape == (5, 1, *SIDES[dims]) and torch.equal(one, two)
     assert (one >= 0).all() and one[batch["mask"] == 0].abs().max() == 0 and (one.sum() > 0 or blind(model))
     assert nowhere.shape == one.shape and torch.equal(nowhere[0], one[0])  # without z the slice counts as the first
     torch.testing.assert_close(alone, one[:1], atol=1e-5 * max(1, float(one.max())), rtol=1e-4)
@@ -105,12 +120,12 @@ def test_map_is_deterministic_non_negative_and_zero_outside(trained):
 
 @pytest.mark.parametrize("value", [1.0, 0.0])
 def test_planted_lesions_stand_out(trained, value):
-    model, _, _ = trained
+    model, _, _, dims = trained
     if blind(model):
         pytest.skip("marks nothing")
-    batch = cohort(8)
-    lesion = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    lesion[13:18, 22:26] = True
+    batch = cohort(8, dims)
+    lesion = torch.zeros(SIDES[dims], dtype=torch.bool)
+    lesion[LESIONS[dims]] = True
     image = torch.where(lesion, torch.tensor(value), batch["image"])
     with torch.no_grad():
         healthy, ill = (model.anomaly_map(x, batch["mask"], batch["z"]) for x in (batch["image"], image))
@@ -120,14 +135,14 @@ def test_planted_lesions_stand_out(trained, value):
 
 
 def test_saved_and_loaded_models_agree(trained, request):
-    model, _, _ = trained
+    model, _, _, dims = trained
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
     name = type(model).__module__.rpartition(".")[2]
-    other = make(name)
+    other = make(name, dims)
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    batch = cohort(3)
+    batch = cohort(3, dims)
     with torch.no_grad():
         torch.testing.assert_close(
             *(m.eval().anomaly_map(batch["image"], batch["mask"], batch["z"]) for m in (model, other)), rtol=0, atol=1e-6
@@ -135,8 +150,8 @@ def test_saved_and_loaded_models_agree(trained, request):
 
 
 def test_bfloat16_and_empty_slices(trained):
-    model, _, _ = trained
-    batch = cohort(3)
+    model, _, _, dims = trained
+    batch = cohort(3, dims)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         low = model.anomaly_map(batch["image"], batch["mask"]).float()
     with torch.no_grad():
