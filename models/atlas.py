@@ -13,9 +13,9 @@ from models.layers import blur_inside, each_brain, gaussian_blur, robust_z, tail
 
 
 class Atlas(AnomalyModel):
-    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas.
+    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas, mean over channels.
 
-    Mean and standard deviation are kept per slice index and pixel, from smoothed slices. Where few healthy brains reach,
+    Mean and standard deviation are kept per slice index, channel and pixel, from smoothed slices. Where few healthy brains reach,
     the variance is drawn towards that of the whole brain as if `prior` more scans had it, and the mean likewise.
 
     Args:
@@ -38,40 +38,38 @@ class Atlas(AnomalyModel):
     ) -> None:
         super().__init__()
         self.tail, self.smooth, self.prior, self.mirror, self.standardise = tail, smooth, prior, mirror, standardise
-        self.register_buffer("mean", torch.zeros(0, 0, 0))
+        self.register_buffer("mean", torch.zeros(0, 0, 0))  # (slices * channels, H, W)
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
+        sums = torch.zeros(0, 3, 1, 1, 1)  # by slice index: count, sum and sum of squares, each (C, H, W)
         for batch in batches:
             mask = batch["mask"].float()
             x = self._seen(batch["image"], mask)
-            new = torch.cat([mask, x, x.square()], 1).double()
-            new = new + new.flip(2) if self.mirror else new
+            new = torch.stack([mask.expand_as(x), x, x.square()], 1).double()
+            new = new + new.flip(3) if self.mirror else new
             missing = int(batch["z"].max()) + 1 - len(sums)
             if missing > 0:
                 sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
             sums.index_add_(0, batch["z"], new)
         count, total, square = sums.unbind(1)
-        n = count.sum().clamp(min=1)
-        whole_mean = total.sum() / n
-        whole_var = (square.sum() / n - whole_mean.square()).clamp(min=1e-6)
+        n, whole, whole_square = (v.sum((0, 2, 3), keepdim=True) for v in (count, total, square))  # per channel
+        whole_mean = whole / n.clamp(min=1)
+        whole_var = (whole_square / n.clamp(min=1) - whole_mean.square()).clamp(min=1e-6)
         mean = (total + self.prior * whole_mean) / (count + self.prior)
         around = (square - 2 * mean * total + count * mean.square()).clamp(min=0)  # sum of (x - mean)^2
         deviation = ((around + self.prior * whole_var) / (count + self.prior)).sqrt()
         device = self.get_buffer("mean").device
-        self.mean, self.deviation = (
-            gaussian_blur(v[:, None].float(), self.smooth)[:, 0].contiguous().to(device) for v in (mean, deviation)
-        )
+        self.mean, self.deviation = (gaussian_blur(v.float(), self.smooth).flatten(0, 1).contiguous().to(device) for v in (mean, deviation))
 
     def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, 1, H, W)."""
-        x = x.float().mean(1, keepdim=True)
+        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, C, H, W)."""
+        x = x.float()
         return blur_inside(each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
+        mean, deviation = (self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation"))
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
         place = place.clamp(max=len(mean) - 1)
-        signed = (self._seen(x, mask.float()) - mean[place][:, None]) / deviation[place][:, None]
-        return tail_of(signed, self.tail) * mask
+        signed = (self._seen(x, mask.float()) - mean[place]) / deviation[place]
+        return tail_of(signed, self.tail).mean(1, keepdim=True) * mask

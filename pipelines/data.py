@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
-    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
+    Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
     a slice of a scan named in `abnormal`, else 0}.
     """
 
@@ -75,11 +75,13 @@ def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None,
 
 
 def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Axial slices of a volume (X, Y, Z) as network input, (Z, 1, H, W) each, by the same chain as in training."""
+    """Axial slices of a volume (X, Y, Z[, C]) and mask (X, Y, Z) as network input, (Z, C, H, W) and (Z, 1, H, W), by training's chain."""
     set_track_meta(False)
-    stack = {"image": image.transpose(2, 0, 1).astype(np.float32), "mask": mask.transpose(2, 0, 1).astype(np.float32)}
-    small = chain(image_size)(stack)  # slices stand where channels would
-    return (small["image"] * small["mask"])[:, None], small["mask"][:, None]
+    channels = image.reshape(*mask.shape, -1).transpose(2, 3, 0, 1)
+    stack = {"image": channels.reshape(-1, *mask.shape[:2]).astype(np.float32), "mask": mask.transpose(2, 0, 1).astype(np.float32)}
+    small = chain(image_size)(stack)  # slices, and the channels of each, stand where channels would
+    inside = small["mask"][:, None]
+    return small["image"].reshape(*channels.shape[:2], *inside.shape[2:]) * inside, inside
 
 
 class Batches:

@@ -62,8 +62,11 @@ class Run:
         return file_digest(self.folder / "weights.pt")
 
 
-def build_model(config: RunConfig) -> AnomalyModel:
-    """The model of a config; its arguments are checked against the constructor's signature, closed and typed."""
+def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel:
+    """The model of a config; its arguments are checked against the constructor's signature, closed and typed.
+
+    A constructor that takes `in_channels` is told how many channels the scans of the recipe have; a model without it takes any.
+    """
     import inspect
     from typing import get_type_hints
 
@@ -77,7 +80,14 @@ def build_model(config: RunConfig) -> AnomalyModel:
     signature = inspect.signature(kind.__init__).parameters.values()
     parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
-    sized = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
+    sized: dict[str, Any] = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
+    if recipe and "in_channels" in fields:
+        sized["in_channels"] = count = len(recipe.suffixes)
+        if config.model.get("in_channels", count) != count:
+            raise ConfigError(
+                f"model of {config.name}: in_channels={config.model['in_channels']}, but the scans have {count} "
+                f"({', '.join(recipe.suffixes)}); leave model.in_channels out, or preprocess again with as many."
+            )
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), sized | config.model, f"model of {config.name}"
     )
@@ -103,7 +113,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
     recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
     device = pick_device(accelerator)
-    model = build_model(config)
+    model = build_model(config, recipe)
     try:
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

@@ -1,5 +1,6 @@
 """Every model of the folder keeps every promise of the contract; a new model is tested without being listed."""
 
+import contextlib
 import importlib
 import io
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from models import model_names
-from pipelines.config import load_run_config
+from pipelines.config import load_recipe, load_run_config
 from pipelines.runs import build_model
 
 SIDE = 32
@@ -15,10 +16,11 @@ SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model
 BLIND = {"zero"}  # marks nothing, by definition
 
 
-def make(name):
+def make(name, modality="t1"):
     torch.manual_seed(0)
     given = load_run_config(name).model
-    return build_model(load_run_config(name, ["image_size=[32,32]", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]))
+    config = load_run_config(name, ["image_size=[32,32]", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]])
+    return build_model(config, load_recipe(modality))
 
 
 def cohort(n=24):
@@ -37,8 +39,8 @@ def blind(model):
     return type(model).__module__.rpartition(".")[2] in BLIND or model.supervised  # knows the lesions it was shown, here none
 
 
-def train(model, steps=150):
-    batch, first, last = cohort(), {}, {}
+def train(model, steps=150, batch=None):
+    batch, first, last = batch or cohort(), {}, {}
     for stage in model.stages:
         updates = model.updates(stage)
         optimizers = [torch.optim.Adam(list(u.parameters), 3e-3) for u in updates]
@@ -142,6 +144,40 @@ def test_bfloat16_and_empty_slices(trained):
         empty = model.anomaly_map(batch["image"] * 0, batch["mask"] * 0)
     assert (low - full).abs().max() < 0.05 * max(1, full.max()) and empty.abs().max() == 0
     assert torch.isfinite(model.score(batch["image"] * 0, batch["mask"] * 0)).all()
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_model_takes_two_channels_and_sees_both(name):
+    """As it is built for scans of two sequences; a lesion in either one alone changes the map, which has one channel."""
+
+    def second(image, mask):  # the same anatomy in another contrast
+        return torch.cat([image, (0.9 - 1.2 * image).clamp(0.05, 1) * mask], 1)
+
+    model, batch = make(name, "t1+flair"), cohort(16)
+    batch |= {"image": second(batch["image"], batch["mask"])}
+    _, last = train(model, 30, batch)
+    assert all(torch.isfinite(torch.tensor(value)) for value in last.values())
+    model.eval()
+    image, mask, z = (batch[k][:3] for k in ("image", "mask", "z"))
+    lesion = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    lesion[13:18, 22:26] = True
+    with torch.no_grad():
+        plain = model.anomaly_map(image, mask, z)
+        alone = model.anomaly_map(image[:1], mask[:1], z[:1])
+        score = model.score(image, mask, z)
+        seen = [model.anomaly_map(torch.where(lesion & (torch.arange(2) == c)[:, None, None], 1.0, image), mask, z) for c in range(2)]
+        with contextlib.suppress(NotImplementedError):
+            assert model.reconstruct(image).shape == image.shape
+    assert plain.shape == (3, 1, SIDE, SIDE) and score.shape == (3,) and torch.isfinite(score).all()
+    assert (plain >= 0).all() and plain[mask == 0].abs().max() == 0
+    torch.testing.assert_close(alone, plain[:1], atol=1e-5 * max(1, float(plain.max())), rtol=1e-4)
+    if not blind(model):
+        for ill in seen:
+            assert (ill - plain)[:, 0, lesion].abs().mean() > 1e-3 * plain[mask > 0].mean()
+    other = make(name, "t1+flair")
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval().anomaly_map(image, mask, z), plain, rtol=0, atol=1e-6)
 
 
 def test_folders_do_not_import_each_other():
