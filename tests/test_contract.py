@@ -11,7 +11,7 @@ from pipelines.config import load_run_config
 from pipelines.runs import build_model
 
 SIDE = 32
-SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model may have, at a size for slices of 32 x 32
+SMALL = {"channels": [8, 16, 16], "n_components": 8, "width": 8}  # arguments that any model may have, at a size for slices of 32 x 32
 BLIND = {"zero"}  # marks nothing, by definition
 
 
