@@ -10,7 +10,7 @@ ARGS ?=
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise benchmark results clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose benchmark results reproduce clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -54,11 +54,17 @@ compare: .venv/installed ## DATA= OUT of preprocess, MODELS="intensity pca vae_c
 synthesise: .venv/installed ## DATA= OUT of preprocess, OUT= folder: synthetic lesions on its healthy test scans, for preprocess
 	$(PY) -m pipelines.synthesise --data $(DATA) --out $(OUT) --seed $(SEED) $(ARGS)
 
+choose: .venv/installed ## DATA= OUT of preprocess, RUNS="runs/ct/vae runs/ct/cae": rank by synthetic lesions in validation scans
+	$(PY) -m pipelines.choose --data $(DATA) --runs $(RUNS) --seed $(SEED) $(if $(OUT),--out $(OUT)) $(ARGS)
+
 benchmark: .venv/installed ## seconds and peak memory of each stage on one scan: IN= scan, MODALITY=, OUT= JSON
 	$(PY) -m benchmarks.stages --input $(or $(IN),$(DEMO)/cohort/sub-001/sub-001_T1w.nii.gz) --modality $(MODALITY) --out $(or $(OUT),work/benchmark.json) $(ARGS)
 
 results: .venv/installed ## write docs/results.md from the files in docs/results [ARGS="--add runs/ct"]
 	$(PY) -m pipelines.results $(ARGS)
+
+reproduce: .venv/installed ## every measured result again: IN= folder of the public sets [ONLY=ct_ich BUDGET=full ARGS=--dry-run]
+	$(PY) -m benchmarks.reproduce --data $(IN) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
 
 clean: ## remove the environment and caches, never work/ or runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -87,11 +87,10 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
         rows = [{"scan": "scan", "subject": "scan", "split": "train", "row": i, "z": k} for i, k in enumerate(z)]
         slices.write_index(Path(folder), rows)
         data = SliceDataset(Path(folder), ["scan"], config.image_size, config.augmentation)
-        batch = call("load and augment 64", lambda: [data[(i % len(data), i)] for i in range(64)])
+        batch = call("load and augment 64", lambda: data.collate([data[(i % len(data), i)] for i in range(64)]))
     model = build_model(config)
-    tensors = {k: torch.stack([b[k] for b in batch]) for k in ("image", "mask")} | {"seed": torch.arange(64)}
     update = model.updates(model.stages[-1])[0]
-    call("training step of 64", lambda: update.loss(tensors)["loss"].backward())
+    call("training step of 64", lambda: update.loss(batch)["loss"].backward())
     raw = call("network on all slices", scoring._slicewise, model.eval().anomaly_map, config, image, mask, torch.device("cpu"))
     filtered = call("filter and rim", scoring.filtered, raw, mask, config.postprocess)
     there = call("map to the scan's grid", scoring.to_native, filtered, mask, atlas.affine, world, native.shape, native.affine)

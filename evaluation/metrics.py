@@ -35,7 +35,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the area under the ROC curve, ties counting one half; NaN unless both classes are present."""
     from sklearn.metrics import roc_auc_score
 
-    scores, labels = _check_scores(scores, labels)
+    scores, labels = check_scores(scores, labels)
     return float(roc_auc_score(labels, scores)) if _both_classes(labels) else float("nan")
 
 
@@ -43,7 +43,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return AP = sum_n (R_n - R_{n-1}) P_n, without interpolation; NaN unless both classes are present."""
     from sklearn.metrics import average_precision_score
 
-    scores, labels = _check_scores(scores, labels)
+    scores, labels = check_scores(scores, labels)
     return float(average_precision_score(labels, scores)) if _both_classes(labels) else float("nan")
 
 
@@ -52,7 +52,7 @@ def classification(scores: np.ndarray, labels: np.ndarray, threshold: float) -> 
 
     Precision is NaN when nothing is marked, recall and F1 when no label is 1, specificity when no label is 0.
     """
-    scores, labels = _check_scores(scores, labels)
+    scores, labels = check_scores(scores, labels)
     marked = scores > threshold
     hits, alarms = float((marked & labels).sum()), float((marked & ~labels).sum())
     positives, negatives = float(labels.sum()), float((~labels).sum())
@@ -90,7 +90,7 @@ class VoxelHistogram:
 
     def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
         """Add the in-brain voxels of one scan: scores (N,) in [0, maximum], labels (N,) in {0, 1}."""
-        scores, labels = _check_scores(scores, labels)
+        scores, labels = check_scores(scores, labels)
         if scores.size and (scores.min() < 0 or scores.max() > self.edges[-1]):
             raise ValueError(
                 f"scores must lie in 0..{self.maximum:g}, got {scores.min():g}..{scores.max():g}; "
@@ -203,7 +203,7 @@ def quantile_rank(q: float, n: int) -> int:
     return min(max(int(np.ceil(q * n - 1e-6)), 1), n)  # 1e-6: 0.07 * 100 is 7.000000000000001
 
 
-def _check_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (N,) and labels (N,) as bool; ValueError on other shapes, NaN, inf or other labels."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.metrics import _check_scores
+from evaluation.metrics import check_scores
 
 
 def weighted_auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: 
 
 def _grouped(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the positive and the negative weight (B, k) at each of the k distinct scores, in ascending order."""
-    scores, labels = _check_scores(scores, labels)
+    scores, labels = check_scores(scores, labels)
     weights = np.asarray(weights, dtype=float)
     if weights.ndim != 2 or weights.shape[1] != scores.size:
         raise ValueError(f"weights must have one row per resample and {scores.size} columns, one per case; got shape {weights.shape}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside, each_brain, gaussian_blur, robust_z, tail_of
+from models.layers import blur_inside, each_brain, robust_z, tail_of
+from models.reference import place_statistics
 
 
 class Atlas(AnomalyModel):
@@ -42,27 +43,9 @@ class Atlas(AnomalyModel):
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
-        for batch in batches:
-            mask = batch["mask"].float()
-            x = self._seen(batch["image"], mask)
-            new = torch.cat([mask, x, x.square()], 1).double()
-            new = new + new.flip(2) if self.mirror else new
-            missing = int(batch["z"].max()) + 1 - len(sums)
-            if missing > 0:
-                sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
-            sums.index_add_(0, batch["z"], new)
-        count, total, square = sums.unbind(1)
-        n = count.sum().clamp(min=1)
-        whole_mean = total.sum() / n
-        whole_var = (square.sum() / n - whole_mean.square()).clamp(min=1e-6)
-        mean = (total + self.prior * whole_mean) / (count + self.prior)
-        around = (square - 2 * mean * total + count * mean.square()).clamp(min=0)  # sum of (x - mean)^2
-        deviation = ((around + self.prior * whole_var) / (count + self.prior)).sqrt()
         device = self.get_buffer("mean").device
-        self.mean, self.deviation = (
-            gaussian_blur(v[:, None].float(), self.smooth)[:, 0].contiguous().to(device) for v in (mean, deviation)
-        )
+        statistics = place_statistics(batches, lambda b: self._seen(b["image"], b["mask"].float()), self.smooth, self.prior, self.mirror)
+        self.mean, self.deviation = (v.to(device) for v in statistics)
 
     def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
         """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, 1, H, W)."""

@@ -38,6 +38,8 @@ class AnomalyModel(nn.Module, ABC):
     """
 
     stages: tuple[str, ...] = ("train",)
+    scoring_arguments: tuple[str, ...] = ()  # constructor arguments that training does not depend on, such as the kind of map
+    combines: bool = False  # made of finished runs, its `members`; see pipelines/runs.py
     supervised: bool = False  # trains on abnormal scans too and needs batch["label"]; a labelled upper bound, not a detector of the unknown
 
     def updates(self, stage: str) -> list[Update]:

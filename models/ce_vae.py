@@ -43,6 +43,8 @@ class CeVae(AnomalyModel):
         image_size: height and width of the slices.
     """
 
+    scoring_arguments = ("map", "smooth", "samples", "noise")
+
     def __init__(
         self,
         in_channels: int = 1,

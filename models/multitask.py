@@ -36,6 +36,7 @@ class Multitask(AnomalyModel):
         lam: share of reconstruction in the score, 0 to 1.
     """
 
+    scoring_arguments = ("lam",)
     stages = ("pretrain", "finetune")
 
     def __init__(

@@ -29,6 +29,8 @@ class VaeKl(AnomalyModel):
         image_size: height and width of the slices.
     """
 
+    scoring_arguments = ("map", "smooth")
+
     def __init__(
         self,
         in_channels: int = 1,

@@ -6,6 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[U
         folder = folder / "labelled" if model.supervised else folder
         pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
         return [Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv") for r, f in pairs]
-    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages else 1)]
+    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)]
 
 
 def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
@@ -86,16 +87,52 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
 
 
 def configs(models: list[str], overrides: list[str], preset: str | None) -> dict[str, RunConfig]:
-    """A config per model; an override "pca.model.n_components=32" is for one model, "all.image_size=[64,64]" for every one."""
-    own: dict[str, list[str]] = {name: [] for name in models}
+    """A config per model or variant; an override "pca.model.n_components=32" is for one, "all.image_size=[64,64]" for every one.
+
+    A variant "vae@mean" is the model `vae` with what is said of `vae` and then of "vae@mean".
+    """
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys(["all", *(kind_of(n) for n in models), *models])}
     for text in overrides:
         name, dot, rest = text.partition(".")
-        if not dot or name not in (*models, "all"):
-            known = ["all", *models]
-            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(known)}{nearest(name, known)}")
-        for model in models if name == "all" else [name]:
-            own[model].append(rest)
-    return {name: load_run_config(name, own[name], preset) for name in models}
+        if not dot or name not in parts:
+            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(parts)}{nearest(name, list(parts))}")
+        parts[name].append(rest)
+    own = {name: [text for part in dict.fromkeys(["all", kind_of(name), name]) for text in parts[part]] for name in models}
+    return {name: load_run_config(kind_of(name), own[name], preset) for name in models}
+
+
+def kind_of(name: str) -> str:
+    """The model of a variant: "vae" of "vae@mean"."""
+    return name.partition("@")[0]
+
+
+def share_training(config: RunConfig, folder: Path, others: Iterable[Path]) -> None:
+    """Give a new run the last checkpoint of another run that was trained in the same way, whatever its map, reference or scores.
+
+    Training then finds every stage done.
+    """
+    import shutil
+
+    from models import model_class
+    from pipelines.config import RunConfig as Config
+    from pipelines.config import read_yaml, validate
+
+    if (folder / "config.yaml").is_file():
+        return
+    scoring = model_class(config.name).scoring_arguments
+
+    def trained_by(c: RunConfig) -> tuple[Any, ...]:
+        holdout = c.reference.holdout if c.reference.kind != "none" else 0
+        model = {k: v for k, v in c.model.items() if k not in scoring}
+        return c.name, model, c.image_size, c.patch_size, c.stages, c.augmentation, c.loop, holdout
+
+    for other in others:
+        finished = (other / "weights.pt").is_file() and (other / "checkpoints" / "last.pt").is_file()
+        if finished and trained_by(validate(Config, read_yaml(other / "config.yaml"), other / "config.yaml")) == trained_by(config):
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for name in ("metrics.csv", "checkpoints/last.pt"):
+                shutil.copyfile(other / name, folder / name)
+            return
 
 
 def summary_of(results: list[dict[str, Any]], protocol: Protocol) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -146,10 +183,14 @@ def compare(
     baseline: str,
     point: str | None = None,
     accelerator: str = "auto",
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """Train what is missing, evaluate all, write comparison.tsv, .json, index.html and one results file per model to `out`.
+    """Train what is missing, evaluate all, write <name>_comparison.tsv, .json, .html and <name>_<model>.json to `out`.
 
-    Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read.
+    `name` is that of `test` where nothing else is said.
+
+    Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read, and variants of
+    a model that differ only in what is done after training are trained once.
     """
     from models import model_class
     from pipelines.evaluate import evaluate
@@ -157,38 +198,40 @@ def compare(
     from pipelines.runs import load_run, plain, versions, write_json, write_rows
     from pipelines.train import cohort_rows, train
 
-    folds = out / "folds"
+    folds, name = out / "folds", name or test.name
     if protocol.folds:
         (folds / "labelled").mkdir(parents=True, exist_ok=True)
         write_folds(cohort_rows(data, None), protocol, folds)
     command = "python -m pipelines.compare " + shlex.join(sys.argv[1:])
     results: dict[str, list[dict[str, Any]]] = {}
     entries, draws, first_run = [], {}, None
-    for name, config in run_configs.items():
+    for model, config in run_configs.items():
         kept: list[dict[str, Any]] = []
-        for unit in units(protocol, model_class(name), folds):
-            folder = cli.writable_folder(out / name / unit.name)
+        for unit in units(protocol, model_class(config.name), folds):
+            folder = cli.writable_folder(out / model / unit.name)
             own = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
+            share_training(own, folder, [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name])
             train(own, data, folder, unit.splits)
             run = load_run(folder, accelerator)
             first_run = run if not kept else first_run
             result = evaluate(run, test, folder / "evaluation" / test.name, protocol, point, pictures=not kept)
             if not result["scans"]:
                 raise InputError(f"{test}: no test scan could be evaluated.")
-            kept.append(result | {"unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
-        results[name] = kept
-        figures, draws[name] = summary_of(kept, protocol)
+            kept.append(result | {"model": model, "unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold})
+        results[model] = kept
+        figures, draws[model] = summary_of(kept, protocol)
         entries.append(
             {
-                "model": name,
+                "model": model,
                 "figures": figures,
                 "runs": [{k: r[k] for k in ("seed", "repeat", "fold")} | {"summary": r["summary"]} for r in kept],
                 "train_seconds": float(np.mean([r["training"]["seconds"] for r in kept])),
                 "seconds_per_scan": float(np.mean([r["seconds_per_scan"] for r in kept])),
             }
         )
-        write_rows(out / f"{test.name}_{name}.json", results_file(kept, figures, command, protocol, versions()))
+        write_rows(out / f"{name}_{model}.json", results_file(kept, figures, command, protocol, versions()))
     comparison = {
+        "name": name,
         "data": test.name,
         "trained_on": data.name,
         "protocol": protocol.model_dump(),
@@ -201,10 +244,10 @@ def compare(
         "differences": differences(entries, draws, baseline),
     }
     comparison = plain(comparison)
-    write_json(out / f"{test.name}_comparison.json", comparison)
-    write_table(out / f"{test.name}_comparison.tsv", table_rows(comparison))
-    images = {name: case_images(runs[0], out / name, test) for name, runs in results.items()}
-    write_atomic(out / f"{test.name}_comparison.html", comparison_page(comparison, results, images, first_run))
+    write_json(out / f"{name}_comparison.json", comparison)
+    write_table(out / f"{name}_comparison.tsv", table_rows(comparison))
+    images = {model: case_images(runs[0], out / model, test) for model, runs in results.items()}
+    write_atomic(out / f"{name}_comparison.html", comparison_page(comparison, results, images, first_run))
     return comparison
 
 
@@ -292,6 +335,8 @@ def main(arguments: argparse.Namespace) -> int:
     data = Path(arguments.data)
     test = Path(arguments.test or data)
     names = list(dict.fromkeys(arguments.models.split()))
+    if arguments.name and Path(arguments.name).name != arguments.name:
+        raise ConfigError(f"--name {arguments.name}: expected the first part of a file name, such as ct_pretraining.")
     if not names:
         raise ConfigError('MODELS is empty; name models such as MODELS="zero intensity pca atlas vae_cr".')
     settings = [f"{k}={v}" for k, v in (("seeds", arguments.seeds), ("folds", arguments.folds), ("repeats", arguments.repeats)) if v]
@@ -304,13 +349,13 @@ def main(arguments: argparse.Namespace) -> int:
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
     try:
-        comparison = compare(data, test, run_configs, protocol, out, baseline, arguments.point, arguments.accelerator)
+        comparison = compare(data, test, run_configs, protocol, out, baseline, arguments.point, arguments.accelerator, arguments.name)
     except TrainingError as error:
         raise ConfigError(str(error)) from None
     for m in comparison["models"]:
         texts = [f"{SHORT[k]} {figure_text(m['figures'][k])}" for k in COMPARED if m["figures"][k]["mean"] is not None]
         print(f"{m['model']} ({len(m['runs'])} runs): " + "; ".join(texts))
-    print(f"look at {out / (test.name + '_comparison.html')}")
+    print(f"look at {out / (comparison['name'] + '_comparison.html')}")
     return cli.SOME_FAILED if comparison["failures"] else cli.OK
 
 
@@ -318,8 +363,11 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("compare", "Train what is missing, evaluate all, and compare models with intervals.")
     p.add_argument("--data", required=True, help="the OUT folder of preprocess to train on")
     p.add_argument("--test", help="another OUT folder of preprocess whose test scans are scored (default: the same)")
-    p.add_argument("--models", required=True, help='names in one argument: "zero intensity pca atlas vae_cr"')
+    p.add_argument(
+        "--models", required=True, help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"'
+    )
     p.add_argument("--out", help="folder of the runs and of the comparison (default runs/<data>)")
+    p.add_argument("--name", help="first part of the comparison's file names (default: the name of the test folder)")
     p.add_argument("--baseline", help="the model that others are tested against (default intensity, else the first)")
     p.add_argument("--protocol", help="a file of configs/protocol: volumes, pictures, kfold")
     p.add_argument("--seeds", type=int, help="runs per model (default by protocol: 5)")

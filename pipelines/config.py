@@ -105,6 +105,21 @@ class Postprocess(Closed):
     min_volume_mm3: float = Field(100.0, ge=0)
 
 
+class Reference(Closed):
+    """Map measured against the maps of healthy scans at the same place; see models/reference.py.
+
+    The healthy maps are those of the training scans, or with `holdout` of that share of them, which the model then does not see.
+    """
+
+    kind: Literal["none", "difference", "ratio", "z"] = "none"
+    of: Literal["map", "residual"] = "map"
+    tail: Literal["bright", "dark", "both"] = "both"
+    smooth: float = Field(1.5, ge=0)
+    prior: float = Field(2.0, gt=0)
+    mirror: bool = True
+    holdout: float = Field(0.0, ge=0, lt=1)
+
+
 class Calibration(Closed):
     """Operating points and scan score; see pipelines/points.py.
 
@@ -136,6 +151,7 @@ class RunConfig(Closed):
     stages: dict[str, Stage]
     augmentation: Augmentation = Augmentation()
     loop: Loop = Loop()
+    reference: Reference = Reference()
     postprocess: Postprocess = Postprocess()
     calibration: Calibration = Calibration()
 

@@ -1,4 +1,4 @@
-"""Slices to batches: MONAI dataset and transform chain, seeded sample by sample."""
+"""Slices to batches: MONAI dataset and transform chain; what is random is drawn sample by sample and done batch by batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from monai import transforms as mt
 from monai.data import Dataset, set_track_meta
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from pipelines.augment import augment, crop
 from preprocessing.slices import SliceStore
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
     Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
-    a slice of a scan named in `abnormal`, else 0}.
+    a slice of a scan named in `abnormal`, else 0}. `collate` makes a batch of them, augmented, and cut to patches where asked for.
     """
 
     def __init__(
@@ -34,44 +35,28 @@ class SliceDataset(Dataset):
         patch_size: tuple[int, int] | None = None,
         abnormal: Collection[str] = (),
     ) -> None:
-        self.abnormal = frozenset(abnormal)
-        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size, augmentation, patch_size))
+        self.abnormal, self.augmentation, self.patch_size = frozenset(abnormal), augmentation, patch_size
+        super().__init__(cast(Any, SliceStore(folder, scans)), transform=chain(image_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
         index, seed = item
-        self.transform.set_random_state(seed=seed % (1 << 32))
         label = int(self.data.scan_of(index) in self.abnormal)  # type: ignore[attr-defined]
-        sample = self.transform(self.data[index])
-        sample = sample[0] if isinstance(sample, list) else sample  # a crop gives a list of one
+        sample = cast(dict[str, Any], self.transform(self.data[index]))
         return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed, "label": label}
 
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch of items; with several loader workers this runs in them."""
+        batch = default_collate(samples)
+        if self.augmentation and samples:
+            batch = augment(batch, self.augmentation)
+        return crop(batch, self.patch_size) if self.patch_size else batch
 
-def chain(image_size: tuple[int, int], augmentation: Augmentation | None = None, patch_size: tuple[int, int] | None = None) -> mt.Compose:
-    """Resize (area for images, nearest for masks), then flip, affine, intensity changes and a patch of the brain where asked for."""
+
+def chain(image_size: tuple[int, int]) -> mt.Compose:
+    """To tensors, and resized: area for images, nearest for masks."""
     keys = ("image", "mask")
-    steps: list[Any] = [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
-    a = augmentation
-    if a and a.flip:
-        steps.append(mt.RandFlipd(keys, prob=a.flip, spatial_axis=0))  # the first axis runs from left to right
-    if a and (a.rotate or a.translate or a.scale):
-        shift = tuple(a.translate * side for side in image_size)
-        steps.append(
-            mt.RandAffined(
-                keys,
-                prob=1.0,
-                rotate_range=np.deg2rad(a.rotate),
-                translate_range=shift,
-                scale_range=(a.scale, a.scale),
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            )
-        )
-    if a and a.intensity:
-        steps += [mt.RandScaleIntensityd("image", factors=a.intensity, prob=1.0), mt.Lambdad("image", lambda x: x.clamp(0, 1))]
-    if patch_size:
-        steps.append(mt.RandCropByPosNegLabeld(keys, label_key="mask", spatial_size=patch_size, pos=1, neg=0, num_samples=1))
-    return mt.Compose(steps)
+    return mt.Compose([mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))])
 
 
 def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -110,7 +95,8 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of an epoch, read as they are asked for."""
-        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=self.loop.loader_workers)
+        workers = self.loop.loader_workers
+        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=workers, collate_fn=self.dataset.collate)
 
     def length(self) -> int:
         return len(self.plan(0))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, ScanError, file_digest, read_table, write_atomic, write_table
+from preprocessing.scans import InputError, ScanError, array_axis, file_digest, read_table, write_atomic, write_table
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
@@ -89,7 +89,7 @@ def evaluate_scan(
 
 def _slice_rows(run: Run, row: dict[str, str], native: NativeMap, truth: np.ndarray | None, by: Sequence[str]) -> list[dict[str, Any]]:
     """A row per axial slice of the scan's own grid that shows brain; labels from the slice table or else from the truth."""
-    from pipelines.scoring import axial_axis, slice_scores
+    from pipelines.scoring import slice_scores
 
     table: dict[int, dict[str, str]] = {}
     if row["slice_labels"]:
@@ -98,7 +98,7 @@ def _slice_rows(run: Run, row: dict[str, str], native: NativeMap, truth: np.ndar
     elif truth is None:
         labels = {}
     else:
-        other = tuple(a for a in range(3) if a != axial_axis(native.affine))
+        other = tuple(a for a in range(3) if a != array_axis(native.affine, 2))
         labels = {i: int(v) for i, v in enumerate(np.atleast_1d(truth.any(axis=other)))}
     rows = []
     for i, score in slice_scores(native, run.config.calibration.score_fraction).items():

@@ -263,7 +263,7 @@ def _report(
         "%s epoch %d: train %.5g, validation %.5g, %.0f s",
         stage,
         epoch + 1,
-        logged.get("loss", float("nan")),
+        sum(v for k, v in logged.items() if not k.startswith("val_") and (k == "loss" or k.endswith("_loss"))),
         logged["val_loss"],
         logged["seconds"],
     )

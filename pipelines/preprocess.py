@@ -34,6 +34,7 @@ from preprocessing.scans import (
     read_scans,
     save_nifti,
     scan_row,
+    voxel_sizes,
     write_atomic,
     write_table,
 )
@@ -165,7 +166,7 @@ def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarr
 
 
 def _extent(image: nib.Nifti1Image) -> list[float]:
-    return [float(n * s) for n, s in zip(image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), strict=True)]
+    return [float(n * s) for n, s in zip(image.shape, voxel_sizes(image.affine), strict=True)]
 
 
 def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:

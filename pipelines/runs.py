@@ -73,6 +73,8 @@ def build_model(config: RunConfig) -> AnomalyModel:
     from pipelines.config import Closed
 
     kind = model_class(config.name)
+    if kind.combines:
+        return _combined(config, kind)
     hints = get_type_hints(kind.__init__)
     signature = inspect.signature(kind.__init__).parameters.values()
     parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -90,6 +92,69 @@ def build_model(config: RunConfig) -> AnomalyModel:
         raise ConfigError(f"model of {config.name}: {error}") from None
 
 
+def _combined(config: RunConfig, kind: type[AnomalyModel]) -> AnomalyModel:
+    """A model of finished runs: their detectors, as yet without weights; `members` holds what `with_members` found."""
+    members = config.model.get("members", [])
+    if set(config.model) - {"members"} or config.patch_size or not all(isinstance(m, dict) for m in members):
+        raise ConfigError(f"model of {config.name}: expected members alone, names of runs beside it, and no patch_size.")
+    own = [validate(RunConfig, m["config"], f"member {m['run']}") for m in members]
+    odd = next((m["run"] for m, c in zip(members, own, strict=True) if c.patch_size or len(c.image_size) != 2), None)
+    if odd:
+        raise ConfigError(f"model of {config.name}: member '{odd}' works on patches or volumes; give runs on whole slices.")
+    return kind([build_detector(c, build_model(c)) for c in own], [c.image_size for c in own])
+
+
+def member_folder(run: Path, name: str) -> Path:
+    """The finished run `name` beside a run: `../<name>`, in a comparison `../../<name>/<unit>` or its first seed; InputError for none."""
+    places = [run.parent / name, run.parent.parent / name / run.name, run.parent.parent / name / "seed-0"]
+    found = next((p for p in places if (p / "weights.pt").is_file()), None)
+    if not found:
+        raise InputError(f"{run}: no finished run '{name}' beside it; train it first, in a comparison name it first.")
+    return found
+
+
+def with_members(config: RunConfig, run: Path) -> RunConfig:
+    """The config with the configs and weights' digests of its members in it, so that the run stands alone; others as they are."""
+    from models import model_class
+
+    if not model_class(config.name).combines:
+        return config
+    names = config.model.get("members") or []
+    if not names or not all(isinstance(n, str) for n in names):
+        raise ConfigError(f"model of {config.name}: expected names of finished runs, such as model.members=[atlas,vae].")
+    folders = {name: member_folder(run, name) for name in names}
+    members = [
+        {"run": name, "weights": file_digest(f / "weights.pt"), "config": read_yaml(f / "config.yaml")} for name, f in folders.items()
+    ]
+    return config.model_copy(update={"model": config.model | {"members": members}})
+
+
+def load_members(model: AnomalyModel, config: RunConfig, run: Path) -> None:
+    """Give a model of finished runs their weights."""
+    import torch
+    from torch import nn
+
+    assert isinstance(model.members, nn.ModuleList)
+    for member, about in zip(model.members, config.model["members"], strict=True):
+        state = torch.load(member_folder(run, about["run"]) / "weights.pt", map_location="cpu", weights_only=True)
+        member.load_state_dict(state)
+
+
+def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
+    """The model as it is, or with its map measured against healthy maps where the config says so."""
+    from models.reference import Referenced
+
+    r = config.reference
+    if r.kind != "none" and config.patch_size:
+        raise ConfigError(f"reference.kind={r.kind} compares places of whole slices; it does not go with patch_size.")
+    if r.kind == "none":
+        return model
+    try:
+        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror)
+    except ValueError as error:
+        raise ConfigError(f"reference of {config.name}: {error}") from None
+
+
 def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     """Read a run folder; InputError names what is missing."""
     import torch
@@ -103,7 +168,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
     recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
     device = pick_device(accelerator)
-    model = build_model(config)
+    model = build_detector(config, build_model(config))
     try:
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

@@ -13,7 +13,7 @@ import numpy as np
 from evaluation import postprocess
 from evaluation.checks import bounding_box
 from preprocessing import register
-from preprocessing.scans import ScanError, is_picture, read_image
+from preprocessing.scans import ScanError, array_axis, is_picture, read_image, voxel_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,7 @@ class NativeMap:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return voxel_sizes(self.affine)
 
 
 def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
@@ -179,7 +178,7 @@ def scan_score(native: NativeMap, fraction: float) -> float:
 
 def slice_scores(native: NativeMap, fraction: float) -> dict[int, float]:
     """The scan score's rule for each axial slice of the scan's own grid that shows brain, by slice index."""
-    axis = axial_axis(native.affine)
+    axis = array_axis(native.affine, 2)
     maps, brains = (np.moveaxis(v, axis, 0) for v in (native.scored, native.brain))
     return {i: top_mean(m[b], fraction) for i, (m, b) in enumerate(zip(maps, brains, strict=True)) if b.any()}
 
@@ -190,13 +189,6 @@ def top_mean(values: np.ndarray, fraction: float) -> float:
         return 0.0
     count = max(1, round(fraction * values.size))
     return float(np.partition(values, values.size - count)[-count:].mean(dtype=np.float64))
-
-
-def axial_axis(affine: np.ndarray) -> int:
-    """The array axis that runs closest to head-foot."""
-    import nibabel as nib
-
-    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
 
 
 def cut(native: NativeMap, threshold: float, settings: Postprocess) -> np.ndarray:
@@ -238,6 +230,7 @@ def cohort_maps(
     of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
     shaping += f" {config.patch_size}" if config.patch_size else ""
+    shaping += f" {config.reference}" if config.reference.kind != "none" else ""
     shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()
     if stored and stored.is_file():

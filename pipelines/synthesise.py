@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, ScanError, is_nifti, nearest, read_image, save_nifti, write_table
+from preprocessing.scans import InputError, ScanError, array_axis, is_nifti, nearest, read_image, save_nifti, voxel_sizes, write_table
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -40,15 +40,12 @@ class Head:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        x, y, z = np.linalg.norm(self.image.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return voxel_sizes(self.image.affine)
 
     @property
     def lr_axis(self) -> int:
         """The array axis that runs closest to left-right."""
-        import nibabel as nib
-
-        return int(np.flatnonzero(nib.io_orientation(self.image.affine)[:, 0] == 0)[0])
+        return array_axis(self.image.affine, 0)
 
 
 @dataclass(frozen=True)
@@ -270,12 +267,7 @@ def healthy_test_rows(data: Path) -> list[dict[str, str]]:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """Read the arguments; InputError says which one cannot be used, and why."""
-    from evaluation.synthetic import KINDS
-
-    kinds = [k.strip() for k in arguments.kinds.split(",")] if arguments.kinds else list(KINDS)
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"--kinds: unknown kind '{kind}'; expected some of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    kinds = kinds_of(arguments.kinds)
     if arguments.per_scan < 1:
         raise InputError(f"--per-scan: {arguments.per_scan}; expected at least one copy of each scan.")
     if arguments.seed < 0:
@@ -283,10 +275,23 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.volumes and arguments.masks:
         raise InputError("--volumes and --masks: the lesions of --masks keep their own volumes; give one of the two.")
     masks = _mask_files(Path(arguments.masks)) if arguments.masks else []
-    return Plan(kinds, arguments.per_scan, _volumes(arguments.volumes or VOLUMES), masks, arguments.seed)
+    return Plan(kinds, arguments.per_scan, volumes_of(arguments.volumes), masks, arguments.seed)
 
 
-def _volumes(text: str) -> tuple[float, float]:
+def kinds_of(text: str | None) -> list[str]:
+    """Kinds of lesions in a user's order, all where nothing is said; InputError for an unknown one."""
+    from evaluation.synthetic import KINDS
+
+    kinds = [k.strip() for k in text.split(",")] if text else list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"--kinds: unknown kind '{kind}'; expected some of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    return kinds
+
+
+def volumes_of(text: str | None) -> tuple[float, float]:
+    """Smallest and largest volume in ml; InputError for what is no such pair."""
+    text = text or VOLUMES
     try:
         low, high = (float(v) for v in text.split(","))
     except ValueError:

@@ -85,13 +85,15 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     from pipelines.config import Recipe
     from pipelines.data import Batches, SliceDataset
     from pipelines.loop import fit
-    from pipelines.runs import build_model, versions, write_json
+    from pipelines.runs import build_detector, build_model, load_members, versions, with_members, write_json
     from pipelines.scoring import calibrate
 
-    rows = cohort_rows(data, splits)
-    supervised = model_class(config.name).supervised
+    rows, config = cohort_rows(data, splits), with_members(config, run)
+    supervised, combines = model_class(config.name).supervised, model_class(config.name).combines
     train_rows, val_rows = (learning_rows(rows, split, data, supervised) for split in ("train", "val"))
-    train_ids, val_ids = ({r["id"] for r in part} for part in (train_rows, val_rows))
+    reference_ids = _held_out(config, train_rows)
+    train_ids = {r["id"] for r in train_rows} - reference_ids
+    val_ids = {r["id"] for r in val_rows}
     abnormal = [r for r in val_rows if r["label"] == "abnormal"]
     tune_rows = abnormal + [r for r in rows if r["split"] == "tune"]
     ill = {r["id"] for r in rows if r["label"] == "abnormal"}
@@ -105,6 +107,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     fabric.launch()
     torch.manual_seed(loop.seed)
     model = build_model(config)
+    if combines:
+        load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
     training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill)
     checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill)
@@ -114,7 +118,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
             config.name,
             n / 1e6,
             fabric.device,
-            len(train_rows),
+            len(train_ids),
             len(training),
             len(val_rows),
             len(checking),
@@ -128,11 +132,15 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
-    plain = SliceDataset(data / "slices", train_ids, config.image_size, patch_size=config.patch_size)
+    plain = SliceDataset(data / "slices", val_ids - ill if combines else train_ids, config.image_size, patch_size=config.patch_size)
     try:
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
+    if config.reference.kind != "none":
+        model = build_detector(config, model).to(fabric.device).eval()
+        healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size)
+        model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(
             model, config, data, [r for r in val_rows if r["label"] != "abnormal"], fabric.device, tune_rows
@@ -159,6 +167,18 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         )
         _write_weights(model, run)
     fabric.barrier()
+
+
+def _held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:
+    """Training scans that the model does not see, so that its healthy reference is of unseen scans; drawn by subject from the seed."""
+    import numpy as np
+
+    subjects = sorted({r["subject"] for r in rows})
+    count = round(config.reference.holdout * len(subjects)) if config.reference.kind != "none" else 0
+    if config.reference.holdout and config.reference.kind != "none" and not 0 < count < len(subjects):
+        raise ConfigError(f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it.")
+    chosen = set(np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist())
+    return {r["id"] for r in rows if r["subject"] in chosen}
 
 
 def _fabric(loop: Loop) -> Fabric:

@@ -279,6 +279,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def array_axis(affine: np.ndarray, world: int) -> int:
+    """The array axis that runs closest to a world axis: 0 left-right, 1 back-front, 2 foot-head."""
+    import nibabel as nib
+    import numpy as np
+
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == world)[0])
+
+
+def voxel_sizes(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel size in mm along each array axis."""
+    import numpy as np
+
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as "; did you mean 'vae_cr'?" or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1)

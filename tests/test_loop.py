@@ -184,21 +184,45 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     assert len({int(s) for b in one for s in b["seed"]}) == 24
 
 
-def test_augmentation_moves_image_and_mask_together_and_stays_in_range(store):
-    from pipelines.config import Augmentation
-    from pipelines.data import SliceDataset
+def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched():
+    """Measured on a smooth slice of unequal sides: each sample's matrix in pixels, applied by scipy."""
+    from scipy import ndimage
 
-    strong = SliceDataset(store, ["a"], (32, 32), Augmentation(flip=0.5, rotate=20, translate=0.1, scale=0.1, intensity=0.3))
-    plain = SliceDataset(store, ["a"], (32, 32))
-    seen = [strong[(3, seed)] for seed in range(20)]
-    for sample in seen:
-        assert sample["image"].min() >= 0 and sample["image"].max() <= 1
-        assert not sample["image"][sample["mask"] == 0].any()
-        assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
-    assert len({float(s["image"].sum()) for s in seen}) > 15
-    again = strong[(3, 7)]
-    torch.testing.assert_close(again["image"], seen[7]["image"], rtol=0, atol=0)
-    torch.testing.assert_close(plain[(3, 0)]["image"], plain[(3, 99)]["image"], rtol=0, atol=0)
+    from models.layers import generator
+    from pipelines.augment import STREAM, augment
+    from pipelines.config import Augmentation
+
+    rng = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(rng.random((40, 28)), 3)
+    image = torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32).expand(6, 1, 40, 28).clone()
+    mask = torch.zeros_like(image)
+    mask[:, :, 8:32, 5:23] = 1
+    batch = {"image": image * mask, "mask": mask, "seed": torch.arange(6) + 11}
+    a = Augmentation(flip=0.5, rotate=20, translate=0.1, scale=0.1, intensity=0.3)
+    got = augment(batch, a)
+    flipped = 0
+    for i in range(6):
+        u = torch.rand(7, generator=generator(i + 11, STREAM)).numpy()
+        v = 2 * u - 1
+        angle, mirror = np.deg2rad(20 * v[1]), -1 if u[0] < 0.5 else 1
+        flipped += mirror < 0
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = np.diag([mirror / (1 + 0.1 * v[4]), 1.0]) @ turn
+        matrix[1] = turn[1] / (1 + 0.1 * v[5])
+        shift = np.array([mirror * 0.1 * v[2] * 40, 0.1 * v[3] * 28])
+        centre = np.array([19.5, 13.5])
+        want = ndimage.affine_transform(batch["image"][i, 0].numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="constant")
+        new_mask = got["mask"][i, 0].numpy()
+        want = np.clip(want * (1 + 0.3 * v[6]), 0, 1) * new_mask
+        np.testing.assert_allclose(got["image"][i, 0].numpy(), want, atol=2e-4)
+        there = ndimage.affine_transform(mask[i, 0].numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="constant")
+        sure = np.abs(there - 0.5) > 0.49
+        np.testing.assert_array_equal(new_mask[sure], there[sure].round())
+    assert 0 < flipped < 6 and not got["image"][got["mask"] == 0].any()
+    alone = augment({k: v[2:3] for k, v in batch.items()}, a)
+    torch.testing.assert_close(alone["image"][0], got["image"][2], rtol=0, atol=0)
+    same = augment(batch, Augmentation())
+    torch.testing.assert_close(same["image"], batch["image"], rtol=0, atol=0)
 
 
 def test_training_and_inference_resize_alike(store):
@@ -301,12 +325,15 @@ def test_patches_come_from_the_brain_and_are_the_same_for_a_seed(store):
 
     data = SliceDataset(store, ["a"], (32, 32), patch_size=(12, 8))
     whole = SliceDataset(store, ["a"], (32, 32))
+    batch, twice = (data.collate([data[(s, s)] for s in range(20)]) for _ in range(2))
+    assert batch["image"].shape == batch["mask"].shape == (20, 1, 12, 8) and torch.equal(batch["image"], twice["image"])
     for seed in range(20):
-        one, two = data[(seed, seed)], data[(seed, seed)]
-        assert one["image"].shape == one["mask"].shape == (1, 12, 8) and torch.equal(one["image"], two["image"])
-        assert one["mask"][0, 6, 4] == 1  # its centre is brain
-        windows = whole[(seed, 0)]["image"][0].unfold(0, 12, 1).unfold(1, 8, 1)
-        assert (windows == one["image"][0]).flatten(2).all(2).any()
+        image, full = batch["image"][seed, 0], whole[(seed, 0)]
+        windows = full["image"][0].unfold(0, 12, 1).unfold(1, 8, 1)
+        place = (windows == image).flatten(2).all(2).nonzero()
+        assert len(place) and batch["mask"][seed].any()
+        inner = all(0 < int(p) < n - s for p, n, s in zip(place[0], (32, 32), (12, 8), strict=True))
+        assert not inner or batch["mask"][seed, 0, 6, 4] == 1  # its centre is brain, unless the border is near
 
 
 def test_patchwise_maps_of_a_pixelwise_network_are_those_of_whole_slices():

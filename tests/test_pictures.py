@@ -242,6 +242,28 @@ def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in before} and len(before) == 18
 
 
+def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_path):
+    """vae_kl's kind of map and the healthy reference come after training; another latent does not."""
+    from tests.test_pipeline import run
+
+    common = ["--data", data, "--protocol", "kfold", "--folds", 3, "--repeats", 1, "--out", tmp_path, "all.image_size=[32,32]"]
+    common += ["all.loop.loader_workers=0", "vae_kl.stages.train.max_epochs=2", "vae_kl.model.channels=[4,8]", "vae_kl.model.latent=4"]
+    variants = {"rec": "model.map=rec", "z": "reference.kind=z", "wide": "model.latent=8"}
+    names = ["vae_kl", *(f"vae_kl@{v}" for v in variants)]
+    assert run("compare", "--models", " ".join(names), *common, *(f"vae_kl@{k}.{v}" for k, v in variants.items())) == 0
+    clocks = [(tmp_path / n / "repeat-0_fold-1" / "metrics.csv").read_bytes() for n in names]
+    assert clocks[0] == clocks[1] == clocks[2] != clocks[3]  # seconds of every epoch stand in it
+    results = [json.loads((tmp_path / f"heads_{n}.json").read_text()) for n in names]
+    assert [r["model"] for r in results] == names and results[1]["config"]["model"]["map"] == "rec"
+    scores = [[s["score"] for s in r["scans"]] for r in results]
+    assert all(scores[0] != other for other in scores[1:])
+    alone = ["--models", "vae_kl", *common[:-4], *common[-4:], "vae_kl.reference.kind=z"]
+    alone[alone.index(tmp_path)] = tmp_path / "alone"
+    assert run("compare", *alone) == 0
+    again = json.loads((tmp_path / "alone" / "heads_vae_kl.json").read_text())
+    assert [s["score"] for s in again["scans"]] == scores[2]
+
+
 def test_a_deleted_run_alone_is_made_again(compared):
     import shutil
 

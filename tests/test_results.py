@@ -122,7 +122,7 @@ def test_every_model_of_a_comparison_has_its_file_and_its_figures(path):
     for m in comparison["models"]:
         result = json.loads((path.parent / f"{m['model']}.json").read_text())
         assert result["figures"] == m["figures"] and result["versions"]["commit"] and len(result["runs"]) == len(m["runs"])
-        assert result["command"] == comparison["command"] and result["config"]["name"] == m["model"]
+        assert result["command"] == comparison["command"] and result["config"]["name"] == m["model"].partition("@")[0]
         for run in result["runs"]:
             tested = {s["id"] for s in result["scans"] if s["run"] == result["runs"].index(run)}
             learned = {*run["training"]["train_scans"], *run["training"]["val_scans"]}

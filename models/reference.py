@@ -1,0 +1,115 @@
+"""What healthy maps look like at each place of the brain, and any detector measured against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.base import AnomalyModel, Batch
+from models.layers import blur_inside, gaussian_blur, tail_of
+
+Kind = Literal["difference", "ratio", "z"]
+
+
+def place_statistics(
+    batches: Iterable[Batch], function: Callable[[Batch], Tensor], smooth: float, prior: float, mirror: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per slice index and pixel, (Z, H, W) each, of what `function` makes of healthy slices.
+
+    `function` gives (B, 1, H, W), 0 outside the mask. Where few healthy brains reach, the variance is drawn towards that of the
+    whole brain as if `prior` more scans had it, and the mean likewise. `mirror`: every slice counts with its mirror image.
+    `smooth`: sigma in pixels of a Gaussian over the result.
+    """
+    sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
+    for batch in batches:
+        x, mask = function(batch).cpu(), batch["mask"].float().cpu()
+        new = torch.cat([mask, x, x.square()], 1).double()
+        new = new + new.flip(2) if mirror else new
+        z = batch["z"].cpu()
+        missing = int(z.max()) + 1 - len(sums)
+        if missing > 0:
+            sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
+        sums.index_add_(0, z, new)
+    count, total, square = sums.unbind(1)
+    n = count.sum().clamp(min=1)
+    whole_mean = total.sum() / n
+    whole_var = (square.sum() / n - whole_mean.square()).clamp(min=1e-12)
+    mean = (total + prior * whole_mean) / (count + prior)
+    around = (square - 2 * mean * total + count * mean.square()).clamp(min=0)  # sum of (x - mean)^2
+    deviation = ((around + prior * whole_var) / (count + prior)).sqrt()
+    mean, deviation = (gaussian_blur(v[:, None].float(), smooth)[:, 0].contiguous() for v in (mean, deviation))
+    return mean, deviation
+
+
+class Referenced(AnomalyModel):
+    """A trained detector whose map is measured against the maps of healthy scans at the same place of the atlas.
+
+    The detector's map is smoothed inside the brain, then becomes by `kind` its "difference" from the healthy mean m, its "ratio"
+    to m, or "z", the difference over the healthy standard deviation; negative values become 0. Of the "residual" it is the signed
+    difference of image and reconstruction that is smoothed and compared, and its `tail` that counts. Scores of the detector's own
+    stay as they are.
+
+    Args:
+        model: a trained detector.
+        kind: "difference", "ratio" or "z".
+        of: "map", or "residual" for a model that reconstructs; not with "ratio".
+        tail: "bright", "dark" or "both" sides of the residual.
+        smooth: sigma in pixels, of the map inside the brain and of the healthy mean and deviation.
+        prior: weight of the whole brain's mean and variance, in scans.
+        mirror: also learn from every map's mirror image.
+    """
+
+    stages = ()
+
+    def __init__(
+        self,
+        model: AnomalyModel,
+        kind: Kind = "z",
+        of: Literal["map", "residual"] = "map",
+        tail: Literal["bright", "dark", "both"] = "both",
+        smooth: float = 1.5,
+        prior: float = 2.0,
+        mirror: bool = True,
+    ) -> None:
+        super().__init__()
+        if of == "residual" and (kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct):
+            raise ValueError(f"of=residual does not go with kind={kind} of {type(model).__name__}: it needs a reconstruction, and no ratio")
+        self.of, self.tail = of, tail
+        self.model, self.kind, self.smooth, self.prior, self.mirror = model, kind, smooth, prior, mirror
+        self.register_buffer("mean", torch.zeros(0, 0, 0))
+        self.register_buffer("deviation", torch.ones(0, 0, 0))
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """Mean and deviation of the detector's map over healthy slices; the detector stays as it is."""
+        device = self.get_buffer("mean").device
+
+        def seen(batch: Batch) -> Tensor:
+            return self._seen(*(batch[k].to(device) for k in ("image", "mask", "z")))
+
+        with torch.no_grad():
+            statistics = place_statistics(batches, seen, self.smooth, self.prior, self.mirror)
+        self.mean, self.deviation = (v.to(device) for v in statistics)
+
+    def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
+        place = place.clamp(max=len(self.get_buffer("mean")) - 1)
+        mean, deviation = (self.get_buffer(name)[place][:, None] for name in ("mean", "deviation"))
+        seen = self._seen(x, mask, z)
+        found = {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
+        return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)) * mask
+
+    def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        return self.model.score(x, mask, z)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.model.reconstruct(x)
+
+    def _seen(self, x: Tensor, mask: Tensor, z: Tensor | None) -> Tensor:
+        if self.of == "map":
+            found = self.model.anomaly_map(x, mask, z)
+        else:
+            found = (x - self.model.reconstruct(x)).mean(1, keepdim=True)
+        return blur_inside(found.float(), mask.float(), self.smooth)

@@ -1,0 +1,150 @@
+"""`make choose`: which run, map and score finds synthetic lesions in healthy validation scans; no test scan is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import cli
+from preprocessing.scans import InputError, voxel_sizes, write_table
+
+if TYPE_CHECKING:
+    from evaluation.metrics import VoxelHistogram
+    from pipelines.runs import Run
+
+FRACTIONS = (0.001, 0.01, 0.05, 0.25, 1.0)
+COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
+
+
+@dataclass
+class Seen:
+    """What a run made of its validation scans, as they are and with a lesion."""
+
+    voxels: VoxelHistogram
+    healthy: dict[str, list[float]] = field(default_factory=dict)
+    planted: dict[str, list[float]] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+
+
+def validation_rows(run: Run, data: Path) -> list[dict[str, str]]:
+    """The healthy scans of `data` that a run was validated on; InputError where they are not there."""
+    from pipelines.runs import read_json
+    from pipelines.train import cohort_rows
+
+    wanted = set(read_json(run.folder / "run.json").get("val_scans", []))
+    splits = run.folder / "splits.tsv"
+    rows = [r for r in cohort_rows(data, splits if splits.is_file() else None) if r["id"] in wanted and r["label"] != "abnormal"]
+    if not rows or len(rows) != len(wanted):
+        raise InputError(
+            f"{data}: holds {len(rows)} of the {len(wanted)} validation scans of {run.folder}; give the data it was trained on."
+        )
+    return rows
+
+
+def planted(
+    data: Path, rows: Sequence[dict[str, str]], kinds: Sequence[str], volumes: tuple[float, float], seed: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Kind, image, brain and lesion (bool) of each validation scan in atlas space: as it is (kind ""), then with one lesion per kind."""
+    import nibabel as nib
+
+    from evaluation import synthetic
+    from pipelines.scoring import load_array
+
+    for number, row in enumerate(rows):
+        image = load_array(data / row["preproc"]).astype(np.float32)
+        brain = load_array(data / row["brain"]) > 0
+        spacing = voxel_sizes(nib.Nifti1Image.from_filename(data / row["brain"]).affine)
+        yield "", image, brain, np.zeros_like(brain)
+        for kind in kinds:
+            rng = np.random.default_rng([seed, number, synthetic.KINDS.index(kind)])
+            donor, room = None, brain
+            if kind == "blend":
+                other = rows[(number + 1) % len(rows)]
+                theirs, inside = load_array(data / other["preproc"]).astype(np.float32), load_array(data / other["brain"]) > 0
+                donor, room = synthetic.match(theirs, inside, image, brain), brain & inside
+            elif kind == "mirror":
+                room = synthetic.hemisphere(rng, brain & synthetic.mirrored(brain, brain, 0), 0)
+            volume = float(np.exp(rng.uniform(*np.log(volumes))))
+            voxel = synthetic.place(rng, room, spacing, volume, 3.0)
+            shape = synthetic.random_shape(rng, brain.shape, spacing, voxel, volume)
+            new, lesion = synthetic.plant(rng, kind, image, room, shape, spacing, donor, 0)
+            yield kind, new, brain, lesion
+
+
+def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int) -> Seen:
+    """Score a run's validation scans, as they are and with lesions, in atlas space."""
+    from evaluation.metrics import VoxelHistogram
+    from pipelines.scoring import atlas_map, slice_volume, top_mean
+
+    seen = Seen(VoxelHistogram())
+    for kind, image, brain, lesion in planted(data, validation_rows(run, data), kinds, volumes, seed):
+        found = atlas_map(run.model, run.config, image, brain, run.device)
+        scored = {"map": found[brain]}
+        if run.config.calibration.score == "model":
+            scored["model"] = slice_volume(run.model, run.config, image, brain, run.device)[brain]
+        if kind:
+            seen.voxels.update(found[brain], lesion[brain])
+            seen.kinds.append(kind)
+        for what, values in scored.items():
+            for fraction in FRACTIONS:
+                (seen.planted if kind else seen.healthy).setdefault(f"{what} {fraction:g}", []).append(top_mean(values, fraction))
+    return seen
+
+
+def table_rows(name: str, runs: Sequence[Seen]) -> list[dict[str, Any]]:
+    """Per kind of score: AUROC of scans with a lesion against the same scans without, mean and sd over runs; voxel AP beside it."""
+    from evaluation.metrics import auroc
+
+    ap = np.mean([s.voxels.average_precision() for s in runs])
+    rows = []
+    for score in runs[0].healthy:
+        values = [
+            auroc(np.array(s.healthy[score] + s.planted[score]), np.repeat([0, 1], [len(s.healthy[score]), len(s.planted[score])]))
+            for s in runs
+        ]
+        rows.append({"run": name, "voxel_ap": ap, "score": score, "auroc": np.mean(values), "sd": np.std(values), "runs": len(runs)})
+    return rows
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pipelines.runs import load_run
+    from pipelines.synthesise import kinds_of, volumes_of
+
+    data, kinds = Path(arguments.data), kinds_of(arguments.kinds)
+    table: list[dict[str, Any]] = []
+    for text in arguments.runs:
+        folders = sorted(p.parent for p in Path(text).rglob("weights.pt"))
+        if not folders:
+            raise InputError(f"{text}: no finished run in this folder; train one with 'make train'.")
+        seen = [
+            see(load_run(folder, arguments.accelerator), data, kinds, volumes_of(arguments.volumes), arguments.seed) for folder in folders
+        ]
+        table += table_rows(text, seen)
+    table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
+    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
+    for r in shown:
+        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
+    if arguments.out:
+        write_table(Path(arguments.out), shown, COLUMNS)
+    return cli.OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser("choose", "Rank runs, and ways to score a scan, by synthetic lesions planted in healthy validation scans.")
+    p.add_argument("--data", required=True, help="OUT folder of 'make preprocess' that the runs were trained on")
+    p.add_argument("--runs", required=True, nargs="+", help="run folders; one that holds several (seeds, folds) counts as one, averaged")
+    p.add_argument("--kinds", help="of bright, dark, blend, deform, noise, mirror, swap; default all")
+    p.add_argument("--volumes", help="smallest and largest lesion in ml, log-uniform; default 1,20")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", help="table (.tsv) of the ranking")
+    p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
+    return p
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())

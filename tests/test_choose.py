@@ -1,0 +1,76 @@
+"""Choosing by synthetic lesions in healthy validation scans."""
+
+import numpy as np
+import pytest
+
+from preprocessing.scans import read_table
+from tests.test_pictures import data, folder  # noqa: F401  the same prepared pictures
+from tests.test_pipeline import run
+
+SMALL = ["image_size=[32,32]", "loop.loader_workers=0", "postprocess.rim_mm=0", "postprocess.median=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("runs")
+    for name in ("zero", "intensity", "pca"):
+        own = ["model.mode=value", "model.tail=bright", "model.smooth=0"] if name == "intensity" else []
+        own += ["model.n_components=4"] if name == "pca" else []
+        assert run("train", "--model", name, "--data", data, "--out", out / name, *SMALL, *own) == 0
+    return out
+
+
+def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, capsys):  # noqa: F811
+    names = [runs / n for n in ("zero", "pca", "intensity")]
+    arguments = ["--data", data, "--runs", *names, "--kinds", "bright", "--volumes", "0.05,0.1", "--out", tmp_path / "table.tsv"]
+    assert run("choose", *arguments) == 0
+    rows = read_table(tmp_path / "table.tsv")
+    best = rows[0]
+    assert best["run"].endswith("intensity") and float(best["auroc"]) > 0.95 and float(best["voxel_ap"]) > 0.8
+    zero = [r for r in rows if r["run"].endswith("zero")]
+    assert {r["auroc"] for r in zero} == {"0.500"} and len(rows) == 15
+    assert capsys.readouterr().out.splitlines()[0].startswith(best["run"])
+    assert [float(r["auroc"]) for r in rows] == sorted((float(r["auroc"]) for r in rows), reverse=True)
+
+
+def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):  # noqa: F811
+    """The map of `intensity` by value is the picture itself at this size, so the scores can be had from the files."""
+    from pipelines.choose import planted, see, validation_rows
+    from pipelines.runs import load_run
+
+    own = load_run(runs / "intensity", "cpu")
+    rows = validation_rows(own, data)
+    assert rows and all(r["split"] == "val" and r["label"] == "healthy" for r in rows)
+    seen = see(own, data, ["bright", "dark"], (0.05, 0.1), 0)
+    assert (
+        len(seen.healthy["map 1"]) == len(rows)
+        and len(seen.planted["map 1"]) == 2 * len(rows)
+        and seen.kinds == ["bright", "dark"] * len(rows)
+    )
+    cases = list(planted(data, rows, ["bright", "dark"], (0.05, 0.1), 0))
+    for kind, image, brain, lesion in cases:
+        assert not kind or (
+            lesion.any() and not lesion[~brain].any() and (image[lesion].mean() > image[brain & ~lesion].mean()) == (kind == "bright")
+        )
+    import torch
+
+    from pipelines.scoring import atlas_map
+
+    _, image, brain, _ = cases[0]
+    values = np.sort(atlas_map(own.model, own.config, image, brain, torch.device("cpu"))[brain])[::-1]
+    assert seen.healthy["map 0.05"][0] == pytest.approx(values[: round(0.05 * values.size)].mean(), rel=1e-5)
+    assert seen.healthy["map 1"][0] == pytest.approx(values.mean(), rel=1e-5)
+
+
+def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):  # noqa: F811
+    import shutil
+
+    assert run("choose", "--data", data, "--runs", tmp_path) == 2
+    assert "no finished run in this folder" in capsys.readouterr().err
+    shutil.copytree(data, tmp_path / "other")
+    table = (tmp_path / "other" / "scans.tsv").read_text().splitlines()
+    (tmp_path / "other" / "scans.tsv").write_text("\n".join(line for line in table if "\tval\t" not in line) + "\n")
+    assert run("choose", "--data", tmp_path / "other", "--runs", runs / "zero") == 2
+    assert "validation scans of" in capsys.readouterr().err
+    assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
+    assert "did you mean 'bright'" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""The healthy reference of maps, against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from models.base import AnomalyModel
+from models.reference import Referenced
+from tests.test_baselines import batches, slices
+
+
+class Bright(AnomalyModel):
+    """The map is the image."""
+
+    stages = ()
+
+    def anomaly_map(self, x, mask, z=None):
+        return x * mask
+
+    def reconstruct(self, x):
+        return torch.full_like(x, 0.2)
+
+
+def fitted(kind, smooth=0.0, prior=2.0, mirror=False, **more):
+    image, mask = slices(30)
+    z = torch.arange(30) % 3
+    model = Referenced(Bright(), kind, smooth=smooth, prior=prior, mirror=mirror, **more)
+    model.fit_reference(batches(image, mask, z))
+    return model, image, mask, z
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_mean_and_deviation_are_numpy_s_with_the_prior_as_added_scans(mirror):
+    """With a prior of 2, as if two more scans had the whole brain's mean, and its variance around the place's mean."""
+    model, image, mask, z = fitted("z", mirror=mirror)
+    maps, inside = image.numpy()[:, 0].astype(float), mask.numpy()[:, 0] > 0
+    if mirror:
+        maps, inside, z = np.concatenate([maps, maps[:, ::-1]]), np.concatenate([inside, inside[:, ::-1]]), torch.cat([z, z])
+    overall = maps[inside]
+    for place in range(3):
+        for x, y in ((5, 6), (16, 20), (10, 4)):
+            seen = np.array([m[x, y] for m, i, own in zip(maps, inside, z, strict=True) if own == place and i[x, y]])
+            n = len(seen)
+            mean = (seen.sum() + 2 * overall.mean()) / (n + 2)
+            deviation = np.sqrt((((seen - mean) ** 2).sum() + 2 * overall.var()) / (n + 2))
+            assert float(model.mean[place, x, y]) == pytest.approx(mean, rel=1e-4)
+            assert float(model.deviation[place, x, y]) == pytest.approx(deviation, rel=1e-3)
+
+
+def test_each_kind_is_its_formula_and_never_negative():
+    found = {}
+    for kind in ("difference", "ratio", "z"):
+        model, image, mask, z = fitted(kind)
+        found[kind] = model.anomaly_map(image, mask, z)
+        assert (found[kind] >= 0).all() and not found[kind][mask == 0].any()
+    seen, mean, deviation = image.numpy()[:, 0], model.mean[z].numpy(), model.deviation[z].numpy()
+    inside = mask.numpy()[:, 0] > 0
+    for kind, want in (("difference", seen - mean), ("ratio", seen / mean), ("z", (seen - mean) / deviation)):
+        np.testing.assert_allclose(found[kind].numpy()[:, 0][inside], np.maximum(want, 0)[inside], rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_is_signed_and_its_tail_counts():
+    sides = {}
+    for tail in ("bright", "dark", "both"):
+        model, image, mask, z = fitted("z", of="residual", tail=tail)
+        sides[tail] = model.anomaly_map(image, mask, z)
+    assert torch.equal(sides["bright"] + sides["dark"], sides["both"]) and (sides["dark"] > 0).any() and (sides["bright"] > 0).any()
+    residual = (image - 0.2)[:, 0].numpy()
+    z_score = (residual - model.mean[z].numpy()) / model.deviation[z].numpy()
+    inside = mask[:, 0].numpy() > 0
+    np.testing.assert_allclose(sides["both"][:, 0].numpy()[inside], np.abs(z_score)[inside], rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_needs_a_reconstruction():
+    from models import create_model
+
+    with pytest.raises(ValueError, match="of=residual does not go with kind=z of Intensity"):
+        Referenced(create_model("intensity"), "z", of="residual")
+    with pytest.raises(ValueError, match="kind=ratio of Bright"):
+        Referenced(Bright(), "ratio", of="residual")
+
+
+def test_the_map_is_smoothed_inside_the_brain_before_it_is_compared():
+    model, image, mask, z = fitted("difference", smooth=1.5)
+    m = mask[:, 0].numpy()
+    blurred = [ndimage.gaussian_filter(v, 1.5, mode="nearest", radius=4) for v in image[:, 0].numpy()]
+    weight = [ndimage.gaussian_filter(v, 1.5, mode="nearest", radius=4) for v in m]
+    want = np.maximum(np.stack(blurred) / np.maximum(weight, 1e-6) - model.mean[z].numpy(), 0) * m
+    np.testing.assert_allclose(model.anomaly_map(image, mask, z)[:, 0].numpy(), want, atol=2e-6)
+
+
+def test_it_comes_back_from_disk_and_scores_by_its_detector(tmp_path):
+    model, image, mask, z = fitted("z")
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    other = Referenced(Bright(), "z", smooth=0.0)
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(other.anomaly_map(image, mask, z), model.anomaly_map(image, mask, z))
+    assert torch.equal(model.score(image, mask, z), model.model.score(image, mask, z))
+
+
+def test_held_out_scans_are_not_learned_from(monkeypatch):
+    from pipelines.config import ConfigError, load_run_config
+    from pipelines.train import _held_out
+
+    rows = [{"id": f"s{i}-{k}", "subject": f"s{i}"} for i in range(10) for k in range(2)]
+    config = load_run_config("cae", ["reference.kind=z", "reference.holdout=0.2"])
+    out = _held_out(config, rows)
+    assert len(out) == 4 and out == _held_out(config, rows[::-1]) and {i.partition("-")[0] for i in out} == {i[:-2] for i in out}
+    assert not _held_out(load_run_config("cae", ["reference.holdout=0.2"]), rows)
+    with pytest.raises(ConfigError, match=r"leaves 0 of 2 training subjects"):
+        _held_out(config, rows[:4])

@@ -1,0 +1,44 @@
+"""Every command of `make reproduce` is one that Norma takes."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reproduce import commands
+from pipelines import compare
+from pipelines.config import ROOT, load_recipe, read_yaml
+
+PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_comparison_has_models_settings_and_data_that_exist(full):
+    listed = commands(PLANS, Path("sets"), None, full)
+    made = {c[c.index("--out") + 1] for c in listed if c[0] in ("pipelines.preprocess", "pipelines.synthesise")}
+    names = set()
+    for command in listed:
+        if command[0] == "pipelines.preprocess":
+            overrides = [part for part in command[1:] if "=" in part]
+            load_recipe(command[command.index("--modality") + 1], overrides)
+        if command[0] == "pipelines.compare":
+            arguments = compare.build_parser().parse_args(command[1:])
+            models = arguments.models.split()
+            configs = compare.configs(models, arguments.overrides, None)
+            assert list(configs) == models and (arguments.baseline in models)
+            assert {arguments.data, arguments.test or arguments.data} <= made
+            assert len({str(c) for c in configs.values()}) == len(models), "two variants are the same"
+            names.add(arguments.name or Path(arguments.test or arguments.data).name)
+    assert names == set(PLANS["compare"])
+    assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= made - {"work/synthetic/ds002748"}
+
+
+def test_one_comparison_takes_its_own_data_alone():
+    listed = commands(PLANS, Path("sets"), "open_ms", False)
+    prepared = {c[c.index("--out") + 1] for c in listed if c[0] == "pipelines.preprocess"}
+    assert prepared == {"work/ds002748", "work/open_ms"} and sum(c[0] == "pipelines.compare" for c in listed) == 1
+
+
+def test_the_full_budget_keeps_settings_and_drops_what_two_cores_bear():
+    short, full = (next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare") for f in (False, True))
+    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(full)
+    assert "vae_cr@z.reference.kind=z" in full
