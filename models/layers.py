@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
@@ -103,14 +104,37 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(x, y, reduction="none").flatten(1).sum(1)
 
 
+def unet(inputs: int, outputs: int, width: int) -> nn.Module:
+    """MONAI's U-Net of five scales, `width` to 8 * width channels, with GroupNorm of 8 groups and SiLU; any height and width.
+
+    ValueError unless `width` is a multiple of 8.
+    """
+    if width < 8 or width % 8:
+        raise ValueError(f"width: expected a multiple of 8, for 8 groups of channels, got {width}")
+    from monai.networks.nets import BasicUNet
+
+    features = [width, width, 2 * width, 4 * width, 8 * width, width]
+    return BasicUNet(2, inputs, outputs, features, act="swish", norm=("group", {"num_groups": 8}))
+
+
+def dense_code(channels: int, latent: int, size: tuple[int, ...]) -> nn.Sequential:
+    """A feature map (B, channels, *size) through a vector of `latent` numbers and back to its own shape."""
+    shape = (channels, *size)
+    flat = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape))
+
+
 def dense_coder(
-    inputs: int, channels: Sequence[int], latent: int, image_size: tuple[int, ...], dims: int = 2
+    inputs: int, channels: Sequence[int], latent: int, image_size: tuple[int, ...], dims: int = 2, outputs: int | None = None
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the image."""
+    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the image.
+
+    `outputs`: channels of the mirror's last layer; None: `inputs`.
+    """
     size = coarse_size(image_size, channels, dims)
     inwards = nn.Sequential(*encoder(inputs, channels, dims=dims), CONVOLUTION[dims](channels[-1], 2 * latent, size))
     outwards = TRANSPOSED[dims](latent, channels[-1], size)
-    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, inputs, dims=dims))
+    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, outputs or inputs, dims=dims))
 
 
 def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,16 +143,47 @@ def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance.clamp(-20, 20)
 
 
+def weighted_error(decoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(-v) * (x - mean)^2 and the log-variance v, each (B, C, H, W), of a decoder that gives mean and v as the halves of its channels.
+
+    Their sum is -2 log N(x; mean, exp(v)) up to a constant. v is held to +-10 (a standard deviation from 0.007 to 150), or the
+    background, which is known exactly, would weigh without limit. Mao et al. 2020.
+    """
+    mean, log_variance = decoded.to(torch.promote_types(decoded.dtype, torch.float32)).chunk(2, dim=1)
+    log_variance = log_variance.clamp(-10, 10)
+    return torch.exp(-log_variance) * (x - mean).square(), log_variance
+
+
+def full_precision(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) in float32 also under autocast, where its rounding would show: an error over a variance of exp(-7), say."""
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x.float())
+
+
+def uncertain_error(decoded: Tensor, x: Tensor) -> Tensor:
+    """The sum of both parts of `weighted_error` over all but the batch, (B,)."""
+    error, log_variance = weighted_error(decoded, x)
+    return (error + log_variance).flatten(1).sum(1)
+
+
 def negative_elbo(
-    x: Tensor, mean: Tensor, log_variance: Tensor, decode: Callable[[Tensor], Tensor], seeds: Tensor | None, sample: bool, beta: float
+    x: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    seeds: Tensor | None,
+    sample: bool,
+    beta: float,
+    error_of: Callable[[Tensor, Tensor], Tensor] = squared_error,
 ) -> dict[str, Tensor]:
     """`loss` of a VAE = squared error + beta * KL, each summed per slice, averaged over the batch and divided by the number of pixels.
 
     With `sample` the latent is drawn, each slice's from its own seed; else its mean is decoded. `squared_error` and `kl` are logged.
+    `error_of` (decoded, x) -> (B,) may stand in for the squared error: another -2 log likelihood.
     """
     noise = randn(mean, seeds) if sample else 0
     pixels = x[0].numel()
-    error = squared_error(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+    error = error_of(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
     kl = kl_divergence(mean, log_variance).mean() / pixels
     return {"loss": error + beta * kl, "squared_error": error, "kl": kl}
 
@@ -143,6 +198,14 @@ def randn(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
     if seeds is None:
         return torch.randn_like(like)
     rows = [torch.randn(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
+    return torch.stack(rows).to(like)
+
+
+def rand(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1) of the shape of `like` (B, ...), each sample from its own seed (B,); unseeded where None."""
+    if seeds is None:
+        return torch.rand_like(like)
+    rows = [torch.rand(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
     return torch.stack(rows).to(like)
 
 
