@@ -47,6 +47,7 @@ class Always(nn.Module):
 
 
 def test_total_variation_is_numpy_s_sum_of_steps():
+    torch.manual_seed(0)
     d = torch.randn(3, 2, 5, 7, dtype=torch.float64)
     want = [np.abs(np.diff(x, axis=-1)).sum() + np.abs(np.diff(x, axis=-2)).sum() for x in d.numpy()]
     np.testing.assert_allclose(total_variation(d, smooth=0), want)
@@ -56,7 +57,7 @@ def test_total_variation_is_numpy_s_sum_of_steps():
     step = torch.zeros_like(x)
     step[0, 0, 2, 3] = 1e-6
     slope = float(total_variation(x + step) - total_variation(x - step)) / 2e-6
-    assert input_gradient(x, lambda y: total_variation(y).sum())[0, 0, 2, 3].item() == pytest.approx(slope, rel=1e-6)
+    assert input_gradient(x, lambda y: total_variation(y).sum())[0, 0, 2, 3].item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_change():
@@ -80,7 +81,7 @@ def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_chang
 
 
 def test_one_step_is_that_of_the_formula_clipped_and_masked():
-    b = batch(2)
+    b = batch(2)  # seeds what follows
     slope = torch.randn(1, 1, *SIDE) * 80
     slope[0, 0, 5, 5], slope[0, 0, 6, 6] = 5e3, -5e3
     got = map_restoration(b["image"], b["mask"], lambda y: (y * slope).flatten(1).sum(1), 0.0, [(1, 1e-3)])
@@ -256,6 +257,7 @@ def test_the_latent_critic_compares_normal_numbers_with_codes():
 
 
 def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
+    torch.manual_seed(0)
     critic = nn.Sequential(nn.Flatten(), nn.Linear(5, 1, bias=False))
     real, fake = torch.randn(8, 5, 1, 1), torch.randn(8, 5, 1, 1)
     torch.testing.assert_close(gradient_penalty(critic, real, fake, torch.arange(8)), (critic[1].weight.norm() - 1).square())
@@ -322,6 +324,7 @@ def test_dropped_channels_are_as_many_as_told_and_the_rest_makes_up_for_them():
 
 
 def test_maps_of_passes_are_numpy_s_mean_and_standard_deviation():
+    torch.manual_seed(0)
     x, drawn = torch.rand(3, 2, 4, 5), torch.rand(7, 3, 2, 4, 5)
     residual, spread = np.abs(x.numpy() - drawn.numpy()).mean(0), drawn.numpy().std(0)
     np.testing.assert_allclose(passes_map(x, drawn, "residual")[:, 0], residual.mean(1), rtol=1e-5)
@@ -400,7 +403,7 @@ def test_the_density_integrates_to_1():
 
 
 def test_a_new_flow_is_the_standard_normal():
-    codes = torch.randn(10, 4)
+    codes = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(RealNvp(4).log_prob(codes), D.Normal(0, 1).log_prob(codes).sum(1))
 
 
