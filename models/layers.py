@@ -125,16 +125,24 @@ def dense_code(channels: int, latent: int, size: tuple[int, ...]) -> nn.Sequenti
 
 
 def dense_coder(
-    inputs: int, channels: Sequence[int], latent: int, image_size: tuple[int, ...], dims: int = 2, outputs: int | None = None
+    inputs: int,
+    channels: Sequence[int],
+    latent: int,
+    image_size: tuple[int, ...],
+    dims: int = 2,
+    *,
+    outputs: int | None = None,
+    dropout: float = 0.0,
+    numbers: int = 2,
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder to 2 * latent numbers (mean and log-variance) and its mirror: one convolution covers what the blocks leave of the image.
+    """Encoder to `numbers` * latent numbers (2: mean and log-variance) and its mirror, which takes `latent` numbers.
 
-    `outputs`: channels of the mirror's last layer; None: `inputs`.
+    One convolution covers what the blocks leave of the image. `outputs`: channels of the mirror's last layer; None: `inputs`.
     """
     size = coarse_size(image_size, channels, dims)
-    inwards = nn.Sequential(*encoder(inputs, channels, dims=dims), CONVOLUTION[dims](channels[-1], 2 * latent, size))
+    inwards = nn.Sequential(*encoder(inputs, channels, dropout, dims), CONVOLUTION[dims](channels[-1], numbers * latent, size))
     outwards = TRANSPOSED[dims](latent, channels[-1], size)
-    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, outputs or inputs, dims=dims))
+    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, outputs or inputs, dropout, dims))
 
 
 def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,6 +194,68 @@ def negative_elbo(
     error = error_of(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
     kl = kl_divergence(mean, log_variance).mean() / pixels
     return {"loss": error + beta * kl, "squared_error": error, "kl": kl}
+
+
+def latent_critic(latent: int, width: int = 128) -> nn.Sequential:
+    """A perceptron (B, latent, 1, 1) -> (B, 1) that judges codes; no bias at the end, a constant would cancel in a Wasserstein loss."""
+    layers = [nn.Flatten(), nn.Linear(latent, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
+
+
+def critic_loss(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, penalty: float, seeds: Tensor | None) -> dict[str, Tensor]:
+    """Wasserstein loss of a critic: D(fake) - D(real) + penalty * gradient penalty, which is left out where no gradients flow."""
+    distance = judge(real).mean() - judge(fake).mean()
+    if not torch.is_grad_enabled():
+        return {"loss": -distance, "distance": distance}
+    slope = gradient_penalty(judge, real, fake, seeds)
+    return {"loss": -distance + penalty * slope, "distance": distance, "penalty": slope}
+
+
+def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, seeds: Tensor | None = None) -> Tensor:
+    """Mean of (|d D / dx| - 1)^2 at one random point between each real and fake sample (B, C, H, W) (Gulrajani et al. 2017)."""
+    if seeds is None:
+        share = torch.rand(len(real), 1, 1, 1).to(real)
+    else:
+        share = torch.stack([torch.rand(1, 1, 1, generator=generator(s, 4)) for s in seeds.tolist()]).to(real)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def dropout_passes(network: nn.Module, function: Callable[[], Tensor], passes: int) -> Tensor:
+    """Results (passes, ...) of `function()` with the channel dropout of an evaluated network kept on (Gal & Ghahramani 2016).
+
+    Each pass drops channels of its own, the same ones at every call and for every slice of a batch.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Dropout2d)]
+
+    def drop(rate: float, seed: int, stream: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(_: nn.Module, __: object, out: Tensor) -> Tensor:
+            kept = torch.rand(out.shape[1], 1, 1, generator=generator(seed, stream)) >= rate
+            return out * kept.to(out) / (1 - rate)
+
+        return hook
+
+    results = []
+    for number in range(passes):
+        hooks = [layer.register_forward_hook(drop(layer.p, number, i)) for i, layer in enumerate(layers)]
+        try:
+            results.append(function())
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return torch.stack(results)
+
+
+def passes_map(x: Tensor, drawn: Tensor, kind: str) -> Tensor:
+    """Map (B, 1, H, W) of reconstructions (passes, B, C, H, W) of x: the "residual"'s mean, the "uncertainty" or their ratio, "normalised".
+
+    Uncertainty is the standard deviation over passes; the ratio adds a hundredth of the intensity range to it.
+    """
+    drawn = drawn.float()
+    residual, spread = (x - drawn).abs().mean(0), drawn.std(0, unbiased=False)
+    values = {"residual": residual, "uncertainty": spread, "normalised": residual / (spread + 0.01)}[kind]
+    return values.mean(1, keepdim=True)
 
 
 def generator(seed: Tensor | int, stream: int = 0) -> torch.Generator:
