@@ -39,9 +39,9 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * n / (n - 1), momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
+        scale = torch.rsqrt(var + self.eps) * (self.weight if self.affine else 1)
         along = (-1, *[1] * (x.dim() - 2))
-        return (wide * scale.view(along) + (self.bias - mean * scale).view(along)).to(x.dtype)
+        return (wide * scale.view(along) + ((self.bias if self.affine else 0) - mean * scale).view(along)).to(x.dtype)
 
 
 class BatchNorm2d(_Synchronised, nn.BatchNorm2d):
