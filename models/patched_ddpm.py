@@ -38,6 +38,8 @@ class PatchedDdpm(AnomalyModel):
         image_size: height and width of the slices, multiples of grid and of 2 per level but one; ValueError otherwise.
     """
 
+    scoring_arguments = ("test_step",)
+
     def __init__(
         self,
         in_channels: int = 1,

@@ -22,7 +22,7 @@ class VqvaeTransformer(AnomalyModel):
     mean of the z that chose it, which minimises that term. Logged: `perplexity`, how many entries are in use.
     stage `transformer`: mean -log p of the tokens, read in `ordering` after a begin token; the VQ-VAE stays as it is.
     `fit_reference` takes the `quantile` of -log p over the tokens of healthy brain. A token above it is healed: replaced, first to last,
-    by the likeliest one after those before it. x' is then the healed tokens, decoded.
+    by the likeliest one after those before it (the paper draws several times). x' is then the healed tokens, decoded.
     Score of a slice: mean -log p of the brain's tokens. Map: "likelihood", -log p; "healing", |x - x'| where tokens were healed;
     "product", |x - x'| times -log p; what belongs to tokens is interpolated.
 
@@ -44,6 +44,7 @@ class VqvaeTransformer(AnomalyModel):
     """
 
     stages = ("vqvae", "transformer")
+    scoring_arguments = ("map", "quantile")
     order: Tensor
     threshold: Tensor
 
@@ -145,7 +146,8 @@ class VqvaeTransformer(AnomalyModel):
         while left.any():
             rows = left.any(1).nonzero()[:, 0]
             first = left[rows].int().argmax(1)
-            healed[rows, first] = self.logits(healed[rows])[torch.arange(len(rows), device=tokens.device), first].argmax(1)
+            logits = self.logits(healed[rows, : int(first.max()) + 1])
+            healed[rows, first] = logits[torch.arange(len(rows), device=tokens.device), first].argmax(1)
             left[rows, first] = False
         return healed
 
