@@ -71,6 +71,8 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
         from preprocessing import brain, register, slices
         from preprocessing.scans import read_image
     recipe, config = load_recipe(modality), load_run_config(model_name)
+    if recipe.sequences:
+        raise SystemExit(f"error: MODALITY={modality}: one sequence is measured, give {recipe.modality}")
     native = call("load", read_image, scan)
     work = call("resample to 1 mm", register.to_spacing, nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
     mask, _ = call("brain mask", brain.brain_mask, work, modality, recipe.brain)

@@ -49,8 +49,8 @@ class Referenced(AnomalyModel):
 
     The detector's map is smoothed inside the brain, then becomes by `kind` its "difference" from the healthy mean m, its "ratio"
     to m, or "z", the difference over the healthy standard deviation; negative values become 0. Of the "residual" it is the signed
-    difference of image and reconstruction that is smoothed and compared, and its `tail` that counts. Scores of the detector's own
-    stay as they are.
+    difference of image and reconstruction that is smoothed and compared, and its `tail` that counts, mean over channels. Scores of
+    the detector's own stay as they are.
 
     Args:
         model: a trained detector.
@@ -91,15 +91,16 @@ class Referenced(AnomalyModel):
 
         with torch.no_grad():
             statistics = place_statistics(batches, seen, self.smooth, self.prior, self.mirror)
-        self.mean, self.deviation = (v[:, 0].contiguous().to(device) for v in statistics)
+        self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
-        place = place.clamp(max=len(self.get_buffer("mean")) - 1)
-        mean, deviation = (self.get_buffer(name)[place][:, None] for name in ("mean", "deviation"))
         seen = self._seen(x, mask, z)
+        mean, deviation = (self.get_buffer(name).unflatten(0, (-1, seen.shape[1])) for name in ("mean", "deviation"))
+        place = place.clamp(max=len(mean) - 1)
+        mean, deviation = mean[place], deviation[place]
         found = {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
-        return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)) * mask
+        return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(1, keepdim=True) * mask
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return self.model.score(x, mask, z)
@@ -111,5 +112,5 @@ class Referenced(AnomalyModel):
         if self.of == "map":
             found = self.model.anomaly_map(x, mask, z)
         else:
-            found = (x - self.model.reconstruct(x)).mean(1, keepdim=True)
+            found = x - self.model.reconstruct(x)
         return blur_inside(found.float(), mask.float(), self.smooth)

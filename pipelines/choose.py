@@ -81,6 +81,8 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
     from evaluation.metrics import VoxelHistogram
     from pipelines.scoring import atlas_map, slice_volume, top_mean
 
+    if len(run.recipe.suffixes) > 1:
+        raise InputError(f"{run.folder}: its scans have several channels, and a lesion is planted in one image; choose among runs on one.")
     seen = Seen(VoxelHistogram())
     for kind, image, brain, lesion in planted(data, validation_rows(run, data), kinds, volumes, seed):
         found = atlas_map(run.model, run.config, image, brain, run.device)

@@ -167,7 +167,11 @@ def load_members(model: AnomalyModel, config: RunConfig, run: Path) -> None:
     assert isinstance(model.members, nn.ModuleList)
     for member, about in zip(model.members, config.model["members"], strict=True):
         state = torch.load(member_folder(run, about["run"]) / "weights.pt", map_location="cpu", weights_only=True)
-        member.load_state_dict(state)
+        try:
+            member.load_state_dict(state)
+        except RuntimeError:
+            name = about["run"]
+            raise ConfigError(f"model of {config.name}: member '{name}' was trained on scans with other channels than these.") from None
 
 
 def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:

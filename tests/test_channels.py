@@ -355,6 +355,8 @@ def test_channels_that_do_not_fit_are_refused(command, trained, data, tmp_path):
     (tmp_path / "single" / "recipe.yaml").write_text(write_yaml(load_recipe("t1", RECIPE)))
     done = command("evaluate", "--run", trained, "--data", tmp_path / "single")
     assert done.code == 2 and "preprocessed with another sequences than the run's scans" in done.error
+    done = command("choose", "--data", data, "--runs", trained)
+    assert done.code == 2 and "its scans have several channels" in done.error
     done = command("synthesise", "--data", data, "--out", tmp_path / "synthetic", "--kinds", "bright")
     assert done.code == 2 and "its scans have several channels" in done.error
 
@@ -405,6 +407,38 @@ def test_intensity_is_the_mean_of_the_channels_distances():
     model = Intensity(mode="z", tail="bright")
     one_by_one = torch.stack([model.anomaly_map(x[:, [c]], mask) for c in range(3)])
     torch.testing.assert_close(model.anomaly_map(x, mask), one_by_one.mean(0))
+
+
+def test_a_residual_is_compared_channel_by_channel_so_that_opposite_signs_do_not_cancel():
+    """A lesion that one sequence shows bright and the other as dark by as much."""
+    from models.base import AnomalyModel
+    from models.reference import Referenced
+
+    class Flat(AnomalyModel):
+        stages = ()
+
+        def anomaly_map(self, x, mask, z=None):
+            return x.mean(1, keepdim=True) * mask
+
+        def reconstruct(self, x):
+            return torch.full_like(x, 0.5)
+
+    rng, mask = np.random.default_rng(2), torch.zeros(12, 1, 16, 16)
+    mask[:, :, 2:14, 3:13] = 1
+    image = torch.tensor(0.5 + 0.02 * rng.normal(size=(12, 2, 16, 16)), dtype=torch.float32) * mask
+    model = Referenced(Flat(), "z", of="residual", tail="both", smooth=0, mirror=False)
+    model.fit_reference([{"image": image, "mask": mask, "z": torch.arange(12) % 2}])
+    ill = image.clone()
+    ill[:, 0, 6:9, 6:9] += 0.3
+    ill[:, 1, 6:9, 6:9] -= 0.3
+    found = model.anomaly_map(ill, mask, torch.arange(12) % 2)
+    assert found.shape == (12, 1, 16, 16) and found[:, :, 6:9, 6:9].min() > 3 > found[:, :, 10:13, 4:12].mean()
+    place, values = 1, (image - 0.5)[1::2].numpy().astype(float)
+    whole = (image - 0.5).permute(1, 0, 2, 3)[:, mask[:, 0] > 0].numpy().astype(float)
+    mean = (values.sum(0) + 2 * whole.mean(1)[:, None, None]) / 8
+    var = (((values - mean) ** 2).sum(0) + 2 * whole.var(1)[:, None, None]) / 8
+    want = np.abs(((ill - 0.5)[1].numpy() - mean) / np.sqrt(var)).mean(0)
+    np.testing.assert_allclose(found[place, 0, 4:12, 4:12], want[4:12, 4:12], rtol=1e-3)
 
 
 # pictures
