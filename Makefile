@@ -34,7 +34,7 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair|picture, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
+preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair|picture or t1+flair, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
 	$(if $(IN),,$(PY) -m pipelines.cohort --out $(DEMO)/cohort --seed $(SEED))
 	$(PY) -m pipelines.preprocess --input $(or $(IN),$(DEMO)/cohort/cohort.tsv) --modality $(MODALITY) --out $(or $(OUT),$(if $(IN),work/$(MODALITY),$(DEMO)/data)) --workers $(WORKERS) --seed $(SEED) $(if $(TEMPLATE),--template $(TEMPLATE)) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
 

@@ -75,12 +75,12 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
     work = call("resample to 1 mm", register.to_spacing, nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
     mask, _ = call("brain mask", brain.brain_mask, work, modality, recipe.brain)
     atlas = call("load atlas", register.load_atlas, recipe.template, recipe.grid)
-    shown = preprocess._visible(np.asarray(work.dataobj), mask, recipe)
+    shown = preprocess._visible(np.asarray(work.dataobj), mask, recipe.intensity)
     world, _ = call("rigid registration", register.fit, shown, work.affine, atlas, spacing=recipe.registration_spacing)
     with meter.stage("resample to atlas"):
         image = register.resample(np.asarray(native.dataobj), native.affine, atlas.shape, atlas.affine, world, pad=None)
         mask = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
-        image = preprocess._scale(image, mask, recipe)
+        image = preprocess._scale(image, mask, recipe.intensity)
     z = slices.select(mask, recipe.min_brain_pixels)
     with tempfile.TemporaryDirectory() as folder:
         call("write slice store", slices.write_arrays, Path(folder), "scan", image, mask, z)

@@ -7,7 +7,7 @@ and markings also differ in style (thin outline, filled, thick outline), so they
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,11 @@ def case_figure(
     truth: np.ndarray | None = None,
     brain: np.ndarray | None = None,
     reconstruction: np.ndarray | None = None,
+    further: Mapping[str, np.ndarray] | None = None,
     slices: Sequence[int] | None = None,
     title: str = "",
 ) -> bytes:
-    """Return a PNG with one row per axial slice and one column per given volume, all RAS+ and of one shape.
+    """Return a PNG with one row per axial slice and one column per given volume, all RAS+ and of one shape; `further` ones by name.
 
     Greys run from 0 to `vmax_image` and the map from 0 to `map_max`, never per image. Without `slices`, three
     are chosen: the one with most truth (else mask, else map) and two spread over the head. ValueError on
@@ -79,6 +80,7 @@ def case_figure(
     grey = {"cmap": "gray", "vmin": 0, "vmax": vmax_image}
     heat = {"cmap": "inferno", "vmin": 0, "vmax": map_max}
     columns = {"input": (image, grey, "brain")}  # title: picture, colour scale, marking
+    columns |= {name: (np.asarray(volume), grey, "") for name, volume in (further or {}).items()}
     if reconstruction is not None:
         columns["reconstruction"] = (np.asarray(reconstruction), grey, "")
     if anomaly_map is not None:

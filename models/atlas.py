@@ -14,9 +14,9 @@ from models.reference import place_statistics
 
 
 class Atlas(AnomalyModel):
-    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas.
+    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas, mean over channels.
 
-    Mean and standard deviation are kept per slice index and pixel, from smoothed slices. Where few healthy brains reach,
+    Mean and standard deviation are kept per slice index, channel and pixel, from smoothed slices. Where few healthy brains reach,
     the variance is drawn towards that of the whole brain as if `prior` more scans had it, and the mean likewise.
 
     Args:
@@ -39,22 +39,22 @@ class Atlas(AnomalyModel):
     ) -> None:
         super().__init__()
         self.tail, self.smooth, self.prior, self.mirror, self.standardise = tail, smooth, prior, mirror, standardise
-        self.register_buffer("mean", torch.zeros(0, 0, 0))
+        self.register_buffer("mean", torch.zeros(0, 0, 0))  # (slices * channels, H, W)
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         device = self.get_buffer("mean").device
         statistics = place_statistics(batches, lambda b: self._seen(b["image"], b["mask"].float()), self.smooth, self.prior, self.mirror)
-        self.mean, self.deviation = (v.to(device) for v in statistics)
+        self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
     def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, 1, H, W)."""
-        x = x.float().mean(1, keepdim=True)
+        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, C, H, W)."""
+        x = x.float()
         return blur_inside(each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
+        mean, deviation = (self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation"))
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
         place = place.clamp(max=len(mean) - 1)
-        signed = (self._seen(x, mask.float()) - mean[place][:, None]) / deviation[place][:, None]
-        return tail_of(signed, self.tail) * mask
+        signed = (self._seen(x, mask.float()) - mean[place]) / deviation[place]
+        return tail_of(signed, self.tail).mean(1, keepdim=True) * mask

@@ -12,7 +12,7 @@ from models.layers import blur_inside, each_brain, robust_z, tail_of
 
 
 class Intensity(AnomalyModel):
-    """How far a pixel's intensity lies in the tail of its slice; nothing is learned.
+    """How far a pixel's intensity lies in the tail of its slice, mean over channels; nothing is learned.
 
     Args:
         mode: "value" takes the preprocessed intensity itself (CT: the HU window; MR: the scan's own percentiles), distance
@@ -31,8 +31,8 @@ class Intensity(AnomalyModel):
         self.mode, self.tail, self.smooth = mode, tail, smooth
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        x = blur_inside(x.float().mean(1, keepdim=True), mask.float(), self.smooth)
-        return tail_of(each_brain(x, mask, self._signed), self.tail)
+        x = blur_inside(x.float(), mask.float(), self.smooth)
+        return tail_of(each_brain(x, mask, self._signed), self.tail).mean(1, keepdim=True)
 
     def _signed(self, values: Tensor) -> Tensor:
         """Distance from the middle of a slice's brain pixels (N,), signed."""

@@ -178,12 +178,13 @@ def tail_of(signed: Tensor, tail: str) -> Tensor:
 
 
 def each_brain(x: Tensor, mask: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function (N,) -> (N,) to the brain pixels of every slice (B, 1, H, W) on its own; 0 outside."""
+    """Apply a function (N,) -> (N,) to the brain pixels of every slice and channel (B, C, H, W) on its own; 0 outside."""
     out = torch.zeros_like(x)
     for i in range(len(x)):
-        inside = mask[i] > 0
+        inside = mask[i, 0] > 0
         if inside.any():
-            out[i][inside] = function(x[i][inside])
+            for channel in range(x.shape[1]):
+                out[i, channel][inside] = function(x[i, channel][inside])
     return out
 
 

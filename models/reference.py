@@ -17,30 +17,30 @@ Kind = Literal["difference", "ratio", "z"]
 def place_statistics(
     batches: Iterable[Batch], function: Callable[[Batch], Tensor], smooth: float, prior: float, mirror: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per slice index and pixel, (Z, H, W) each, of what `function` makes of healthy slices.
+    """Mean and standard deviation per slice index and pixel, (Z, C, H, W) each, of what `function` makes of healthy slices.
 
-    `function` gives (B, 1, H, W), 0 outside the mask. Where few healthy brains reach, the variance is drawn towards that of the
+    `function` gives (B, C, H, W), 0 outside the mask. Where few healthy brains reach, the variance is drawn towards that of the
     whole brain as if `prior` more scans had it, and the mean likewise. `mirror`: every slice counts with its mirror image.
     `smooth`: sigma in pixels of a Gaussian over the result.
     """
-    sums = torch.zeros(0, 3, 1, 1)  # by slice index: count, sum and sum of squares
+    sums = torch.zeros(0, 3, 1, 1, 1)  # by slice index: count, sum and sum of squares, each (C, H, W)
     for batch in batches:
         x, mask = function(batch).cpu(), batch["mask"].float().cpu()
-        new = torch.cat([mask, x, x.square()], 1).double()
-        new = new + new.flip(2) if mirror else new
+        new = torch.stack([mask.expand_as(x), x, x.square()], 1).double()
+        new = new + new.flip(3) if mirror else new
         z = batch["z"].cpu()
         missing = int(z.max()) + 1 - len(sums)
         if missing > 0:
             sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
         sums.index_add_(0, z, new)
     count, total, square = sums.unbind(1)
-    n = count.sum().clamp(min=1)
-    whole_mean = total.sum() / n
-    whole_var = (square.sum() / n - whole_mean.square()).clamp(min=1e-12)
+    n, whole, whole_square = (v.sum((0, 2, 3), keepdim=True) for v in (count, total, square))  # per channel
+    whole_mean = whole / n.clamp(min=1)
+    whole_var = (whole_square / n.clamp(min=1) - whole_mean.square()).clamp(min=1e-12)
     mean = (total + prior * whole_mean) / (count + prior)
     around = (square - 2 * mean * total + count * mean.square()).clamp(min=0)  # sum of (x - mean)^2
     deviation = ((around + prior * whole_var) / (count + prior)).sqrt()
-    mean, deviation = (gaussian_blur(v[:, None].float(), smooth)[:, 0].contiguous() for v in (mean, deviation))
+    mean, deviation = (gaussian_blur(v.float(), smooth).contiguous() for v in (mean, deviation))
     return mean, deviation
 
 
@@ -91,7 +91,7 @@ class Referenced(AnomalyModel):
 
         with torch.no_grad():
             statistics = place_statistics(batches, seen, self.smooth, self.prior, self.mirror)
-        self.mean, self.deviation = (v.to(device) for v in statistics)
+        self.mean, self.deviation = (v[:, 0].contiguous().to(device) for v in statistics)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)

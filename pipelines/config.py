@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
-from preprocessing.scans import nearest
+from preprocessing.scans import SUFFIXES, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -42,8 +42,21 @@ class Limits(Closed):
     min_information: float = 0.05
 
 
+class Series(Closed):
+    """A further sequence of every scan: its modality, and what of that modality's recipe is its own."""
+
+    modality: Literal["ct", "t1", "t2", "flair"]
+    intensity: Intensity
+    pad: float = 0.0
+
+
 class Recipe(Closed):
-    """Preprocessing of one modality; stored with the cohort and with every run trained on it."""
+    """Preprocessing of one modality, or of several sequences; stored with the cohort and with every run trained on it.
+
+    `sequences` are registered to the first one, that of `modality`, and follow it as channels. `channels` is the number of a
+    picture's colour planes, from the first on, that become channels; 1 makes it grey. Both are stored where they say something,
+    so that what one channel is made of reads as it always has.
+    """
 
     modality: Literal["ct", "t1", "t2", "flair", "picture"]
     intensity: Intensity
@@ -56,6 +69,38 @@ class Recipe(Closed):
     registration_spacing: float = Field(3.0, gt=0)
     min_brain_pixels: int = Field(10, ge=1)
     limits: Limits = Limits()
+    sequences: tuple[Series, ...] = ()
+    channels: int = Field(1, ge=1)
+
+    @property
+    def name(self) -> str:
+        """As MODALITY has it: "t1", or "t1+flair" for several sequences."""
+        return "+".join((self.modality, *(s.modality for s in self.sequences)))
+
+    @property
+    def suffixes(self) -> list[str]:
+        """The name of each channel in files: "T1w", "FLAIR"; of a picture "picture", "picture-2" and so on."""
+        planes = [f"{SUFFIXES[self.modality]}-{i + 1}" for i in range(1, self.channels)]
+        return [SUFFIXES[self.modality], *(SUFFIXES[s.modality] for s in self.sequences), *planes]
+
+    @model_validator(mode="after")
+    def _one_kind_of_channels(self) -> Recipe:
+        if self.channels > 1 and self.modality != "picture":
+            raise ValueError(f"channels={self.channels} is for pictures; name the sequences of a scan as MODALITY={self.modality}+flair")
+        if len({self.modality, "picture", *(s.modality for s in self.sequences)}) < 2 + len(self.sequences) and self.sequences:
+            raise ValueError(f"'{self.name}': each modality once, and no picture among them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _stored(self, write: Any) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        return {k: v for k, v in values.items() if k not in self._silent()}
+
+    def __repr_args__(self) -> Any:
+        return ((k, v) for k, v in super().__repr_args__() if k not in self._silent())
+
+    def _silent(self) -> set[str]:
+        return ({"sequences"} if not self.sequences else set()) | ({"channels"} if self.channels == 1 else set())
 
 
 class Augmentation(Closed):
@@ -182,9 +227,20 @@ def load_protocol(name: str, overrides: list[str] | None = None) -> Protocol:
 
 
 def load_recipe(modality: str, overrides: list[str] | None = None, template: str | None = None) -> Recipe:
-    """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none"."""
-    path = _known(CONFIGS / "modality", modality, "MODALITY")
-    values = merge(read_yaml(path), overrides or [])
+    """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none".
+
+    "t1+flair" takes the first modality's recipe, and of each further one its intensity; "flair.intensity.top=0.9" changes that.
+    """
+    first, *further = modality.split("+")
+    given = overrides or []
+    own = [text for text in given if text.partition(".")[0] in further]
+    path = _known(CONFIGS / "modality", first, "MODALITY")
+    values = merge(read_yaml(path), [text for text in given if text not in own])
+    for name in further:
+        sequence = read_yaml(_known(CONFIGS / "modality", name, "MODALITY"))
+        mine = [text.partition(".")[2] for text in own if text.partition(".")[0] == name]
+        kept = {k: sequence[k] for k in Series.model_fields if k in sequence}
+        values["sequences"] = [*values.get("sequences", []), merge(kept, mine)]
     if template:
         values["template"] = str(Path(template).resolve())
     return validate(Recipe, values, path)
@@ -270,6 +326,8 @@ def _over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(kind: type[BaseModel], error: Any) -> str:
+    if error["type"] == "value_error":  # of a validator of our own, whose sentence says it all
+        return str(error["ctx"]["error"])
     place = [str(p) for p in error["loc"]]
     if error["type"] != "extra_forbidden":
         return f"'{'.'.join(place)}': {error['msg'].lower()}, got {error['input']!r}"

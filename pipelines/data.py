@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
-    Gives {"image": (1, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
+    Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
     a slice of a scan named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth`
-    axial slices before it is resized: (1, X, Y, Z), and "z" is 0. `collate` makes a batch of them, augmented, and cut to patches where
+    axial slices before it is resized: (C, X, Y, Z), and "z" is 0. `collate` makes a batch of them, augmented, and cut to patches where
     asked for.
     """
 
@@ -65,17 +65,19 @@ def chain(image_size: tuple[int, ...]) -> mt.Compose:
 
 
 def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Image and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, 1, H, W) each.
+    """Image (X, Y, Z[, C]) and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, C, H, W), (Z, 1, H, W).
 
-    With three numbers in `image_size` the whole volume, (1, 1, X, Y, Z) each.
+    With three numbers in `image_size` the whole volume, (1, C, X, Y, Z) and (1, 1, X, Y, Z).
     """
     set_track_meta(False)
-    volumes = len(image_size) == 3
-    stack = {"image": image.astype(np.float32), "mask": mask.astype(np.float32)}
-    stack = {k: v[None] if volumes else v.transpose(2, 0, 1) for k, v in stack.items()}  # slices stand where channels would
-    small = chain(image_size)(stack)
-    new = 0 if volumes else 1
-    return (small["image"] * small["mask"]).unsqueeze(new), small["mask"].unsqueeze(new)
+    channels, inside = image.reshape(*mask.shape, -1).astype(np.float32), mask.astype(np.float32)
+    if len(image_size) == 3:
+        small = chain(image_size)({"image": channels.transpose(3, 0, 1, 2), "mask": inside[None]})
+        return (small["image"] * small["mask"])[None], small["mask"][None]
+    slices = channels.transpose(2, 3, 0, 1)
+    small = chain(image_size)({"image": slices.reshape(-1, *mask.shape[:2]), "mask": inside.transpose(2, 0, 1)})
+    small_mask = small["mask"][:, None]  # slices, and the channels of each, stood where channels would
+    return small["image"].reshape(*slices.shape[:2], *small_mask.shape[2:]) * small_mask, small_mask
 
 
 class Batches:

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("norma")
 EVALUATION_VERSION = 3  # raise when the figures change, so that no old evaluation is taken for done
-SHAPING = ("modality", "intensity", "spacing", "n4", "template", "grid")  # recipe settings that a run and its data must share
+SHAPING = (
+    "modality",
+    "intensity",
+    "spacing",
+    "n4",
+    "template",
+    "grid",
+    "sequences",
+    "channels",
+)  # recipe settings that a run and its data must share
 COLUMNS = (
     "id",
     "subject",
@@ -287,11 +296,12 @@ def picture(run: Run, data: Path, row: dict[str, str], native: NativeMap, thresh
 
     from evaluation.plots import case_figure
     from pipelines.runs import read_json
-    from pipelines.scoring import cut, load_array, read_truth, reconstruction
+    from pipelines.scoring import cut, load_array, load_channels, read_truth, reconstruction
     from preprocessing.register import carry_mask, resample
 
-    world = np.array(read_json(data / row["sidecar"])["world"])
-    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
+    side = read_json(data / row["sidecar"])
+    world, whole, brain = np.array(side["world"]), load_channels(data, row, side), load_array(data / row["brain"])
+    image = whole if whole.ndim == 3 else whole[..., 0]
     space = nib.Nifti1Image.from_filename(data / row["preproc"]).affine
     shown: dict[str, Any] = {
         "anomaly_map": resample(native.map, native.affine, image.shape, space, world),
@@ -301,12 +311,13 @@ def picture(run: Run, data: Path, row: dict[str, str], native: NativeMap, thresh
     truth = read_truth(row, native)
     if truth is not None and truth.any():
         shown["truth"] = carry_mask(truth > 0, native.affine, image.shape, space, world)
+    shown["further"] = {f["suffix"]: whole[..., i] for i, f in enumerate(side.get("further", []), start=1)}
     top = max(run.reference["voxel_quantiles"]["0.999"], 1e-6)
     return case_figure(
         image,
         spacing=(1, 1, 1),
         map_max=top,
-        reconstruction=reconstruction(run.model, run.config, image, brain > 0, run.device),
+        reconstruction=reconstruction(run.model, run.config, whole, brain > 0, run.device),
         title=row["id"],
         **shown,
     )

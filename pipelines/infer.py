@@ -33,6 +33,7 @@ def infer_scan(run: Run, scan: Scan, threshold: float) -> tuple[nib.Nifti1Image,
     native = native_map(run.model, run.config, p.image, p.mask, p.affine, p.world, p.native.shape, p.native.affine, run.device)
     mask = cut(native, threshold, run.config.postprocess)
     report = _report(run, scan, threshold, native, mask, p.world)
+    report |= {"sequences": {k: str(v) for k, v in scan.sequences.items()}} if scan.sequences else {}
     report |= {"brain_mask": p.brain_method, "flags": p.flags, "checks": [c.row() for c in p.checks]}
     return _like(p.native, mask.astype(np.uint8)), _like(p.native, native.map), report
 
@@ -92,15 +93,13 @@ def save_results(out: Path, scan: Scan, mask: nib.Nifti1Image, anomaly_map: nib.
 
 def attempt(run: Run, scan: Scan, out: Path, threshold: float, digest: str) -> dict[str, Any]:
     """Score one scan into `out`; a scan that fails gets a report "not scored" that says why, and never a mask."""
-    from pipelines.preprocess import RefusedScan
+    from pipelines.preprocess import RefusedScan, channel_files
     from pipelines.runs import read_json, write_json
     from preprocessing.scans import file_digest
 
     path, problem = out / f"{scan.id}_report.json", ""
     try:
-        if not scan.image.is_file():
-            raise ScanError(f"{scan.image}: no such file.")
-        key = f"{digest}:{file_digest(scan.image)}"
+        key = ":".join([digest, *(file_digest(p) for p in channel_files(scan, run.recipe))])
         done = read_json(path) if path.is_file() else {}
         if done.get("fingerprint") == key and (done["status"] != "scored" or (out / f"{scan.id}_mask.nii.gz").is_file()):
             return done
@@ -154,7 +153,7 @@ def main(arguments: argparse.Namespace) -> int:
     out = cli.writable_folder(arguments.out)
     run = load_run(arguments.run, arguments.accelerator)
     with tempfile.TemporaryDirectory(prefix="norma-dicom-") as folder:
-        scans, lost = list_scans(source, run.recipe.modality, Path(folder))
+        scans, lost = list_scans(source, run.recipe.name, Path(folder))
         threshold = run.threshold if arguments.threshold is None else arguments.threshold
         weights = (run.folder / "weights.pt").read_bytes()
         digest = sha256(weights + f"{threshold} {run.config!r} {run.recipe!r}".encode()).hexdigest()

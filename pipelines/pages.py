@@ -76,11 +76,12 @@ def claim(result: dict[str, Any]) -> list[list[str]]:
     """The items of the CLAIM checklist (Mongan et al. 2020) that a run can fill in by itself."""
     training, config, summary, recipe = result["training"], result["config"], result["summary"], result["recipe"]
     augmentation = {k: v for k, v in config["augmentation"].items() if v}
+    modality = "+".join([recipe["modality"], *(s["modality"] for s in recipe.get("sequences", []))])
     return [
         ["data sources", f"{result['data']} for the test, {training.get('data', '-')} for training"],
         [
             "preprocessing",
-            f"modality {recipe['modality']}, intensity {recipe['intensity']}, brain mask {recipe['brain']}, N4 {recipe['n4']}",
+            f"modality {modality}, intensity {recipe['intensity']}, brain mask {recipe['brain']}, N4 {recipe['n4']}",
         ],
         ["ground truth", "labels and lesion masks of the scan table, as they came; healthy scans by their label"],
         ["sample size", f"{summary['n_scans']} test scans; intervals in the comparison are by bootstrap over subjects"],

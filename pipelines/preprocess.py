@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from pipelines.config import Recipe, load_recipe, write_yaml
+from pipelines.config import Intensity, Recipe, Series, load_recipe, write_yaml
 from pipelines.runs import read_json, versions, write_json
 from preprocessing import brain, dicom, intensity, quality, register, slices
 from preprocessing.quality import Check
 from preprocessing.scans import (
-    SUFFIXES,
     InputError,
     Scan,
     ScanError,
     assign_splits,
     check_leaks,
     file_digest,
+    how_to_give,
+    is_picture,
     read_image,
+    read_picture,
     read_scans,
     save_nifti,
     scan_row,
@@ -50,8 +52,9 @@ STEPS_VERSION = 1  # raise when the steps change, so that nothing old is taken f
 class Prepared:
     """A scan in the space of its atlas (a picture: of its frame), and the way back.
 
-    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool), on the grid of `affine` in the `space` named; `world`
-    (4x4) maps its mm to scan mm (RAS+); `native` is the scan as it came in; `outline` the atlas brain, for pictures to look at.
+    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool), on the grid of `affine` in the `space` named; with several
+    channels (X, Y, Z, C). `world` (4x4) maps its mm to scan mm (RAS+), `worlds` to those of the further sequences; `native` is
+    the scan (its first sequence) as it came in; `outline` the atlas brain, for pictures to look at.
     """
 
     image: np.ndarray
@@ -63,10 +66,16 @@ class Prepared:
     native: nib.Nifti1Image
     brain_method: str
     checks: list[Check]
+    worlds: tuple[np.ndarray, ...] = ()
 
     @property
     def flags(self) -> list[str]:
         return quality.flags(self.checks)
+
+    @property
+    def channels(self) -> list[np.ndarray]:
+        """Each channel (X, Y, Z)."""
+        return [self.image] if self.image.ndim == 3 else list(np.moveaxis(self.image, -1, 0))
 
 
 class RefusedScan(ScanError):
@@ -84,7 +93,7 @@ def prepare(scan: Scan, recipe: Recipe) -> Prepared:
     except RefusedScan:
         raise
     except ScanError as error:
-        if str(error).startswith((str(scan.image), str(scan.brain_mask))):
+        if str(error).startswith((*map(str, scan.files), str(scan.brain_mask))):
             raise
         raise ScanError(f"{scan.image}: {error}") from None
 
@@ -93,10 +102,12 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
     """The steps for one scan: check, 1 mm, brain mask, N4, rigid to the atlas, intensity; raises ScanError.
 
     Without N4 the image is interpolated once, from its own voxels to the atlas: the 1 mm copy serves the mask and the
-    fit. Half a voxel beyond the outermost slices, where the mask may reach, the image repeats its last value.
+    fit. Half a voxel beyond the outermost slices, where the mask may reach, the image repeats its last value. Further sequences
+    follow as channels.
     """
     import nibabel as nib
 
+    files = channel_files(scan, recipe)
     native = read_image(scan.image)
     checks = quality.image_checks(np.asarray(native.dataobj), recipe.modality, _extent(native))
     _demand(checks, scan)
@@ -108,19 +119,66 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
         work = register.n4(work, mask)
     source = work if recipe.n4 else native
     atlas = register.load_atlas(recipe.template, recipe.grid)
-    shown = _visible(np.asarray(work.dataobj), mask, recipe)
+    shown = _visible(np.asarray(work.dataobj), mask, recipe.intensity)
     world, loose = register.fit(shown, work.affine, atlas, spacing=recipe.registration_spacing)
     image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None)
     in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
     checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
     _demand(checks, scan, (image, in_atlas))
-    mask = in_atlas
-    return Prepared(_scale(image, mask, recipe), mask, atlas.affine, atlas.name, atlas.mask, world, native, method, checks)
+    scaled, worlds = [_scale(image, in_atlas, recipe.intensity)], []
+    for series, path in zip(recipe.sequences, files[1:], strict=True):
+        other, between, its_checks = further(series, path, native, work, mask, recipe)
+        worlds.append(between @ world)
+        covered = register.carry_mask(np.ones(other.shape, bool), other.affine, atlas.shape, atlas.affine, worlds[-1])
+        its_checks += quality.coverage_checks(covered, in_atlas)
+        checks += [replace(c, name=f"{series.modality}: {c.name}") for c in its_checks]
+        image = register.resample(np.asarray(other.dataobj), other.affine, atlas.shape, atlas.affine, worlds[-1], pad=None)
+        _demand(checks, scan, (image, in_atlas), path)
+        scaled.append(_scale(image, in_atlas, series.intensity))
+    image = np.stack(scaled, -1) if worlds else scaled[0]
+    return Prepared(image, in_atlas, atlas.affine, atlas.name, atlas.mask, world, native, method, checks, tuple(worlds))
+
+
+def further(
+    series: Series, path: Path, first: nib.Nifti1Image, work: nib.Nifti1Image, mask: np.ndarray, recipe: Recipe
+) -> tuple[nib.Nifti1Image, np.ndarray, list[Check]]:
+    """A further sequence as it is to be interpolated, the rigid map (4x4) from the first one's mm to its own, and its checks.
+
+    `work` and `mask` are the first sequence at 1 mm and its brain. Sequences whose headers give one shape and affine are taken as
+    aligned; all others are registered.
+    """
+    import nibabel as nib
+
+    native = read_image(path)
+    checks = quality.image_checks(np.asarray(native.dataobj), series.modality, _extent(native))
+    if any(c.hard and not c.passed for c in checks):
+        return native, np.eye(4), checks
+    here = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
+    pair = _ranged(work, recipe.intensity), work.affine, mask, _ranged(here, series.intensity), here.affine
+    same = native.shape == first.shape and np.allclose(native.affine, first.affine, atol=1e-4)
+    between = np.eye(4) if same else register.fit_sequence(*pair, spacing=recipe.registration_spacing)
+    checks += quality.likeness_checks(register.likeness(*pair, between), recipe.modality, hard="ct" not in recipe.name)
+    if recipe.n4 and series.modality != "ct":
+        inside = register.carry_mask(mask, work.affine, here.shape, here.affine, np.linalg.inv(between))
+        return register.n4(here, inside), between, checks
+    return native, between, checks
+
+
+def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
+    """The files of a scan's sequences in the order of the channels; ScanError where one is missing."""
+    for series in recipe.sequences:
+        if series.modality not in scan.sequences:
+            raise ScanError(f"{scan.image}: no {series.modality} sequence of this scan, or more than one. {how_to_give(recipe.name)}")
+    files = [scan.image, *(scan.sequences[s.modality] for s in recipe.sequences)]
+    lost = next((f for f in files if not f.is_file()), None)
+    if lost:
+        raise ScanError(f"{lost}: no such file.")
+    return files
 
 
 def picture_chain(scan: Scan, recipe: Recipe) -> Prepared:
     """The steps for one 2-D picture: read, foreground, the middle of the frame, intensity; no atlas."""
-    native = read_image(scan.image)
+    native, planes = _picture_and_planes(scan.image, recipe.channels)
     data = np.asarray(native.dataobj)
     if data.shape[2] != 1:
         raise ScanError(f"{scan.image}: expected a picture, got a volume of shape {data.shape}; give MODALITY=ct, t1, t2 or flair.")
@@ -135,8 +193,22 @@ def picture_chain(scan: Scan, recipe: Recipe) -> Prepared:
     checks = quality.picture_checks(data, mask)
     _demand(checks, scan, (data, mask))
     side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
-    image, framed, world = register.fit_picture(data, mask, side)
-    return Prepared(_scale(image, framed, recipe), framed, np.eye(4), "picture", None, world, native, method, checks)
+    image, framed, world = register.fit_picture(planes, mask, side)
+    there = framed if image.ndim == 3 else framed[..., None]
+    return Prepared(_scale(image, there, recipe.intensity), framed, np.eye(4), "picture", None, world, native, method, checks)
+
+
+def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """A picture as a grey scan (X, Y, 1), and what its channels are made of: the same, or its colour planes (X, Y, 1, C)."""
+    import nibabel as nib
+
+    if channels == 1:
+        native = read_image(path)
+        return native, np.asarray(native.dataobj)
+    if not is_picture(path):
+        raise ScanError(f"{path}: channels={channels} is for pictures, this is none; give PNG, JPG or TIF.")
+    planes = np.asarray(read_picture(path, channels).dataobj)
+    return nib.Nifti1Image(planes.mean(-1), np.eye(4)), planes
 
 
 def _registration_checks(
@@ -158,11 +230,11 @@ def _registration_checks(
     )
 
 
-def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarray] | None = None, path: Path | None = None) -> None:
     try:
         quality.demand(checks)
     except ScanError as error:
-        raise RefusedScan(f"{scan.image}: {error}", checks, picture) from None
+        raise RefusedScan(f"{path or scan.image}: {error}", checks, picture) from None
 
 
 def _extent(image: nib.Nifti1Image) -> list[float]:
@@ -182,15 +254,21 @@ def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarra
     return mask, method
 
 
-def _visible(data: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
+def _visible(data: np.ndarray, mask: np.ndarray, how: Intensity) -> np.ndarray:
     """Brain alone, in a range that registration can use."""
-    if recipe.intensity.kind == "window":
-        return intensity.window(data, mask, recipe.intensity.low, recipe.intensity.high)
+    if how.kind == "window":
+        return intensity.window(data, mask, how.low, how.high)
     return intensity.percentiles(data, mask, 0.5, 99.5)
 
 
-def _scale(image: np.ndarray, mask: np.ndarray, recipe: Recipe) -> np.ndarray:
-    how = recipe.intensity
+def _ranged(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
+    """The whole head, in a range that registration can use."""
+    data = np.asarray(image.dataobj, np.float32)
+    limits = (how.low, how.high) if how.kind == "window" else np.percentile(data, (0.5, 99.5))
+    return np.clip(data, *limits)
+
+
+def _scale(image: np.ndarray, mask: np.ndarray, how: Intensity) -> np.ndarray:
     if how.kind == "window":
         return intensity.window(image, mask, how.low, how.high)
     return intensity.percentiles(image, mask, how.low, how.high, how.top)
@@ -202,7 +280,7 @@ def stem(scan_id: str, space: str) -> str:
 
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
     """Digest of the inputs' bytes, the recipe and the version of the steps: same digest, same result."""
-    parts = [str(STEPS_VERSION), recipe.model_dump_json(), file_digest(scan.image)]
+    parts = [str(STEPS_VERSION), recipe.model_dump_json(), *(file_digest(p) for p in channel_files(scan, recipe))]
     parts += [file_digest(scan.brain_mask)] if scan.brain_mask else []
     parts += [file_digest(Path(recipe.template))] if recipe.template else []
     return sha256("\n".join(parts).encode()).hexdigest()
@@ -212,8 +290,6 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     """Preprocess one scan into `out`; skip it where its sidecar has the same fingerprint. Returns the sidecar."""
     import nibabel as nib
 
-    if not scan.image.is_file():
-        raise ScanError(f"{scan.image}: no such file.")
     folder = out / scan.subject
     sidecar = folder / f"{scan.id}_preproc.json"
     digest = fingerprint(scan, recipe)
@@ -224,19 +300,31 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / stem(scan.id, prepared.space)
     files = {
-        "image": Path(f"{base}_desc-preproc_{SUFFIXES[recipe.modality]}.nii.gz"),
+        "image": Path(f"{base}_desc-preproc_{recipe.suffixes[0]}.nii.gz"),
         "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
         "transform": folder / f"{scan.id}_from-orig_to-{prepared.space}_mode-image_xfm.mat",
         "picture": out / "quality" / f"{scan.id}.png",
     }
-    save_nifti(nib.Nifti1Image(prepared.image, prepared.affine), files["image"])
+    channels = prepared.channels
+    more: list[dict[str, Any]] = []
+    save_nifti(nib.Nifti1Image(channels[0], prepared.affine), files["image"])
     save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), prepared.affine), files["mask"])
     register.write_matrix(files["transform"], prepared.world)
+    for i, (suffix, data) in enumerate(zip(recipe.suffixes[1:], channels[1:], strict=True)):
+        files[suffix] = Path(f"{base}_desc-preproc_{suffix}.nii.gz")
+        save_nifti(nib.Nifti1Image(data, prepared.affine), files[suffix])
+        files[f"{suffix} picture"] = out / "quality" / f"{scan.id}_{suffix}.png"
+        _picture(files[f"{suffix} picture"], data, prepared.mask, f"{scan.id} {suffix}", prepared.outline)
+        more.append({"suffix": suffix, "image": str(files[suffix].relative_to(out))})
+        if prepared.worlds:
+            files[f"{suffix} transform"] = folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
+            register.write_matrix(files[f"{suffix} transform"], prepared.worlds[i])
+            more[-1]["world"] = prepared.worlds[i]
     z = slices.select(prepared.mask, recipe.min_brain_pixels)
     slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.mask, z)
     if "nifti" in formats:
         slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, prepared.affine, z)
-    _picture(files["picture"], prepared.image, prepared.mask, scan.id, prepared.outline)
+    _picture(files["picture"], channels[0], prepared.mask, f"{scan.id} {recipe.suffixes[0]}" if more else scan.id, prepared.outline)
     content = {
         "fingerprint": digest,
         "formats": list(formats),
@@ -251,7 +339,7 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
         "brain_px": prepared.mask.sum((0, 1))[z],
         "checks": [c.row() for c in prepared.checks],
         "flags": prepared.flags,
-    }
+    } | ({"further": more} if more else {})
     write_json(sidecar, content)
     return json.loads(sidecar.read_text())
 
@@ -341,7 +429,14 @@ def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Seq
         for s, side in good
     ]
     extra = dict.fromkeys(k for s, _ in good for k in s.extra)  # the user's own columns come last
-    columns = [*scan_row(Scan("", Path(), "")), "preproc", "brain", "sidecar", "digest", "flags"]
+    columns = [
+        *scan_row(Scan("", Path(), "", sequences={s.modality: Path() for s in recipe.sequences})),
+        "preproc",
+        "brain",
+        "sidecar",
+        "digest",
+        "flags",
+    ]
     columns += [k for k in extra if k not in columns]
     write_table(out / "scans.tsv", rows, columns)
     write_table(
@@ -375,8 +470,8 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
     from evaluation.report import Section, page
 
     def pictures(scan: Scan) -> list[tuple[str, bytes]]:
-        path = out / "quality" / f"{scan.id}.png"
-        return [("", path.read_bytes())] if path.is_file() else []
+        names = [f"{scan.id}.png", *(f"{scan.id}_{suffix}.png" for suffix in recipe.suffixes[1:])]
+        return [("", (out / "quality" / name).read_bytes()) for name in names if (out / "quality" / name).is_file()]
 
     def table(checks: list[dict]) -> list[list]:
         return [
@@ -385,7 +480,7 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
 
     columns = ["check", "value", "unit", "expected", "result"]
     text = (
-        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.modality}"
+        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.name}"
         + (
             ". Outline: the foreground. "
             if recipe.modality == "picture"
@@ -409,6 +504,8 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
 def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
     """Scans of any input; DICOM folders are converted below `out` first. Also why DICOM series gave none, by name."""
     if source.is_dir() and not (source / "dataset_description.json").is_file() and dicom.has_dicom(source):
+        if "+" in modality:
+            raise InputError(f"{source}: DICOM series do not say which sequence they are; convert them first. {how_to_give(modality)}")
         return dicom.convert(source, out / "dicom")
     return read_scans(source, modality), {}
 
@@ -455,7 +552,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--input", required=True, help="BIDS folder, folder of NIfTI or pictures, table (.csv/.tsv), datalist (.json) or DICOM folder"
     )
-    p.add_argument("--modality", required=True, help="a file of configs/modality: ct, t1, t2, flair, picture")
+    p.add_argument(
+        "--modality", required=True, help="a file of configs/modality: ct, t1, t2, flair, picture; or several sequences: t1+flair"
+    )
     p.add_argument("--out", required=True, help="output folder; a second run skips what is unchanged")
     p.add_argument("--template", help="skull-stripped NIfTI to use as atlas instead of ICBM152")
     p.add_argument("--format", action="append", default=[], choices=["nifti"], help="also write one NIfTI per slice")

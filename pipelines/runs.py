@@ -62,8 +62,11 @@ class Run:
         return file_digest(self.folder / "weights.pt")
 
 
-def build_model(config: RunConfig) -> AnomalyModel:
-    """The model of a config; its arguments are checked against the constructor's signature, closed and typed."""
+def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel:
+    """The model of a config; its arguments are checked against the constructor's signature, closed and typed.
+
+    A constructor that takes `in_channels` is told how many channels the scans of the recipe have; a model without it takes any.
+    """
     import inspect
     from typing import get_type_hints
 
@@ -75,13 +78,20 @@ def build_model(config: RunConfig) -> AnomalyModel:
     kind = model_class(config.name)
     if kind.combines:
         _check_dimensions(config, {})
-        return _combined(config, kind)
+        return _combined(config, kind, recipe)
     hints = get_type_hints(kind.__init__)
     signature = inspect.signature(kind.__init__).parameters.values()
     parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     _check_dimensions(config, fields)
-    sized = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
+    sized: dict[str, Any] = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
+    if recipe and "in_channels" in fields:
+        sized["in_channels"] = count = len(recipe.suffixes)
+        if config.model.get("in_channels", count) != count:
+            raise ConfigError(
+                f"model of {config.name}: in_channels={config.model['in_channels']}, but the scans have {count} "
+                f"({', '.join(recipe.suffixes)}); leave model.in_channels out, or preprocess again with as many."
+            )
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), sized | config.model, f"model of {config.name}"
     )
@@ -112,7 +122,7 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
         raise ConfigError(f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is {dims}; make them agree.")
 
 
-def _combined(config: RunConfig, kind: type[AnomalyModel]) -> AnomalyModel:
+def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None) -> AnomalyModel:
     """A model of finished runs: their detectors, as yet without weights; `members` holds what `with_members` found."""
     members = config.model.get("members", [])
     if set(config.model) - {"members"} or config.patch_size or not all(isinstance(m, dict) for m in members):
@@ -121,7 +131,7 @@ def _combined(config: RunConfig, kind: type[AnomalyModel]) -> AnomalyModel:
     odd = next((m["run"] for m, c in zip(members, own, strict=True) if c.patch_size or len(c.image_size) != 2), None)
     if odd:
         raise ConfigError(f"model of {config.name}: member '{odd}' works on patches or volumes; give runs on whole slices.")
-    return kind([build_detector(c, build_model(c)) for c in own], [c.image_size for c in own])
+    return kind([build_detector(c, build_model(c, recipe)) for c in own], [c.image_size for c in own])
 
 
 def member_folder(run: Path, name: str) -> Path:
@@ -188,7 +198,7 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
     recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
     device = pick_device(accelerator)
-    model = build_detector(config, build_model(config))
+    model = build_detector(config, build_model(config, recipe))
     try:
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

@@ -49,12 +49,12 @@ class NativeMap:
 
 
 def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
-    """Anomaly map of a scan in atlas space (X, Y, Z), slice by slice or at once, filtered, without the rim of the brain."""
+    """Anomaly map (X, Y, Z) of a scan in atlas space (X, Y, Z[, C]), slice by slice or at once, filtered, without the rim of the brain."""
     return filtered(_slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess)
 
 
 def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray | None:
-    """Pseudo-healthy volume (X, Y, Z), 0 outside the brain; None for a model that reconstructs nothing."""
+    """Pseudo-healthy volume (X, Y, Z) of the first channel, 0 outside the brain; None for a model that reconstructs nothing."""
     try:
         return _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device) * brain
     except NotImplementedError:
@@ -219,6 +219,13 @@ def load_array(path: Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
+def load_channels(data: Path, row: dict[str, str], side: dict[str, Any]) -> np.ndarray:
+    """A preprocessed scan (row of scans.tsv, sidecar) as float32 (X, Y, Z), or (X, Y, Z, C) where it has several channels."""
+    files = [row["preproc"], *(f["image"] for f in side.get("further", []))]
+    channels = [load_array(data / f).astype(np.float32) for f in files]
+    return channels[0] if len(channels) == 1 else np.stack(channels, -1)
+
+
 def cohort_maps(
     model: AnomalyModel,
     config: RunConfig,
@@ -255,7 +262,7 @@ def cohort_maps(
             inside = register.carry_mask(brain, space, shape, affine, np.linalg.inv(world))
             own = np.load(of_slices) if config.calibration.score == "model" else None
             return NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own)
-    image = load_array(data / row["preproc"]).astype(np.float32)
+    image = load_channels(data, row, side)
     native = native_map(model, config, image, brain, space, world, shape, affine, device)
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -327,7 +327,12 @@ def main(arguments: argparse.Namespace) -> int:
     data, plan = Path(arguments.data), make_plan(arguments)
     rows = healthy_test_rows(data)
     plan = _without_blend(plan, rows)
-    modality = read_yaml(data / "recipe.yaml").get("modality", "")
+    recipe = read_yaml(data / "recipe.yaml")
+    modality = recipe.get("modality", "")
+    if recipe.get("sequences") or recipe.get("channels", 1) > 1:
+        raise InputError(
+            f"{data}: its scans have several channels, and a lesion is planted in one image; preprocess MODALITY={modality} alone."
+        )
     out = cli.writable_folder(arguments.out)
     table, failures = synthesise(data, rows, out, plan)
     planted = sum(r["label"] == "abnormal" for r in table)

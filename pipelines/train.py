@@ -106,7 +106,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     fabric = _fabric(loop)
     fabric.launch()
     torch.manual_seed(loop.seed)
-    model = build_model(config)
+    model = build_model(config, recipe)
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())

@@ -10,6 +10,8 @@ import numpy as np
 
 from preprocessing.scans import ScanError
 
+LIKE = 0.1  # nats, of two MR sequences: 0.43 and 0.67 where they lie on each other, 0.06 where they are 5 mm apart
+
 
 @dataclass(frozen=True)
 class Check:
@@ -92,6 +94,21 @@ def registration_checks(
         Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
         Check("overlap with the atlas brain, affine (Dice)", affine_dice, low=min_overlap + 0.2),
         Check("likeness to a brain (mutual information with the atlas, affine)", information, low=min_information, unit="nats"),
+    ]
+
+
+def likeness_checks(information: float, modality: str, hard: bool = True) -> list[Check]:
+    """Of a further sequence: whether it shows the head that the first one shows, where it was laid."""
+    name = f"likeness to the {modality} sequence (mutual information inside the brain)"
+    return [Check(name, information, low=LIKE, unit="nats", hard=hard)]
+
+
+def coverage_checks(covered: np.ndarray, brain: np.ndarray) -> list[Check]:
+    """Of a further sequence: how much of the brain lies outside its field of view, where its last slice stands in."""
+    outside = float((brain & ~covered).sum() / max(int(brain.sum()), 1))
+    return [
+        Check("brain outside the field of view (share)", outside, high=0.1),
+        Check("brain at the border of the field of view (share)", outside, high=0.01, hard=False),
     ]
 
 

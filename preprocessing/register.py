@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessing.brain import foreground
+from preprocessing.quality import mutual_information
 from preprocessing.scans import InputError, ScanError, atomic, read_image
 
 if TYPE_CHECKING:
@@ -105,19 +106,82 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
     a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone. Raises ScanError
     where ANTs fails.
     """
+    full = _ants_fit("Affine", (atlas.image, atlas.affine), (image, affine), spacing, seed, "to the atlas")
+    return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
+
+
+def fit_sequence(
+    image: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    other: np.ndarray,
+    other_affine: np.ndarray,
+    *,
+    spacing: float = 3.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Rigid map from the world of a scan to that of another sequence of the same head (RAS+ mm, 4x4).
+
+    Mutual information within 5 mm of the brain `mask` (bool, of the scan's shape) drives ANTs' rigid fit, at 3 mm or finer, from where
+    the headers say the two lie and from their centres of mass; the better end is taken. One head has one size, so that the fit has
+    a clear optimum, other than that to an atlas. Raises ScanError where ANTs fails.
+    """
+    from scipy import ndimage
+
+    near = ndimage.binary_dilation(mask, iterations=max(1, round(5 / float(np.linalg.norm(affine[:3, 0])))))
+    ends, failed = [], ScanError("")
+    for start in ("Identity", None):
+        try:
+            pair = (image, affine), (other, other_affine)
+            ends.append(_ants_fit("Rigid", *pair, min(spacing, 3.0), seed, "to the first sequence", near, start))
+        except ScanError as error:  # from one start the two may not even overlap
+            failed = error
+    if not ends:
+        raise failed
+    return max(ends, key=lambda world: likeness(image, affine, mask, other, other_affine, world))
+
+
+def likeness(
+    image: np.ndarray, affine: np.ndarray, mask: np.ndarray, other: np.ndarray, other_affine: np.ndarray, world: np.ndarray
+) -> float:
+    """Mutual information in nats of two scans inside the mask of the first, on every second voxel; `world` from its mm to the other's.
+
+    Three voxels of rim are left out: there any two stripped heads are alike.
+    """
+    from scipy import ndimage
+
+    half = (slice(None, None, 2),) * 3
+    inside = ndimage.binary_erosion(mask, iterations=3)[half]
+    inside = inside if inside.any() else mask[half]
+    there = resample(other, other_affine, inside.shape, affine @ np.diag([2, 2, 2, 1]), world)
+    return mutual_information(image[half][inside], there[inside])
+
+
+def _ants_fit(
+    kind: str,
+    fixed_pair: tuple[np.ndarray, np.ndarray],
+    moving_pair: tuple[np.ndarray, np.ndarray],
+    spacing: float,
+    seed: int,
+    what: str,
+    mask: np.ndarray | None = None,
+    start: str | None = None,
+) -> np.ndarray:
+    """ANTs' linear fit of two (image, affine) at `spacing` mm: map from fixed to moving world (RAS+ mm, 4x4); `mask` on the fixed grid."""
     ants = _ants()
 
-    fixed, moving = (
-        ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
-        for i in ((atlas.image, atlas.affine), (image, affine))
-    )
+    fixed, moving = (ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0) for i in (fixed_pair, moving_pair))
+    near = {}
+    if mask is not None:
+        coarse = ants.resample_image(_to_ants(mask, fixed_pair[1]), (spacing,) * 3, use_voxels=False, interp_type=1)
+        near = {"mask": coarse, "mask_all_stages": True, "initial_transform": start}
     ants.config.set_ants_deterministic(False, seed + 1)  # the seed alone: `registration` swallows a random_seed argument
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         try:
             done = ants.registration(
                 fixed,
                 moving,
-                type_of_transform="Affine",
+                type_of_transform=kind,
                 outprefix=f"{folder}/",
                 aff_metric="mattes",
                 aff_sampling=32,
@@ -125,15 +189,15 @@ def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float =
                 aff_iterations=(100, 50, 20),
                 aff_shrink_factors=(4, 2, 1),
                 aff_smoothing_sigmas=(2, 1, 0),
+                **near,
             )
-            full = _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
+            return _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
-            raise ScanError(f"registration to the atlas failed ({error}).") from None
-    return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
+            raise ScanError(f"registration {what} failed ({error}).") from None
 
 
 def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A picture (X, Y, 1) in the middle of a frame of `side` pixels, never enlarged; image, mask and the map frame -> picture (4x4).
+    """A picture (X, Y, 1[, C]) in the middle of a frame of `side` pixels, never enlarged; image, mask and the map frame -> picture (4x4).
 
     A picture that is too large is shrunk to fit, proportions kept, after a Gaussian against aliasing.
     """
@@ -146,9 +210,14 @@ def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> t
     if scale == 1:
         world[:2, 3] = np.floor(world[:2, 3])  # whole pixels: nothing is interpolated
     sigma = (scale - 1) / 2
-    smooth = ndimage.gaussian_filter(image, (sigma, sigma, 0)) if scale > 1 else image
     here = np.eye(4)
-    return resample(smooth, here, shape, here, world), carry_mask(mask, here, shape, here, world), world
+
+    def framed(plane: np.ndarray) -> np.ndarray:
+        smooth = ndimage.gaussian_filter(plane, (sigma, sigma, 0)) if scale > 1 else plane
+        return resample(smooth, here, shape, here, world)
+
+    done = framed(image) if image.ndim == 3 else np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+    return done, carry_mask(mask, here, shape, here, world), world
 
 
 def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:

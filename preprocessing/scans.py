@@ -47,7 +47,8 @@ class Scan:
 
     `label` is "healthy", "abnormal" or "" (unknown); `split` is "train", "val", "test" or "" (not split yet);
     `slice_labels` is a CSV with one row per axial slice of the scan's own grid (see docs/conventions.md). What else the
-    table says about the scan is kept in `extra`, by column.
+    table says about the scan is kept in `extra`, by column. `image` is the first sequence; `sequences` names the files of further
+    ones by modality, where several are asked for.
     """
 
     id: str
@@ -60,24 +61,33 @@ class Scan:
     brain_mask: Path | None = None
     slice_labels: Path | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    sequences: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """Every image file of the scan, the first sequence first."""
+        return [self.image, *self.sequences.values()]
 
 
 def read_scans(source: Path, modality: str) -> list[Scan]:
     """List the scans in `source`: one NIfTI file, a BIDS folder, a plain folder, a CSV/TSV table or a decathlon JSON.
 
-    For modality "picture": one picture, a folder of pictures, or a folder whose CSV/TSV table lists them.
+    For modality "picture": one picture, a folder of pictures, or a folder whose CSV/TSV table lists them. For several sequences
+    ("t1+flair"): a table with a column `image_<modality>` for each further one, or a BIDS folder.
 
     Raises InputError where nothing can be read, a row is malformed or two scans share a name.
     """
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
+    if "+" in modality and source.suffix.lower() not in (".csv", ".tsv") and not (source.is_dir() and _is_bids(source)):
+        raise InputError(f"{source}: which files belong together is not told here. {how_to_give(modality)}")
     if modality == "picture" and source.is_dir():
         scans = _from_pictures(source)
     elif source.is_dir():
         scans = _from_bids(source, modality) if _is_bids(source) else _from_folder(source)
     elif source.suffix.lower() in (".csv", ".tsv"):
-        scans = _from_table(source)
+        scans = _from_table(source, modality)
     elif source.suffix.lower() == ".json":
         scans = _from_decathlon(source)
     elif is_nifti(source) or (modality == "picture" and is_picture(source)):
@@ -89,6 +99,21 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
         kinds = "pictures" if modality == "picture" else f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
         raise InputError(f"{source}: no scans found; expected {kinds}.")
     return _unique_ids(scans)
+
+
+def how_to_give(modality: str) -> str:
+    """Which sequences are expected of each scan and how they are given, for a message; `modality` such as "t1+flair"."""
+    first, *further = modality.split("+")
+    named = " and ".join(f"'{column(name)}' ({SUFFIXES.get(name, name)})" for name in further)
+    return (
+        f"{len(further) + 1} sequences of each scan are expected, {modality}: give a table with the columns 'image' "
+        f"({SUFFIXES.get(first, first)}), {named}, or a BIDS folder that has them."
+    )
+
+
+def column(modality: str) -> str:
+    """The table's column of a further sequence."""
+    return f"image_{modality}"
 
 
 def is_nifti(path: Path) -> bool:
@@ -126,7 +151,11 @@ def assign_splits(scans: Sequence[Scan], seed: int = 0, fractions: tuple[float, 
 
 
 def check_leaks(scans: Iterable[Scan]) -> None:
-    """Refuse a subject in two splits, one image in two rows, and an abnormal scan in train or val, by name."""
+    """Refuse a subject in two splits, one image in two rows, and an abnormal scan in train or val, by name.
+
+    A further sequence may serve two scans of one subject.
+    """
+    scans = list(scans)
     seen_split: dict[str, str] = {}
     seen_image: dict[Path, str] = {}
     for scan in scans:
@@ -142,6 +171,12 @@ def check_leaks(scans: Iterable[Scan]) -> None:
                 f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; training and thresholds "
                 "take healthy scans only, move it to 'test'."
             )
+    owners: dict[Path, Scan] = {}
+    for scan, file in ((s, f) for s in scans for f in s.sequences.values()):
+        owner = owners.setdefault(file.resolve(), scan)
+        if file.resolve() in seen_image or owner.subject != scan.subject:
+            name = seen_image.get(file.resolve(), owner.id)
+            raise InputError(f"{file}: listed twice, as '{name}' and as a further sequence of '{scan.id}'; list an image once.")
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -236,11 +271,12 @@ def read_image(path: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(data, image.affine, header)
 
 
-def read_picture(path: Path) -> nib.Nifti1Image:
+def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
     """Read a picture as a scan of one slice, float32 (X, Y, 1) in [0, 1] by its data type, pixels of 1 mm, grey.
 
     A picture is taken as a radiological display: its left is the patient's right, its top the front, so the array is
-    RAS+ and shows the same way up in every figure. Colour becomes luminance. Raises ScanError for what is no picture.
+    RAS+ and shows the same way up in every figure. Colour becomes luminance; with `channels` above 1 the first so many planes
+    (red, green, blue; of a TIFF whatever it holds) are kept, (X, Y, 1, channels). Raises ScanError for what is no picture.
     """
     import imageio.v3 as iio
     import nibabel as nib
@@ -251,12 +287,31 @@ def read_picture(path: Path) -> nib.Nifti1Image:
         data = iio.imread(path)
     except (OSError, ValueError, SyntaxError, IndexError, RuntimeError) as error:
         raise ScanError(f"{path}: not a readable picture ({_first_line(error)}).") from None
+    if channels > 1:
+        return nib.Nifti1Image(np.ascontiguousarray(_planes(data, path, channels)[::-1, ::-1, None]), np.eye(4))
     if data.ndim == 3 and data.shape[2] in (3, 4):
         data = color.rgb2gray(data[:, :, :3]) if np.ptp(data[:, :, :3], axis=2).any() else data[:, :, 0]
     if data.ndim != 2 or min(data.shape) < 8:
         raise ScanError(f"{path}: expected one grey or colour picture of at least 8 x 8 pixels, got shape {data.shape}.")
     grey = util.img_as_float32(data)
     return nib.Nifti1Image(np.ascontiguousarray(grey.T[::-1, ::-1, None]), np.eye(4))
+
+
+def _planes(data: np.ndarray, path: Path, channels: int) -> np.ndarray:
+    """The first planes of a picture (rows, columns, planes) as float32 (X, Y, channels); pages of a TIFF are planes, alpha is none."""
+    import numpy as np
+    from skimage import util
+
+    if path.suffix.lower() in (".tif", ".tiff") and data.ndim == 3 and data.shape[0] < min(8, data.shape[2]):
+        data = np.moveaxis(data, 0, -1)
+    elif data.ndim == 3 and data.shape[2] in (2, 4) and path.suffix.lower() not in (".tif", ".tiff"):
+        data = data[:, :, :-1]
+    count = data.shape[2] if data.ndim == 3 else 1
+    if data.ndim not in (2, 3) or min(data.shape[:2]) < 8 or count < channels:
+        raise ScanError(
+            f"{path}: expected a picture of at least 8 x 8 pixels with {channels} colour planes, got {count} (shape {data.shape})."
+        )
+    return util.img_as_float32(data[:, :, :channels]).transpose(1, 0, 2)
 
 
 def _stored_pixdim(path: Path) -> np.ndarray | None:
@@ -337,13 +392,16 @@ def _is_bids(folder: Path) -> bool:
 
 
 def _from_bids(folder: Path, modality: str) -> list[Scan]:
-    if modality not in SUFFIXES:
-        raise InputError(f"unknown MODALITY '{modality}'; known: {', '.join(SUFFIXES)}.")
+    modality, *further = modality.split("+")
+    for name in (modality, *further):
+        if name not in SUFFIXES:
+            raise InputError(f"unknown MODALITY '{name}'; known: {', '.join(SUFFIXES)}.")
     people = {}
     if (folder / "participants.tsv").is_file():
         people = {row.get("participant_id", ""): row for row in read_table(folder / "participants.tsv")}
     ending = f"_{SUFFIXES[modality]}.nii"
-    images = sorted(p for p in folder.glob("sub-*/**/sub-*.nii*") if ending in p.name and is_nifti(p))
+    files = sorted(p for p in folder.glob("sub-*/**/sub-*.nii*") if is_nifti(p))
+    images = [p for p in files if ending in p.name]
     if not images:
         raise InputError(f"{folder}: a BIDS folder without any sub-*{ending}[.gz] file for MODALITY={modality}.")
     scans = []
@@ -358,9 +416,26 @@ def _from_bids(folder: Path, modality: str) -> list[Scan]:
                 split=_split_name(row.get("split", ""), image),
                 label=_label_name(row.get("label", ""), image),
                 pathology=row.get("pathology", ""),
+                sequences={name: p for name in further if (p := _partner(image, SUFFIXES[name], files))},
             )
         )
     return scans
+
+
+def _partner(image: Path, suffix: str, files: Sequence[Path]) -> Path | None:
+    """The one file of a suffix with the name of `image` otherwise, or else of its subject and session; None for none or several."""
+
+    def split(path: Path) -> tuple[str, str]:
+        base, _, last = path.name.partition(".nii")[0].rpartition("_")
+        return base, last
+
+    def session(base: str) -> list[str]:
+        return [part for part in base.split("_") if part.startswith(("sub-", "ses-"))]
+
+    base = split(image)[0]
+    found = [p for p in files if split(p)[1] == suffix and session(split(p)[0]) == session(base)]
+    same = [p for p in found if split(p)[0] == base]
+    return same[0] if len(same) == 1 else found[0] if len(found) == 1 else None
 
 
 def _from_folder(folder: Path) -> list[Scan]:
@@ -379,19 +454,26 @@ def _from_pictures(folder: Path) -> list[Scan]:
     if len(tables) > 1:
         raise InputError(f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); give the one to use as IN.")
     if tables:
-        return _from_table(tables[0])
+        return _from_table(tables[0], "picture")
     pictures = [p for p in sorted(folder.rglob("*")) if is_picture(p) and not p.name.startswith(".")]
     return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in pictures]
 
 
-def _from_table(table: Path) -> list[Scan]:
-    """Rows of a table; `group` (images that belong together, such as near-duplicates) stands in for the subject where it is given."""
+def _from_table(table: Path, modality: str) -> list[Scan]:
+    """Rows of a table; `group` (images that belong together, such as near-duplicates) stands in for the subject where it is given.
+
+    A further sequence that a row leaves empty is missing in its scan.
+    """
     rows = read_table(table)
     if not rows:
         raise InputError(f"{table}: the table has no rows.")
     if "image" not in rows[0]:
         raise InputError(f"{table}: no column 'image'; columns found: {', '.join(rows[0])}.")
-    scans, known = [], {f.name for f in fields(Scan)} | {"group"}
+    further = {name: column(name) for name in modality.split("+")[1:]}
+    lacking = next((c for c in further.values() if c not in rows[0]), None)
+    if lacking:
+        raise InputError(f"{table}: no column '{lacking}'; columns found: {', '.join(rows[0])}. {how_to_give(modality)}")
+    scans, known = [], {f.name for f in fields(Scan)} - {"sequences"} | {"group", *further.values()}
     for number, row in enumerate(rows, start=2):
         if not row["image"]:
             raise InputError(f"{table}, line {number}: empty 'image'.")
@@ -407,6 +489,7 @@ def _from_table(table: Path) -> list[Scan]:
                 label=label,
                 pathology=row.get("pathology", ""),
                 extra={k: v for k, v in row.items() if k and k not in known},
+                sequences={name: table.parent / row[c] for name, c in further.items() if row.get(c)},
                 **paths,
             )
         )
@@ -488,5 +571,6 @@ def _named_by_folder(scan: Scan) -> Scan:
 
 def scan_row(scan: Scan) -> dict[str, Any]:
     """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
-    row = {f.name: getattr(scan, f.name) for f in fields(scan) if f.name != "extra"} | scan.extra
+    row = {f.name: getattr(scan, f.name) for f in fields(scan) if f.name not in ("extra", "sequences")}
+    row |= {column(name): path for name, path in scan.sequences.items()} | scan.extra
     return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}

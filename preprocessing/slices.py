@@ -20,11 +20,15 @@ def select(mask: np.ndarray, min_pixels: int) -> np.ndarray:
 
 
 def write_arrays(folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z: np.ndarray) -> None:
-    """Store slices `z` of a volume (X, Y, Z): `<scan>_image.npy` (n, 1, X, Y) float16 and `<scan>_mask.npy` uint8."""
+    """Store slices `z` of a volume: `<scan>_image.npy` (n, C, X, Y) float16 and `<scan>_mask.npy` (n, 1, X, Y) uint8.
+
+    Image (X, Y, Z), or (X, Y, Z, C) where it has several channels; mask (X, Y, Z).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, volume, dtype in (("image", image, np.float16), ("mask", mask, np.uint8)):
         with atomic(folder / f"{scan}_{name}.npy") as temporary, open(temporary, "wb") as handle:
-            np.save(handle, np.ascontiguousarray(volume[:, :, z].transpose(2, 0, 1)[:, None]).astype(dtype))
+            channels = volume.reshape(*mask.shape, -1)[:, :, z]
+            np.save(handle, np.ascontiguousarray(channels.transpose(2, 3, 0, 1)).astype(dtype))
 
 
 def write_index(folder: Path, rows: list[dict]) -> None:
@@ -33,7 +37,7 @@ def write_index(folder: Path, rows: list[dict]) -> None:
 
 
 def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray, z: np.ndarray) -> None:
-    """Write each slice of a volume (X, Y, Z) as `<scan>_slice-<zzz>.nii.gz` of shape (X, Y, 1), in its place in space."""
+    """Write each slice of a volume (X, Y, Z[, C]) as `<scan>_slice-<zzz>.nii.gz` of shape (X, Y, 1[, C]), in its place in space."""
     import nibabel as nib
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,7 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
 class SliceStore:
     """Slices of a preprocessed cohort, or of the `scans` named: rows of the index, arrays read through the memory map.
 
-    `store[i]` gives {"image": (1, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1, "z": int}. Raises InputError where
+    `store[i]` gives {"image": (C, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1, "z": int}. Raises InputError where
     the folder holds no index.
     """
 

@@ -94,7 +94,7 @@ def quick_prepare(monkeypatch, _prepared):
     real = preprocess.prepare
 
     def prepare(scan, recipe):
-        if not scan.image.is_file() or scan.brain_mask:
+        if not scan.image.is_file() or scan.brain_mask or scan.sequences:
             return real(scan, recipe)
         key = (preprocess.file_digest(scan.image), recipe.model_dump_json())
         if key not in _prepared:

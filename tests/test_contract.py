@@ -1,5 +1,6 @@
 """Every model of the folder keeps every promise of the contract; a new model is tested without being listed."""
 
+import contextlib
 import importlib
 import inspect
 import io
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from models import model_class, model_names
-from pipelines.config import load_run_config
+from pipelines.config import load_recipe, load_run_config
 from pipelines.runs import build_model
 
 SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model may have, at a size for slices of 32 x 32
@@ -25,11 +26,11 @@ def variants():
     ]
 
 
-def make(name, dims):
+def make(name, dims=2, modality="t1"):
     torch.manual_seed(0)
     given = load_run_config(name).model
     changes = [f"image_size={list(SIDES[dims])}", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]
-    return build_model(load_run_config(name, changes + (["model.spatial_dims=3"] if dims == 3 else [])))
+    return build_model(load_run_config(name, changes + (["model.spatial_dims=3"] if dims == 3 else [])), load_recipe(modality))
 
 
 def cohort(n=24, dims=2):
@@ -51,8 +52,8 @@ def blind(model):
     )  # knows the lesions or runs it was shown, here none
 
 
-def train(model, dims, steps=150):
-    batch, first, last = cohort(dims=dims), {}, {}
+def train(model, dims=2, steps=150, batch=None):
+    batch, first, last = batch or cohort(dims=dims), {}, {}
     for stage in model.stages:
         updates = model.updates(stage)
         optimizers = [torch.optim.Adam(list(u.parameters), 3e-3) for u in updates]
@@ -159,6 +160,40 @@ def test_bfloat16_and_empty_slices(trained):
         empty = model.anomaly_map(batch["image"] * 0, batch["mask"] * 0)
     assert (low - full).abs().max() < 0.05 * max(1, full.max()) and empty.abs().max() == 0
     assert torch.isfinite(model.score(batch["image"] * 0, batch["mask"] * 0)).all()
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_model_takes_two_channels_and_sees_both(name):
+    """As it is built for scans of two sequences; a lesion in either one alone changes the map, which has one channel."""
+
+    def second(image, mask):  # the same anatomy in another contrast
+        return torch.cat([image, (0.9 - 1.2 * image).clamp(0.05, 1) * mask], 1)
+
+    model, batch = make(name, modality="t1+flair"), cohort(16)
+    batch |= {"image": second(batch["image"], batch["mask"])}
+    _, last = train(model, steps=30, batch=batch)
+    assert all(torch.isfinite(torch.tensor(value)) for value in last.values())
+    model.eval()
+    image, mask, z = (batch[k][:3] for k in ("image", "mask", "z"))
+    lesion = torch.zeros(SIDES[2], dtype=torch.bool)
+    lesion[LESIONS[2]] = True
+    with torch.no_grad():
+        plain = model.anomaly_map(image, mask, z)
+        alone = model.anomaly_map(image[:1], mask[:1], z[:1])
+        score = model.score(image, mask, z)
+        seen = [model.anomaly_map(torch.where(lesion & (torch.arange(2) == c)[:, None, None], 1.0, image), mask, z) for c in range(2)]
+        with contextlib.suppress(NotImplementedError):
+            assert model.reconstruct(image).shape == image.shape
+    assert plain.shape == (3, 1, *SIDES[2]) and score.shape == (3,) and torch.isfinite(score).all()
+    assert (plain >= 0).all() and plain[mask == 0].abs().max() == 0
+    torch.testing.assert_close(alone, plain[:1], atol=1e-5 * max(1, float(plain.max())), rtol=1e-4)
+    if not blind(model):
+        for ill in seen:
+            assert (ill - plain)[:, 0, lesion].abs().mean() > 1e-3 * plain[mask > 0].mean()
+    other = make(name, modality="t1+flair")
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval().anomaly_map(image, mask, z), plain, rtol=0, atol=1e-6)
 
 
 def test_folders_do_not_import_each_other():

@@ -40,5 +40,5 @@ def test_one_comparison_takes_its_own_data_alone():
 
 def test_the_full_budget_keeps_settings_and_drops_what_two_cores_bear():
     short, full = (next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare") for f in (False, True))
-    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=9" in set(short) - set(full)
+    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(full)
     assert "vae_cr@z.reference.kind=z" in full
