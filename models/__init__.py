@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.base import AnomalyModel
 
-_SHARED = {"__init__", "base", "layers", "pretext", "reference"}
+_SHARED = {"__init__", "base", "flow", "layers", "pretext", "reference", "restoration"}
 
 
 def model_names() -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder
+from models.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
 
 
 class Cae(AnomalyModel):
@@ -22,6 +21,7 @@ class Cae(AnomalyModel):
         latent: length of the dense code.
         dropout: share of channels dropped in training.
         loss: "mse" or "mae"; the map is the squared or the absolute residual.
+        uncertainty: the decoder gives a log-variance too; loss and map are those of `aeu`, and `loss` must be "mse".
         image_size: height and width of the slices, or the three sides of volumes, for the dense code.
         spatial_dims: 2 for slices (B, C, H, W), 3 for volumes (B, C, X, Y, Z).
     """
@@ -34,32 +34,41 @@ class Cae(AnomalyModel):
         latent: int = 128,
         dropout: float = 0.0,
         loss: Literal["mse", "mae"] = "mse",
+        uncertainty: bool = False,
         image_size: tuple[int, ...] = (64, 64),
         spatial_dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
+        if uncertainty and loss != "mse":
+            raise ValueError(f"uncertainty: the error is squared, loss must be 'mse', got '{loss}'")
         self.encoder = encoder(in_channels, channels, dropout, spatial_dims)
-        self.decoder = decoder(channels[-1], channels, in_channels, dropout, spatial_dims)
+        self.decoder = decoder(channels[-1], channels, (1 + uncertainty) * in_channels, dropout, spatial_dims)
         self.code: nn.Module = nn.Identity()
         if bottleneck == "dense":
-            shape = (channels[-1], *coarse_size(image_size, channels, spatial_dims))
-            flat = math.prod(shape)
-            self.code = nn.Sequential(nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape))
-        self.loss_kind = loss
+            self.code = dense_code(channels[-1], latent, coarse_size(image_size, channels, spatial_dims))
+        self.loss_kind, self.uncertainty = loss, uncertainty
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("reconstruct", self.loss, list(self.parameters()))]
 
     def loss(self, batch: Batch) -> Losses:
-        """Mean error of the reconstruction."""
+        """Mean error of the reconstruction, with uncertainty plus the mean log-variance."""
+        if self.uncertainty:
+            error, log_variance = weighted_error(self._decoded(batch["image"]), batch["image"])
+            return {"loss": (error + log_variance).mean(), "log_variance": log_variance.mean()}
         return {"loss": self._error(batch["image"]).mean()}
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self.decoder(self.code(self.encoder(x)))
+        return self._decoded(x)[:, : x.shape[1]]
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return self._error(x).mean(1, keepdim=True) * mask
 
+    def _decoded(self, x: Tensor) -> Tensor:
+        return self.decoder(self.code(self.encoder(x)))
+
     def _error(self, x: Tensor) -> Tensor:
+        if self.uncertainty:
+            return weighted_error(full_precision(self._decoded, x), x)[0]
         apart = self.reconstruct(x) - x
         return apart.abs() if self.loss_kind == "mae" else apart.square()

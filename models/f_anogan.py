@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, generator, randn
+from models.layers import coarse_size, critic_loss, decoder, encoder, randn
 
 
 class FAnogan(AnomalyModel):
@@ -79,21 +79,7 @@ class FAnogan(AnomalyModel):
         real = batch["image"]
         with torch.no_grad():
             fake = self.generator(self.noise(batch))
-        distance = self.judge(real).mean() - self.judge(fake).mean()
-        if not torch.is_grad_enabled():
-            return {"loss": -distance, "distance": distance}
-        penalty = self.gradient_penalty(real, fake, batch.get("seed"))
-        return {"loss": -distance + self.penalty * penalty, "distance": distance, "penalty": penalty}
-
-    def gradient_penalty(self, real: Tensor, fake: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Mean of (|d D / dx| - 1)^2 at one random point between each real and fake image."""
-        if seeds is None:
-            share = torch.rand(len(real), 1, 1, 1).to(real)
-        else:
-            share = torch.stack([torch.rand(1, 1, 1, generator=generator(s, 4)) for s in seeds.tolist()]).to(real)
-        between = (share * real + (1 - share) * fake).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+        return critic_loss(self.judge, real, fake, self.penalty, batch.get("seed"))
 
     def generator_loss(self, batch: Batch) -> Losses:
         """-D(fake); logs how much generated slices differ from each other, relative to real ones."""

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import dense_coder, gaussian, negative_elbo
+from models.flow import RealNvp
+from models.layers import (
+    dense_coder,
+    dropout_passes,
+    full_precision,
+    gaussian,
+    kl_divergence,
+    negative_elbo,
+    passes_map,
+    squared_error,
+    uncertain_error,
+    weighted_error,
+)
+from models.restoration import map_restoration
 
 
 class Vae(AnomalyModel):
     """VAE whose last convolution covers what the encoder leaves, so that `latent` numbers describe the slice or volume.
 
     Loss: squared error + beta * KL, summed per image, divided by the number of pixels. The latent's mean is used at inference.
-    Map: |x - reconstruction|.
+    Map: |x - reconstruction|; with `passes`, of that many reconstructions with dropout kept on (Gal & Ghahramani 2016); with
+    `restoration`, |x - restored| (Chen et al. 2020). Score: mean of the map; with the "flow" prior, -log p of the latent's mean under
+    a RealNVP (Dinh et al. 2017) that `fit_reference` fits to the training slices' means.
 
     Args:
         in_channels: image channels.
         channels: output channels of the encoder blocks; each halves the image.
         latent: number of latent variables.
         beta: weight of the KL term.
+        uncertainty: the decoder gives a log-variance too; the squared error and the map become those of `aeu`.
+        dropout: share of channels dropped in training, from 0 to below 1.
+        passes: reconstructions with dropout at inference; 0 makes one without.
+        map: with `passes`, the mean "residual", the standard deviation over passes ("uncertainty") or their ratio ("normalised").
+        restoration: "map" climbs to the most likely slice near x; "none" decodes the latent's mean.
+        rho: weight of the restoration's total variation.
+        schedule: pairs of a number of restoration steps and their size.
+        prior: what the score holds the latent's mean against, "normal" (nothing, the map is the score) or a fitted "flow".
         image_size: height and width of the slices, or the three sides of volumes.
         spatial_dims: 2 for slices (B, C, H, W), 3 for volumes (B, C, X, Y, Z).
     """
+
+    scoring_arguments = ("passes", "map", "restoration", "rho", "schedule")
 
     def __init__(
         self,
@@ -32,27 +58,72 @@ class Vae(AnomalyModel):
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         latent: int = 256,
         beta: float = 1.0,
+        uncertainty: bool = False,
+        dropout: float = 0.0,
+        passes: int = 0,
+        map: Literal["residual", "uncertainty", "normalised"] = "residual",
+        restoration: Literal["none", "map"] = "none",
+        rho: float = 0.1,
+        schedule: Sequence[tuple[int, float]] = ((50, 0.1),),
+        prior: Literal["normal", "flow"] = "normal",
         image_size: tuple[int, ...] = (128, 128),
         spatial_dims: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size, spatial_dims)
-        self.beta = beta
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a share from 0 to below 1, got {dropout}")
+        if map != "residual" and passes < 2:
+            raise ValueError(f"map: '{map}' needs passes of 2 or more, got {passes}")
+        if (passes > 0) + (restoration == "map") + uncertainty > 1:
+            raise ValueError("passes, restoration and uncertainty each make a map of their own; choose one")
+        if restoration == "map" and spatial_dims == 3:
+            raise ValueError("restoration: 'map' works on slices; leave spatial_dims at 2")
+        outputs = (1 + uncertainty) * in_channels
+        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size, spatial_dims, outputs=outputs, dropout=dropout)
+        self.flow = RealNvp(latent) if prior == "flow" else None
+        self.beta, self.uncertainty, self.passes, self.map = beta, uncertainty, passes, map
+        self.restoration, self.rho, self.schedule = restoration, rho, schedule
 
     def updates(self, stage: str) -> list[Update]:
-        return [Update("elbo", self.loss, list(self.parameters()))]
+        return [Update("elbo", self.loss, [*self.encoder.parameters(), *self.decoder.parameters()])]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent, each (B, latent, 1, 1), or with one more 1 for volumes."""
         return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
-        """Negative evidence lower bound per pixel, with a Gaussian of unit variance up to constants."""
-        x = batch["image"]
-        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
+        """Negative evidence lower bound per pixel, with a Gaussian of unit or (uncertainty) learned variance up to constants."""
+        x, error = batch["image"], uncertain_error if self.uncertainty else squared_error
+        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta, error)
+
+    def elbo(self, x: Tensor) -> Tensor:
+        """What the loss lowers, with its sign turned, at the latent's mean and per slice, (B,)."""
+        mean, log_variance = self.encode(x)
+        return -squared_error(self.decoder(mean), x) - self.beta * kl_divergence(mean, log_variance)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encode(x)[0])
+        return self.decoder(self.encode(x)[0])[:, : x.shape[1]]
+
+    def fit_reference(self, batches: Iterable[Batch]) -> None:
+        """The flow of all training slices' latent means."""
+        if self.flow is not None:
+            device = self.flow.get_buffer("centre").device
+            with torch.no_grad():
+                codes = torch.cat([self.encode(b["image"].to(device))[0].flatten(1) for b in batches])
+            self.flow.fit(codes)
+
+    def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
+        """Mean of the map inside the mask; with the flow prior -log p(mean) in nats, which may be negative."""
+        if self.flow is None:
+            return super().score(x, mask, z)
+        with torch.autocast(x.device.type, enabled=False):
+            return -self.flow.log_prob(self.encode(x.float())[0].flatten(1))
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        return (x - self.reconstruct(x)).abs().mean(1, keepdim=True) * mask
+        if self.uncertainty:
+            decoded = full_precision(lambda y: self.decoder(self.encode(y)[0]), x)
+            return weighted_error(decoded, x)[0].mean(1, keepdim=True) * mask
+        if self.passes:
+            return passes_map(x, dropout_passes(self, lambda: self.reconstruct(x), self.passes), self.map) * mask
+        healthy = map_restoration(x, mask, self.elbo, self.rho, self.schedule) if self.restoration == "map" else self.reconstruct(x)
+        return (x - healthy).abs().mean(1, keepdim=True) * mask

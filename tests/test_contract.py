@@ -12,7 +12,7 @@ from models import model_class, model_names
 from pipelines.config import load_recipe, load_run_config
 from pipelines.runs import build_model
 
-SMALL = {"channels": [8, 16, 16], "n_components": 8}  # arguments that any model may have, at a size for slices of 32 x 32
+SMALL = {"channels": [8, 16, 16], "n_components": 8, "width": 8}  # arguments that any model may have, at a size for slices of 32 x 32
 SIDES = {2: (32, 32), 3: (16, 16, 16)}  # by the number of spatial dimensions
 LESIONS = {2: (slice(13, 18), slice(22, 26)), 3: (slice(6, 9), slice(11, 14), slice(6, 9))}
 BLIND = {"zero"}  # marks nothing, by definition
