@@ -112,6 +112,23 @@ def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
         assert not inner or mask[0, 2, 3, 2] == 1  # its centre is brain, unless the border is near
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_network_that_fits_its_patches_alone_learns_from_slices_and_volumes(store, tmp_path, dims):
+    """A dense code takes patches of one size: in training, in validation and in the pictures of the log."""
+    from lightning_fabric import Fabric
+
+    from pipelines.loop import fit
+
+    sides = [f"image_size={list(SHAPE[:dims])}", f"patch_size={[4, 8, 4][:dims]}", f"model.spatial_dims={dims}"]
+    quick = ["model.channels=[3,5]", "loop.loader_workers=0", "loop.batch_size=2", "stages.train.max_epochs=2"]
+    c = load_run_config("cae", sides + quick)
+    model = build_model(c)
+    before = [p.clone() for p in model.parameters()]
+    sets = [SliceDataset(store, [scan], c.image_size, None, c.patch_size, depth=9) for scan in "ab"]
+    fit(model, c, *sets, Fabric(accelerator="cpu", devices=1), tmp_path)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def config(size, patch=None):
     return load_run_config("vae", [f"image_size={list(size)}", "model.spatial_dims=3"]).model_copy(update={"patch_size": patch})
 
