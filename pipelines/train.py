@@ -188,9 +188,11 @@ def _held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:
     """Training scans that the model does not see, so that its healthy reference is of unseen scans; drawn by subject from the seed."""
     import numpy as np
 
+    if config.reference.kind == "none" or not config.reference.holdout:
+        return set()
     subjects = sorted({r["subject"] for r in rows})
-    count = round(config.reference.holdout * len(subjects)) if config.reference.kind != "none" else 0
-    if config.reference.holdout and config.reference.kind != "none" and not 0 < count < len(subjects):
+    count = round(config.reference.holdout * len(subjects))
+    if not 0 < count < len(subjects):
         raise ConfigError(f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it.")
     chosen = set(np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist())
     return {r["id"] for r in rows if r["subject"] in chosen}
