@@ -103,6 +103,8 @@ class Batches:
         if self.shuffle and n >= size:
             order = order[: n // size * size]
         batches = [order[i : i + size] for i in range(0, len(order), size)][: self.steps]
+        if len(batches) > 1 and len(batches[-1]) < self.world:  # no process may go without a sample
+            batches[-2:] = [np.concatenate(batches[-2:])]
         share = [np.array_split(b, self.world)[self.rank] for b in batches]
         return [[(int(i), int(seeds[i])) for i in b] for b in share]
 

@@ -107,6 +107,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     fabric.launch()
     torch.manual_seed(loop.seed)
     model = build_model(config, recipe)
+    detector = build_detector(config, model)
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
@@ -114,6 +115,9 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill, depth)
     checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill, depth)
     items = "volumes" if depth else "slices"
+    least = min(len(training), len(checking), loop.batch_size)
+    if fabric.world_size > least:
+        raise ConfigError(f"{fabric.world_size} processes, but batches of {least} {items}; use fewer devices, or a larger loop.batch_size.")
     if fabric.is_global_zero:
         log.info(
             "%s: %.2f M parameters on %s; %d scans (%d %s) to train, %d scans (%d %s) to validate",
@@ -143,7 +147,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
     if config.reference.kind != "none":
-        model = build_detector(config, model).to(fabric.device).eval()
+        model = detector.to(fabric.device).eval()
         healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size)
         model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:

@@ -184,6 +184,18 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     assert len({int(s) for b in one for s in b["seed"]}) == 24
 
 
+def test_no_process_is_left_without_a_sample(store):
+    """25 slices in batches of 8 leave one over, which two processes cannot share: it joins the batch before."""
+    from pipelines.data import Batches, SliceDataset
+
+    data = SliceDataset(store, ["a"], (32, 32))
+    loop = load_run_config("vae_cr", [*TINY, f"loop.batch_size={len(data) - 1}"]).loop
+    halves = [Batches(data, loop, shuffle=False, stream=0, rank=r, world=2).plan(0) for r in (0, 1)]
+    assert [len(h) for h in halves] == [1, 1] and all(len(b) for h in halves for b in h)
+    assert sorted(i for h in halves for b in h for i, _ in b) == list(range(len(data)))
+    assert [len(b) for b in Batches(data, loop, shuffle=False, stream=0).plan(0)] == [len(data) - 1, 1]
+
+
 def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched():
     """Measured on a smooth slice of unequal sides: each sample's matrix in pixels, applied by scipy."""
     from scipy import ndimage
