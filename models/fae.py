@@ -17,16 +17,16 @@ SPREAD, RANGE = 10.0, 60.0  # of the network's features inside the brain, measur
 class Fae(AnomalyModel):
     """Autoencoder of the feature maps that a frozen ImageNet network makes of a slice.
 
-    Early blocks' maps are brought to one grid and joined. Loss: 1 - SSIM of each feature map and its reconstruction, averaged. Map: 1 -
-    SSIM, averaged over the feature maps, between 0 and 2.
+    Early blocks' maps are brought to one grid of cells and joined. Loss: 1 - SSIM of each feature map and its reconstruction, averaged. Map:
+    1 - SSIM, averaged over the feature maps, between 0 and 2.
 
     Args:
         blocks: blocks of the network whose maps are joined, from 0 to 15.
         size: side in pixels that slices are resized to for the network.
-        grid: side of the common grid; divisible by 2 for every entry of `widths`.
+        cells: side of the common grid; divisible by 2 for every entry of `widths`.
         widths: output channels of the encoder blocks; each halves the grid.
         dropout: share of an inner block's channels that is switched off in training.
-        window: side of the square window of SSIM in cells of the grid, odd.
+        window: side of the square window of SSIM in cells, odd.
         equalise: equalise the slice's histogram inside the brain first, for intensities that are on no common scale.
     """
 
@@ -34,32 +34,32 @@ class Fae(AnomalyModel):
         self,
         blocks: Sequence[int] = (0, 2, 4),
         size: int = 128,
-        grid: int = 32,
+        cells: int = 32,
         widths: Sequence[int] = (64, 96, 128),
         dropout: float = 0.1,
         window: int = 5,
         equalise: bool = False,
     ) -> None:
         super().__init__()
-        if window % 2 == 0 or not 1 < window <= grid:
-            raise ValueError(f"window: expected an odd number from 3 to {grid}, got {window}")
-        coarse_size((grid, grid), widths)
+        if window % 2 == 0 or not 1 < window <= cells:
+            raise ValueError(f"window: expected an odd number from 3 to {cells}, got {window}")
+        coarse_size((cells, cells), widths)
         self.network = ImageNetFeatures(blocks, size)
         inputs = sum(self.network.channels)
         self.encoder, self.decoder = encoder(inputs, widths, dropout), decoder(widths[-1], widths, inputs, dropout)
-        self.grid, self.window, self.equalise = grid, window, equalise
+        self.cells, self.window, self.equalise = cells, window, equalise
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("features", self.loss, [*self.encoder.parameters(), *self.decoder.parameters()])]
 
     def features(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Joined feature maps of slices (B, C, H, W), (B, features, grid, grid), of order 1."""
+        """Joined feature maps of slices (B, C, H, W), (B, features, cells, cells), of order 1."""
         x = x.float().mean(1, keepdim=True)
         maps = self.network(each_brain(x, mask, equalised) if self.equalise else x)
-        return torch.cat([F.interpolate(v, (self.grid, self.grid), mode="bilinear", antialias=True) for v in maps], 1) / SPREAD
+        return torch.cat([F.interpolate(v, (self.cells, self.cells), mode="bilinear", antialias=True) for v in maps], 1) / SPREAD
 
     def similarity(self, x: Tensor, mask: Tensor) -> Tensor:
-        """SSIM of each feature map and its reconstruction, (B, features, grid, grid)."""
+        """SSIM of each feature map and its reconstruction, (B, features, cells, cells)."""
         features = self.features(x, mask)
         return ssim(features, self.decoder(self.encoder(features)), self.window, RANGE / SPREAD)
 

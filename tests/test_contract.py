@@ -17,7 +17,7 @@ SMALL = {
     "n_components": 8,
     "width": 8,
     "size": 64,
-    "grid": 16,
+    "cells": 16,
 }  # arguments that any model may have, at a size for slices of 32 x 32
 SIDES = {2: (32, 32), 3: (16, 16, 16)}  # by the number of spatial dimensions
 LESIONS = {2: (slice(13, 18), slice(22, 26)), 3: (slice(6, 9), slice(11, 14), slice(6, 9))}

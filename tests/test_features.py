@@ -59,7 +59,7 @@ def test_the_features_are_those_of_the_package_s_own_network():
 
 
 def test_the_frozen_network_learns_nothing():
-    model = create_model("fae", size=64, grid=16, widths=(8, 8)).train()
+    model = create_model("fae", size=64, cells=16, widths=(8, 8)).train()
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
     for parameter in model.parameters():  # as after a stage of another kind
         parameter.requires_grad_(True)
@@ -249,7 +249,7 @@ def test_ssim_is_that_of_scikit_image(window, span):
 
 
 def test_the_loss_is_one_minus_ssim_and_the_map_its_mean_over_features():
-    model = create_model("fae", size=64, grid=16, widths=(8, 8)).eval()
+    model = create_model("fae", size=64, cells=16, widths=(8, 8)).eval()
     b = batch(3)
     features = model.features(b["image"], b["mask"])
     assert features.shape == (3, 80, 16, 16)
@@ -268,16 +268,16 @@ def test_equalised_intensities_do_not_know_the_scale():
 
     values = torch.rand(200, generator=generator(0)).round(decimals=2)
     np.testing.assert_allclose(equalised(values), rankdata(values, method="max") / 200, rtol=1e-6)
-    model = create_model("fae", size=64, grid=16, widths=(8, 8), equalise=True)
+    model = create_model("fae", size=64, cells=16, widths=(8, 8), equalise=True)
     b = batch(2)
     one, two = (model.features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"].square()))
     torch.testing.assert_close(one, two)
     assert not torch.allclose(
-        *(create_model("fae", size=64, grid=16, widths=(8, 8)).features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"]))
+        *(create_model("fae", size=64, cells=16, widths=(8, 8)).features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"]))
     )
 
 
-@pytest.mark.parametrize("arguments", [{"window": 4}, {"window": 1}, {"grid": 20, "widths": (8, 8, 8)}])
+@pytest.mark.parametrize("arguments", [{"window": 4}, {"window": 1}, {"cells": 20, "widths": (8, 8, 8)}])
 def test_a_window_or_grid_that_does_not_fit_is_refused(arguments):
     with pytest.raises(ValueError, match=r"window|divisible"):
         create_model("fae", **arguments)
