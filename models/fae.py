@@ -17,8 +17,8 @@ SPREAD, RANGE = 10.0, 60.0  # of the network's features inside the brain, measur
 class Fae(AnomalyModel):
     """Autoencoder of the feature maps that a frozen ImageNet network makes of a slice.
 
-    Early blocks' maps are brought to one grid of cells and joined. Loss: 1 - SSIM of each feature map and its reconstruction, averaged. Map:
-    1 - SSIM, averaged over the feature maps, between 0 and 2.
+    Early blocks' maps are brought to one grid of cells and joined. Loss: 1 - SSIM of each feature map and its reconstruction, averaged.
+    Map: 1 - SSIM, averaged over the feature maps, between 0 and 2.
 
     Args:
         blocks: blocks of the network whose maps are joined, from 0 to 15.
