@@ -184,7 +184,7 @@ def comparison_page(comparison: dict[str, Any], results: Results, images: Mappin
         *_lesions(results),
     ]
     if run is not None:
-        name, points = run.config.name, {k: p.get("voxel", np.nan) for k, p in run.points.items()}
+        name, points = list(results)[-1], {k: p.get("voxel", np.nan) for k, p in run.points.items()}
         sections.append(Section("Choice of threshold", images=[(f"Model {name}", _thresholds(run, results[name][0], points))]))
     sections += [Section(f"Cases of {name}", CASES, images=own) for name, own in images.items() if own]
     sections.append(Section("For the methods section (CLAIM)", table=(["item", "what the runs can say"], claim(first))))
