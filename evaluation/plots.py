@@ -101,9 +101,8 @@ def case_figure(
             if row == 0:
                 ax.set_title(name, fontsize=9)
             if name == "anomaly map" and row == len(rows) - 1:
-                column = list(axes[:, list(columns).index(name)])
-                bar = figure.colorbar(drawn, ax=column, location="bottom", shrink=0.9, pad=0.01)
-                bar.ax.tick_params(labelsize=7)
+                below = ax.inset_axes((0.05, -0.07, 0.9, 0.04))  # an axis of its own would move the map out of its row
+                figure.colorbar(drawn, cax=below, orientation="horizontal").ax.tick_params(labelsize=7)
         axes[row, 0].set_ylabel(f"slice {index}", fontsize=8)
     _legend(figure, list(marks))
     return _png(figure)
