@@ -22,8 +22,6 @@ class Restore(AnomalyModel):
     are grouped. Loss: squared error to the clean slice + `weight` * binary cross-entropy of the severity, means over the brain.
     Inference: mean over the assumed `severities`. Map: "restoration" |x - clean|, "severity" its predicted probability, or their "product".
 
-    A foreign patch comes from another slice of the same batch, so several processes, which share a batch out, learn otherwise than one.
-
     Args:
         in_channels: image channels.
         width: channels of the finest of five scales, a multiple of 8.
