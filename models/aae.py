@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import critic_loss, dense_coder, latent_critic, randn, squared_error
+from models.layers import code_critic_loss, dense_coder, latent_critic, squared_error
 
 
 class Aae(AnomalyModel):
@@ -51,9 +50,7 @@ class Aae(AnomalyModel):
 
     def critic_loss(self, batch: Batch) -> Losses:
         """D(E(x)) - D(normal numbers) + penalty; no gradient reaches the encoder."""
-        with torch.no_grad():
-            code = self.encoder(batch["image"])
-        return critic_loss(self.critic, randn(code, batch.get("seed"), stream=3), code, self.penalty, batch.get("seed"))
+        return code_critic_loss(batch, self.encoder, self.critic, self.penalty)
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error - adversarial * D(E(x)) per slice, over the number of pixels."""

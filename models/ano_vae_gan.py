@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, critic_loss, dense_coder, gaussian, kl_divergence, randn
+from models.layers import critic_loss, dense_coder, drawn, gaussian, image_critic, kl_divergence
 
 
 class AnoVaeGan(AnomalyModel):
@@ -43,9 +42,8 @@ class AnoVaeGan(AnomalyModel):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
-        blocks = [(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)) for a, b in itertools.pairwise([in_channels, *channels])]
-        judged = nn.Conv2d(channels[-1], 1, coarse_size(image_size, channels), bias=False)  # a constant would cancel in the loss
-        self.critic = nn.Sequential(*itertools.chain(*blocks), judged)  # no batch norm: the penalty is per slice
+        features, judged = image_critic(in_channels, channels, image_size)
+        self.critic = nn.Sequential(*features, judged)
         self.beta, self.n_critic, self.penalty, self.adversarial = beta, n_critic, penalty, adversarial
 
     def updates(self, stage: str) -> list[Update]:
@@ -61,8 +59,7 @@ class AnoVaeGan(AnomalyModel):
 
     def decode(self, mean: Tensor, log_variance: Tensor, seeds: Tensor | None) -> Tensor:
         """Reconstruction from a latent that is drawn in training, each slice's from its own seed, and its mean otherwise."""
-        noise = randn(mean, seeds) if self.training else 0
-        return self.decoder(mean + noise * (0.5 * log_variance).exp())
+        return self.decoder(drawn(mean, log_variance, seeds) if self.training else mean)
 
     def critic_loss(self, batch: Batch) -> Losses:
         """D(x') - D(x) + penalty; no gradient reaches the VAE."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.base import AnomalyModel, Batch
 from models.layers import blur_inside, each_brain, robust_z, tail_of
-from models.reference import place_statistics
+from models.reference import place_statistics, places
 
 
 class Atlas(AnomalyModel):
@@ -54,7 +54,6 @@ class Atlas(AnomalyModel):
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         mean, deviation = (self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation"))
-        place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
-        place = place.clamp(max=len(mean) - 1)
+        place = places(x, z, len(mean))
         signed = (self._seen(x, mask.float()) - mean[place]) / deviation[place]
         return tail_of(signed, self.tail).mean(1, keepdim=True) * mask

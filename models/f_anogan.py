@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, critic_loss, decoder, encoder, randn
+from models.layers import coarse_size, critic_loss, decoder, encoder, image_critic, randn
 
 
 class FAnogan(AnomalyModel):
@@ -51,9 +50,7 @@ class FAnogan(AnomalyModel):
         self.generator = nn.Sequential(
             nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels), nn.Sigmoid()
         )
-        blocks = [(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)) for a, b in itertools.pairwise([in_channels, *channels])]
-        self.features = nn.Sequential(*itertools.chain(*blocks))  # no batch norm: the penalty is per slice
-        self.critic = nn.Conv2d(channels[-1], 1, size, bias=False)  # a constant would cancel in the loss
+        self.features, self.critic = image_critic(in_channels, channels, image_size)
         self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], latent, size))
         self.latent, self.n_critic, self.penalty, self.kappa, self.encode = latent, n_critic, penalty, kappa, encode
 

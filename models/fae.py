@@ -54,8 +54,7 @@ class Fae(AnomalyModel):
 
     def features(self, x: Tensor, mask: Tensor) -> Tensor:
         """Joined feature maps of slices (B, C, H, W), (B, features, cells, cells), of order 1."""
-        x = x.float().mean(1, keepdim=True)
-        maps = self.network(each_brain(x, mask, equalised) if self.equalise else x)
+        maps = self.network(each_brain(x.float().mean(1, keepdim=True), mask, equalised) if self.equalise else x)
         return torch.cat([F.interpolate(v, (self.cells, self.cells), mode="bilinear", antialias=True) for v in maps], 1) / SPREAD
 
     def similarity(self, x: Tensor, mask: Tensor) -> Tensor:

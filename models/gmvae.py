@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, gaussian, kl_divergence, randn, squared_error
+from models.layers import coarse_size, decoder, drawn, encoder, gaussian, kl_divergence, squared_error
 from models.restoration import map_restoration
 
 
@@ -67,8 +67,7 @@ class Gmvae(AnomalyModel):
         (z_mean, z_log), (w_mean, w_log) = gaussian(self.to_z(features)), gaussian(self.to_w(features))
         z, w = z_mean, w_mean
         if sample:
-            z = z_mean + randn(z_mean, seeds) * (0.5 * z_log).exp()
-            w = w_mean + randn(w_mean, seeds, stream=7) * (0.5 * w_log).exp()
+            z, w = drawn(z_mean, z_log, seeds), drawn(w_mean, w_log, seeds, stream=7)
         mean, log = (half.unflatten(1, (self.dim_c, -1)) for half in gaussian(self.prior(w)))  # (B, dim_c, dim_z, h, w)
         density = -0.5 * (log + (z[:, None] - mean).square() * (-log).exp()).sum(2)  # log N(z; mean, exp(log)) but for a constant
         chosen = density.log_softmax(1)  # log p(c | z, w)

@@ -151,6 +151,11 @@ def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance.clamp(-20, 20)
 
 
+def drawn(mean: Tensor, log_variance: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
+    """A latent of N(mean, exp(log_variance)), each slice's from its own seed (Kingma & Welling 2014)."""
+    return mean + randn(mean, seeds, stream) * (0.5 * log_variance).exp()
+
+
 def weighted_error(decoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """exp(-v) * (x - mean)^2 and the log-variance v, each (B, C, H, W), of a decoder that gives mean and v as the halves of its channels.
 
@@ -189,9 +194,8 @@ def negative_elbo(
     With `sample` the latent is drawn, each slice's from its own seed; else its mean is decoded. `squared_error` and `kl` are logged.
     `error_of` (decoded, x) -> (B,) may stand in for the squared error: another -2 log likelihood.
     """
-    noise = randn(mean, seeds) if sample else 0
     pixels = x[0].numel()
-    error = error_of(decode(mean + noise * (0.5 * log_variance).exp()), x).mean() / pixels
+    error = error_of(decode(drawn(mean, log_variance, seeds) if sample else mean), x).mean() / pixels
     kl = kl_divergence(mean, log_variance).mean() / pixels
     return {"loss": error + beta * kl, "squared_error": error, "kl": kl}
 
@@ -202,6 +206,16 @@ def latent_critic(latent: int, width: int = 128) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
 
 
+def image_critic(inputs: int, channels: Sequence[int], image_size: tuple[int, int]) -> tuple[nn.Sequential, nn.Conv2d]:
+    """Convolutions that judge images: features (B, C, H, W) -> (B, channels[-1], h, w), and of these one value, (B, 1, 1, 1).
+
+    No batch norm, since the gradient penalty is per slice, and no bias at the end, as in `latent_critic`.
+    """
+    blocks = [(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)) for a, b in itertools.pairwise([inputs, *channels])]
+    features = nn.Sequential(*itertools.chain(*blocks))
+    return features, nn.Conv2d(channels[-1], 1, coarse_size(image_size, channels), bias=False)
+
+
 def critic_loss(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, penalty: float, seeds: Tensor | None) -> dict[str, Tensor]:
     """Wasserstein loss of a critic: D(fake) - D(real) + penalty * gradient penalty, which is left out where no gradients flow."""
     distance = judge(real).mean() - judge(fake).mean()
@@ -209,6 +223,13 @@ def critic_loss(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, p
         return {"loss": -distance, "distance": distance}
     slope = gradient_penalty(judge, real, fake, seeds)
     return {"loss": -distance + penalty * slope, "distance": distance, "penalty": slope}
+
+
+def code_critic_loss(batch: dict[str, Tensor], encode: nn.Module, critic: nn.Module, penalty: float) -> dict[str, Tensor]:
+    """`critic_loss` of a batch's codes against normal numbers, each slice's from its own seed; no gradient reaches the encoder."""
+    with torch.no_grad():
+        code = encode(batch["image"])
+    return critic_loss(critic, randn(code, batch.get("seed"), stream=3), code, penalty, batch.get("seed"))
 
 
 def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, seeds: Tensor | None = None) -> Tensor:
@@ -265,18 +286,16 @@ def generator(seed: Tensor | int, stream: int = 0) -> torch.Generator:
 
 def randn(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
     """Standard normal numbers of the shape of `like` (B, ...), each sample from its own seed (B,); unseeded where None."""
-    if seeds is None:
-        return torch.randn_like(like)
-    rows = [torch.randn(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
-    return torch.stack(rows).to(like)
+    return torch.randn_like(like) if seeds is None else _each(torch.randn, like, seeds, stream)
 
 
 def rand(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) of the shape of `like` (B, ...), each sample from its own seed (B,); unseeded where None."""
-    if seeds is None:
-        return torch.rand_like(like)
-    rows = [torch.rand(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
-    return torch.stack(rows).to(like)
+    return torch.rand_like(like) if seeds is None else _each(torch.rand, like, seeds, stream)
+
+
+def _each(draw: Callable[..., Tensor], like: Tensor, seeds: Tensor, stream: int) -> Tensor:
+    return torch.stack([draw(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]).to(like)
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:

@@ -44,6 +44,12 @@ def place_statistics(
     return mean, deviation
 
 
+def places(x: Tensor, z: Tensor | None, count: int) -> Tensor:
+    """Which of `count` slice indices each slice of x (B, ...) is compared at, (B,): its own, or the last; the first where z is None."""
+    place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
+    return place.clamp(max=count - 1)
+
+
 class Referenced(AnomalyModel):
     """A trained detector whose map is measured against the maps of healthy scans at the same place of the atlas.
 
@@ -94,10 +100,9 @@ class Referenced(AnomalyModel):
         self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        place = torch.zeros(len(x), dtype=torch.long, device=x.device) if z is None else z.to(x.device)
         seen = self._seen(x, mask, z)
         mean, deviation = (self.get_buffer(name).unflatten(0, (-1, seen.shape[1])) for name in ("mean", "deviation"))
-        place = place.clamp(max=len(mean) - 1)
+        place = places(x, z, len(mean))
         mean, deviation = mean[place], deviation[place]
         found = {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
         return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(1, keepdim=True) * mask
