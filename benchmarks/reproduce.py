@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.compare import kind_of
 from pipelines.config import ROOT, read_yaml
 
 
 def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[str]:
     """ "model.key=value" of every setting that concerns one of the models."""
-    concerned = {"all", *models, *(m.partition("@")[0] for m in models)}
+    concerned = {"all", *models, *(kind_of(m) for m in models)}
     return [f"{model}.{key}={value}" for model, own in settings.items() if model in concerned for key, value in own.items()]
 
 

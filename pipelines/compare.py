@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from pipelines.config import ConfigError, load_run_config
+from pipelines.config import ConfigError, RunConfig, load_run_config, read_config
 from preprocessing.scans import InputError, nearest, write_atomic, write_table
 
 if TYPE_CHECKING:
     from models.base import AnomalyModel
-    from pipelines.config import Protocol, RunConfig
+    from pipelines.config import Protocol
 
 log = logging.getLogger("norma")
 
@@ -106,16 +106,16 @@ def kind_of(name: str) -> str:
     return name.partition("@")[0]
 
 
-def share_training(config: RunConfig, folder: Path, others: Iterable[Path]) -> None:
+def share_training(config: RunConfig, about: dict[str, str], folder: Path, others: Iterable[Path]) -> None:
     """Give a new run the last checkpoint of another run that was trained in the same way, whatever its map, reference or scores.
 
-    Training then finds every stage done.
+    In the same way: with the same settings of all that happens up to the weights, on the data that `about` describes. Training then
+    finds every stage done.
     """
     import shutil
 
     from models import model_class
-    from pipelines.config import RunConfig as Config
-    from pipelines.config import read_yaml, validate
+    from pipelines.runs import read_json
 
     if (folder / "config.yaml").is_file():
         return
@@ -128,7 +128,11 @@ def share_training(config: RunConfig, folder: Path, others: Iterable[Path]) -> N
 
     for other in others:
         finished = (other / "weights.pt").is_file() and (other / "checkpoints" / "last.pt").is_file()
-        if finished and trained_by(validate(Config, read_yaml(other / "config.yaml"), other / "config.yaml")) == trained_by(config):
+        if (
+            finished
+            and read_json(other / "run.json").get("data_digest") == about["data_digest"]
+            and trained_by(read_config(RunConfig, other / "config.yaml")) == trained_by(config)
+        ):
             (folder / "checkpoints").mkdir(exist_ok=True)
             for name in ("metrics.csv", "checkpoints/last.pt"):
                 shutil.copyfile(other / name, folder / name)
@@ -196,7 +200,7 @@ def compare(
     from pipelines.evaluate import evaluate
     from pipelines.pages import comparison_page
     from pipelines.runs import load_run, plain, versions, write_json, write_rows
-    from pipelines.train import cohort_rows, train
+    from pipelines.train import about_data, cohort_rows, train
 
     folds, name = out / "folds", name or test.name
     if protocol.folds:
@@ -210,7 +214,8 @@ def compare(
         for unit in units(protocol, model_class(config.name), folds):
             folder = cli.writable_folder(out / model / unit.name)
             own = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
-            share_training(own, folder, [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name])
+            about = about_data(data, cohort_rows(data, unit.splits))
+            share_training(own, about, folder, [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name])
             train(own, data, folder, unit.splits)
             run = load_run(folder, accelerator)
             first_run = run if not kept else first_run

@@ -269,6 +269,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_config(kind: type[Any], path: Path) -> Any:
+    """A config of `kind` from the YAML file that holds it; ConfigError where it is none."""
+    return validate(kind, read_yaml(path), path)
+
+
 def write_yaml(config: BaseModel) -> str:
     """A config as YAML text that reads back to the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -126,11 +126,11 @@ def test_rows(run: Run, data: Path) -> list[dict[str, str]]:
 
     InputError where the data were preprocessed in another way, hold no test scan, or one that the run has learned from.
     """
-    from pipelines.config import Recipe, read_yaml, validate
+    from pipelines.config import Recipe, read_config
     from pipelines.runs import read_json
     from pipelines.train import cohort_rows
 
-    recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
+    recipe = read_config(Recipe, data / "recipe.yaml")
     other = [name for name in SHAPING if getattr(recipe, name) != getattr(run.recipe, name)]
     if other:
         raise InputError(

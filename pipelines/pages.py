@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.config import Recipe
+
 if TYPE_CHECKING:
     from evaluation.report import Section
     from pipelines.runs import Run
@@ -76,7 +78,7 @@ def claim(result: dict[str, Any]) -> list[list[str]]:
     """The items of the CLAIM checklist (Mongan et al. 2020) that a run can fill in by itself."""
     training, config, summary, recipe = result["training"], result["config"], result["summary"], result["recipe"]
     augmentation = {k: v for k, v in config["augmentation"].items() if v}
-    modality = "+".join([recipe["modality"], *(s["modality"] for s in recipe.get("sequences", []))])
+    modality = Recipe(**recipe).name
     return [
         ["data sources", f"{result['data']} for the test, {training.get('data', '-')} for training"],
         [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_yaml, validate
+from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_config, read_yaml, validate
 from preprocessing.scans import InputError, file_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -199,8 +199,8 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
     for name in ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}, so this is no finished run; finish it with 'make train'.")
-    config = validate(RunConfig, read_yaml(folder / "config.yaml"), folder / "config.yaml")
-    recipe = validate(Recipe, read_yaml(folder / "recipe.yaml"), folder / "recipe.yaml")
+    config = read_config(RunConfig, folder / "config.yaml")
+    recipe = read_config(Recipe, folder / "recipe.yaml")
     device = pick_device(accelerator)
     model = build_detector(config, build_model(config, recipe))
     try:

@@ -322,14 +322,14 @@ def _without_blend(plan: Plan, rows: Sequence[dict[str, str]]) -> Plan:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.config import read_yaml
+    from pipelines.config import Recipe, read_config
 
     data, plan = Path(arguments.data), make_plan(arguments)
     rows = healthy_test_rows(data)
     plan = _without_blend(plan, rows)
-    recipe = read_yaml(data / "recipe.yaml")
-    modality = recipe.get("modality", "")
-    if recipe.get("sequences") or recipe.get("channels", 1) > 1:
+    recipe = read_config(Recipe, data / "recipe.yaml")
+    modality = recipe.modality
+    if len(recipe.suffixes) > 1:
         raise InputError(
             f"{data}: its scans have several channels, and a lesion is planted in one image; preprocess MODALITY={modality} alone."
         )

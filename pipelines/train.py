@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import cli
-from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_yaml, validate, write_yaml
+from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_config, write_yaml
 from preprocessing.scans import SPLITS, InputError, read_table, write_atomic, write_table
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     abnormal = [r for r in val_rows if r["label"] == "abnormal"]
     tune_rows = abnormal + [r for r in rows if r["split"] == "tune"]
     ill = {r["id"] for r in rows if r["label"] == "abnormal"}
-    about = _about(data, rows)
-    recipe = validate(Recipe, read_yaml(data / "recipe.yaml"), data / "recipe.yaml")
+    about = about_data(data, rows)
+    recipe = read_config(Recipe, data / "recipe.yaml")
     if _finished(run, config, about):
         log.info("%s: finished before with this config and data; nothing to do.", run)
         return
@@ -235,7 +235,7 @@ def _write_voxels(healthy: VoxelHistogram, run: Path) -> None:
     write_atomic(run / "healthy_voxels.npz", buffer.getvalue())
 
 
-def _about(data: Path, rows: list[dict[str, str]]) -> dict[str, str]:
+def about_data(data: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     """Which data a run is trained on: the folder and the digest of its training, validation and labelled rows."""
     lines = [f"{r['id']} {r['split']} {r['image']}" for r in rows if r["split"] != "test"]
     return {"data": str(data), "data_digest": sha256("\n".join(sorted(lines)).encode()).hexdigest()}
@@ -247,7 +247,7 @@ def _finished(run: Path, config: RunConfig, about: dict[str, str]) -> bool:
 
     if not (run / "config.yaml").is_file():
         return False
-    other = validate(RunConfig, read_yaml(run / "config.yaml"), run / "config.yaml")
+    other = read_config(RunConfig, run / "config.yaml")
     before = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if other != config or before.get("data_digest", "") != about["data_digest"]:
         what = "settings" if other != config else "data"

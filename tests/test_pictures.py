@@ -263,6 +263,17 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert "Model vae_kl@own" in (tmp_path / "alone" / "heads_comparison.html").read_text()
     again = json.loads((tmp_path / "alone" / "heads_vae_kl@own.json").read_text())
     assert [s["score"] for s in again["scans"]] == scores[2]
+    from pipelines.compare import share_training
+    from pipelines.config import RunConfig, read_config
+    from pipelines.runs import read_json
+
+    donor, fresh = tmp_path / "vae_kl" / "repeat-0_fold-1", tmp_path / "fresh"
+    config, about = read_config(RunConfig, donor / "config.yaml"), read_json(donor / "run.json")
+    fresh.mkdir()
+    share_training(config, about | {"data_digest": "of other data"}, fresh, [donor])
+    assert not any(fresh.iterdir())
+    share_training(config, about, fresh, [donor])
+    assert (fresh / "checkpoints" / "last.pt").is_file()
 
 
 def test_a_deleted_run_alone_is_made_again(compared):
