@@ -34,16 +34,16 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair|picture or t1+flair, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n]; without IN the demo cohort
+preprocess: .venv/installed ## IN= scans, MODALITY=ct|t1|t2|flair|picture or t1+flair, OUT= [TEMPLATE= FORMAT=nifti WORKERS=n EXECUTOR=slurm]; without IN the demo cohort
 	$(if $(IN),,$(PY) -m pipelines.cohort --out $(DEMO)/cohort --seed $(SEED))
-	$(PY) -m pipelines.preprocess --input $(or $(IN),$(DEMO)/cohort/cohort.tsv) --modality $(MODALITY) --out $(or $(OUT),$(if $(IN),work/$(MODALITY),$(DEMO)/data)) --workers $(WORKERS) --seed $(SEED) $(if $(TEMPLATE),--template $(TEMPLATE)) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
+	$(PY) -m pipelines.preprocess --input $(or $(IN),$(DEMO)/cohort/cohort.tsv) --modality $(MODALITY) --out $(or $(OUT),$(if $(IN),work/$(MODALITY),$(DEMO)/data)) --workers $(WORKERS) $(if $(EXECUTOR),--executor $(EXECUTOR)) --seed $(SEED) $(if $(TEMPLATE),--template $(TEMPLATE)) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
 
 train: .venv/installed ## MODEL=vae_cr DATA= OUT of preprocess [OUT= PRESET=small ARGS="key=value"]; without DATA the demo cohort, small
 	$(if $(DATA),,test -f $(DEMO)/data/scans.tsv || $(MAKE) preprocess IN= OUT= MODALITY=t1 ARGS=)
 	$(PY) -m pipelines.train --model $(MODEL) --data $(or $(DATA),$(DEMO)/data) $(if $(or $(OUT),$(if $(DATA),,x)),--out $(or $(OUT),runs/demo/$(MODEL))) $(if $(or $(PRESET),$(if $(DATA),,small)),--preset $(or $(PRESET),small)) $(ARGS)
 
-infer: .venv/installed ## RUN= run folder, IN= scan, folder or table, OUT= [THRESHOLD=]
-	$(PY) -m pipelines.infer --run $(RUN) --input $(IN) --out $(OUT) $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(ARGS)
+infer: .venv/installed ## RUN= run folder, IN= scan, folder or table, OUT= [THRESHOLD= WORKERS=n EXECUTOR=slurm]
+	$(PY) -m pipelines.infer --run $(RUN) --input $(IN) --out $(OUT) --workers $(WORKERS) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= run folder, DATA= OUT of preprocess [OUT= POINT=share|conformal|quantile=0.95|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate --run $(RUN) --data $(DATA) $(if $(OUT),--out $(OUT)) $(if $(POINT),--point $(POINT)) $(ARGS)

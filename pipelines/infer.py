@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import cli
+from pipelines import cli, spread
 from preprocessing.scans import SUFFIXES, InputError, Scan, ScanError, save_nifti, write_table
 
 if TYPE_CHECKING:
     import nibabel as nib
 
+    from pipelines.preprocess import Prepared
     from pipelines.runs import Run
     from pipelines.scoring import NativeMap
 
-log = logging.getLogger("norma")
 NOTICE = "Research software, not a medical device; not for diagnosis."
 COLUMNS = ("id", "image", "status", "score", "percentile", "anomalous_ml", "components", "flags", "reason")
 
 
-def infer_scan(run: Run, scan: Scan, threshold: float) -> tuple[nib.Nifti1Image, nib.Nifti1Image, dict[str, Any]]:
-    """Mask (uint8) and map (float32) on the grid of a raw scan, and its report; raises ScanError for a scan that cannot be trusted."""
-    from pipelines.preprocess import prepare
+@dataclass(frozen=True)
+class Job:
+    """What every scan of a command is scored by. `digest` is of the run's weights and of all settings: same digest, same result."""
+
+    run: Path
+    out: Path
+    threshold: float
+    digest: str
+    accelerator: str = "auto"
+
+    @property
+    def loaded(self) -> Run:
+        return loaded(self.run, self.accelerator)
+
+
+def loaded(run: Path, accelerator: str) -> Run:
+    """A run, read once per process while its weights are the same file."""
+    weights = run / "weights.pt"
+    return _read(run, accelerator, weights.stat().st_mtime_ns if weights.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _read(run: Path, accelerator: str, stamp: int) -> Run:
+    from pipelines.runs import load_run
+
+    return load_run(run, accelerator)
+
+
+def infer_scan(run: Run, scan: Scan, threshold: float, p: Prepared) -> tuple[nib.Nifti1Image, nib.Nifti1Image, dict[str, Any]]:
+    """Mask (uint8) and map (float32) on the grid of a raw scan that was prepared, and its report."""
     from pipelines.scoring import cut, native_map
 
-    p = prepare(scan, run.recipe)
     native = native_map(run.model, run.config, p.image, p.mask, p.affine, p.world, p.native.shape, p.native.affine, run.device)
     mask = cut(native, threshold, run.config.postprocess)
     report = _report(run, scan, threshold, native, mask, p.world)
@@ -91,36 +119,54 @@ def save_results(out: Path, scan: Scan, mask: nib.Nifti1Image, anomaly_map: nib.
     write_json(out / f"{scan.id}_report.json", report)
 
 
-def attempt(run: Run, scan: Scan, out: Path, threshold: float, digest: str) -> dict[str, Any]:
-    """Score one scan into `out`; a scan that fails gets a report "not scored" that says why, and never a mask."""
-    from pipelines.preprocess import RefusedScan, channel_files
-    from pipelines.runs import read_json, write_json
+def begin(scan: Scan, job: Job) -> tuple[str, dict[str, Any], Prepared | None]:
+    """A scan's fingerprint and its report where it was scored before, or else what `prepare` makes of it; raises ScanError."""
+    from pipelines.preprocess import channel_files, prepare
+    from pipelines.runs import read_json
     from preprocessing.scans import file_digest
 
-    path, problem = out / f"{scan.id}_report.json", ""
+    recipe, path = job.loaded.recipe, job.out / f"{scan.id}_report.json"
+    key = ":".join([job.digest, *(file_digest(p) for p in channel_files(scan, recipe))])
+    done = read_json(path) if path.is_file() else {}
+    if done.get("fingerprint") == key and (done["status"] != "scored" or (job.out / f"{scan.id}_mask.nii.gz").is_file()):
+        return key, done, None
+    return key, {}, prepare(scan, recipe)
+
+
+def attempt(scan: Scan, job: Job, begun: Callable[[], tuple[str, dict[str, Any], Prepared | None]] | None = None) -> dict[str, Any]:
+    """Score one scan; one that fails gets a report "not scored" that says why, and never a mask.
+
+    `begun` gives what `begin` made of the scan, where that was called already.
+    """
+    from pipelines.preprocess import RefusedScan
+
     try:
-        key = ":".join([digest, *(file_digest(p) for p in channel_files(scan, run.recipe))])
-        done = read_json(path) if path.is_file() else {}
-        if done.get("fingerprint") == key and (done["status"] != "scored" or (out / f"{scan.id}_mask.nii.gz").is_file()):
+        key, done, prepared = begun() if begun else begin(scan, job)
+        if done or not prepared:
             return done
-        mask, anomaly_map, report = infer_scan(run, scan, threshold)
-        save_results(out, scan, mask, anomaly_map, report | {"fingerprint": key})
+        mask, anomaly_map, report = infer_scan(job.loaded, scan, job.threshold, prepared)
+        save_results(job.out, scan, mask, anomaly_map, report | {"fingerprint": key})
         return report
     except OSError as error:
         if error.errno in (28, 13, 30):  # disk full, no permission, read-only: no scan's fault
             raise
-        problem, checks = cli.error_sentence(error), []
+        return not_scored(scan, job, cli.error_sentence(error))
     except RefusedScan as error:
-        problem, checks = str(error), [c.row() for c in error.checks]
+        return not_scored(scan, job, str(error), [c.row() for c in error.checks])
     except ScanError as error:
-        problem, checks = str(error), []
+        return not_scored(scan, job, str(error))
     except (RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError, IndexError) as error:
-        problem, checks = f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", []
-    for name in ("mask", "map"):  # an older result of this name would be taken for this scan's
-        (out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
-    report = {"id": scan.id, "image": str(scan.image), "status": "not scored", "reason": problem, "checks": checks, "notice": NOTICE}
-    write_json(path, report)
-    log.warning("not scored: %s", problem)
+        return not_scored(scan, job, f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}")
+
+
+def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The report of a scan that could not be scored, written in the place of any older result of its name."""
+    from pipelines.runs import write_json
+
+    for name in ("mask", "map"):  # an older result would be taken for this scan's
+        (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
+    report = {"id": scan.id, "image": str(scan.image), "status": "not scored", "reason": reason, "checks": list(checks), "notice": NOTICE}
+    write_json(job.out / f"{scan.id}_report.json", report)
     return report
 
 
@@ -142,8 +188,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from pipelines import infer  # workers know this module by its name, not as __main__
     from pipelines.preprocess import list_scans
-    from pipelines.runs import load_run
 
     if not Path(arguments.run).is_dir():
         raise InputError(f"{arguments.run}: no such run folder; train one with 'make train'.")
@@ -151,17 +197,30 @@ def main(arguments: argparse.Namespace) -> int:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM folder.")
     out = cli.writable_folder(arguments.out)
-    run = load_run(arguments.run, arguments.accelerator)
-    with tempfile.TemporaryDirectory(prefix="norma-dicom-") as folder:
+    run = infer.loaded(Path(arguments.run), arguments.accelerator)
+    with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=out if arguments.executor else None) as folder:
         scans, lost = list_scans(source, run.recipe.name, Path(folder))
+        if arguments.dry_run:
+            print(spread.preview(arguments.executor, arguments.workers, len(scans)))
+            return cli.OK
         threshold = run.threshold if arguments.threshold is None else arguments.threshold
         weights = (run.folder / "weights.pt").read_bytes()
         digest = sha256(weights + f"{threshold} {run.config!r} {run.recipe!r}".encode()).hexdigest()
-        reports = []
+        job, reports = infer.Job(run.folder, out, threshold, digest, arguments.accelerator), []
+        if arguments.executor or arguments.workers > 1:
+            results = spread.each(partial(infer.attempt, job=job), scans, arguments.executor, arguments.workers)
+        else:
+            results = ((scan, attempt(scan, job, begun), "") for scan, begun in spread.one_ahead(partial(begin, job=job), scans))
+        bar = tqdm(results, total=len(scans), desc="infer", unit="scan")
         try:
-            for scan in tqdm(scans, desc="infer", unit="scan"):
-                reports.append(attempt(run, scan, out, threshold, digest))
+            for scan, result, lost_because in bar:
+                report = result or not_scored(scan, job, f"{scan.image}: {lost_because}")
+                reports.append(report)
+                if report["status"] != "scored":
+                    tqdm.write(f"not scored: {report['reason']}", file=bar.fp)
         finally:
+            order = {s.id: i for i, s in enumerate(scans)}
+            reports.sort(key=lambda r: order[r["id"]])
             reports += [{"id": name, "status": "not scored", "reason": reason} for name, reason in lost.items()]
             write_table(out / "scores.tsv", [score_row(r) for r in reports], COLUMNS)
     failed = sum(r["status"] != "scored" for r in reports)
@@ -186,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--input", required=True, help=f"scan, folder, BIDS folder ({', '.join(SUFFIXES.values())}), table or DICOM folder")
     p.add_argument("--out", required=True, help="output folder")
     p.add_argument("--threshold", type=positive, help="cut maps here instead of at the run's threshold")
+    spread.add_arguments(p)
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import cli
+from pipelines import cli, spread
 from pipelines.config import Intensity, Recipe, Series, load_recipe, write_yaml
 from pipelines.runs import read_json, versions, write_json
 from preprocessing import brain, dicom, intensity, quality, register, slices
@@ -351,64 +349,24 @@ def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_
     write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask))
 
 
-def attempt(
-    scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
-) -> tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]:
-    """`process` that answers (scan, sidecar, None) or (scan, None, failure) instead of raising for a bad scan."""
+def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """`process` that answers (sidecar, None) or (None, failure) instead of raising for a bad scan."""
     try:
-        return scan, process(scan, recipe, out, formats), None
+        return process(scan, recipe, out, formats), None
     except OSError as error:
         if error.errno in (28, 13, 30):  # disk full, no permission, read-only: no scan's fault
             raise
-        return scan, None, {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
+        return None, {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
     except RefusedScan as error:
         if error.picture is not None:
             low, high = np.percentile(error.picture[0], (1, 99.5))
             shown = np.clip((error.picture[0] - low) / max(high - low, 1e-6), 0, 1)
             _picture(out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)")
-        return scan, None, {"reason": str(error), "checks": [c.row() for c in error.checks]}
+        return None, {"reason": str(error), "checks": [c.row() for c in error.checks]}
     except ScanError as error:
-        return scan, None, {"reason": str(error), "checks": []}
+        return None, {"reason": str(error), "checks": []}
     except (RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError, ValueError, KeyError, IndexError) as error:
-        return scan, None, {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
-
-
-def set_threads(threads: int) -> None:
-    """Threads of everything that a worker runs; called before the heavy imports."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def process_all(scans: Sequence[Scan], recipe: Recipe, out: Path, formats: Sequence[str] = (), workers: int = 1) -> Iterator[tuple]:
-    """`attempt` for every scan, `workers` at a time, as they finish; a worker that dies costs its scan alone."""
-    if workers <= 1:
-        for scan in scans:
-            yield attempt(scan, recipe, out, formats)
-        return
-    import multiprocessing
-
-    waiting, lives = list(scans), {s.id: 2 for s in scans}
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    while waiting:
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), set_threads, (threads,))
-        jobs = {pool.submit(attempt, s, recipe, out, formats): s for s in waiting}
-        waiting = []
-        try:
-            for job in as_completed(jobs):
-                scan = jobs[job]
-                try:
-                    yield job.result()
-                except BrokenProcessPool:
-                    lives[scan.id] -= 1
-                    if lives[scan.id]:
-                        waiting.append(scan)
-                    else:
-                        yield scan, None, {"reason": f"{scan.image}: the worker process died twice (out of memory?).", "checks": []}
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return None, {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
 
 
 def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str] = ()) -> None:
@@ -529,13 +487,20 @@ def main(arguments: argparse.Namespace) -> int:
         notes.append("Scans without a label in train and val are taken as healthy.")
     for note in notes:
         log.info(note)
-    results = []
-    bar = tqdm(process_all(scans, recipe, out, arguments.format, arguments.workers), total=len(scans), desc="preprocess", unit="scan")
+    from pipelines import preprocess  # workers know this module by its name, not as __main__
+
+    if arguments.dry_run:
+        print(spread.preview(arguments.executor, arguments.workers, len(scans)))
+        return cli.OK
+    results: list[tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]] = []
+    work = partial(preprocess.attempt, recipe=recipe, out=out, formats=arguments.format)
+    bar = tqdm(spread.each(work, scans, arguments.executor, arguments.workers), total=len(scans), desc="preprocess", unit="scan")
     try:
-        for result in bar:
-            results.append(result)
-            if result[2]:
-                tqdm.write(f"left out: {result[2]['reason']}", file=bar.fp)
+        for scan, result, lost_because in bar:
+            side, failure = result or (None, {"reason": f"{scan.image}: {lost_because}", "checks": []})
+            results.append((scan, side, failure))
+            if failure:
+                tqdm.write(f"left out: {failure['reason']}", file=bar.fp)
     finally:
         order = {s.id: i for i, s in enumerate(scans)}
         results.sort(key=lambda r: order[r[0].id])
@@ -558,7 +523,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="output folder; a second run skips what is unchanged")
     p.add_argument("--template", help="skull-stripped NIfTI to use as atlas instead of ICBM152")
     p.add_argument("--format", action="append", default=[], choices=["nifti"], help="also write one NIfTI per slice")
-    p.add_argument("--workers", type=int, default=1, help="scans at a time")
+    spread.add_arguments(p)
     p.add_argument("--seed", type=int, default=0, help="for the splits, where the input has none")
     p.add_argument("overrides", nargs="*", help="recipe settings such as brain=none or n4=true")
     return p
