@@ -89,7 +89,7 @@ def measure(scan: Path, modality: str, model_name: str) -> list[dict[str, Any]]:
         rows = [{"scan": "scan", "subject": "scan", "split": "train", "row": i, "z": k} for i, k in enumerate(z)]
         slices.write_index(Path(folder), rows)
         data = SliceDataset(Path(folder), ["scan"], config.image_size, config.augmentation)
-        batch = call("load and augment 64", lambda: data.collate([data[(i % len(data), i)] for i in range(64)]))
+        batch = call("load and augment 64", lambda: data.batch([(i % len(data), i) for i in range(64)]))
     model = build_model(config)
     update = model.updates(model.stages[-1])[0]
     call("training step of 64", lambda: update.loss(batch)["loss"].backward())

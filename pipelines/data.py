@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from monai import transforms as mt
 from monai.data import Dataset, set_track_meta
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from pipelines.augment import augment, crop
 from preprocessing.slices import SliceStore, VolumeStore
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
-    Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z": int, "seed": int, "label": 1 for
-    a slice of a scan named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth`
-    axial slices before it is resized: (C, X, Y, Z), and "z" is 0. `collate` makes a batch of them, augmented, and cut to patches where
-    asked for.
+    Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z", "seed", "label": 1 for a slice of a scan
+    named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth` axial slices before
+    it is resized: (C, X, Y, Z), and "z" is 0. `batch` reads several at once, augmented, and cut to patches where asked for.
     """
 
     def __init__(
@@ -44,18 +44,25 @@ class SliceDataset(Dataset):
         super().__init__(cast(Any, items), transform=chain(image_size))
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
-        set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
-        index, seed = item
-        label = int(self.data.scan_of(index) in self.abnormal)  # type: ignore[attr-defined]
-        sample = cast(dict[str, Any], self.transform(self.data[index]))
-        return {"image": sample["image"] * sample["mask"], "mask": sample["mask"], "z": sample["z"], "seed": seed, "label": label}
+        return {key: value[0] for key, value in self._read([item]).items()}
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of items; with several loader workers this runs in them."""
-        batch = default_collate(samples)
-        if self.augmentation and samples:
+    def batch(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of (index, seed); with several loader workers this runs in them."""
+        batch = self._read(items)
+        if self.augmentation:
             batch = augment(batch, self.augmentation)
         return crop(batch, self.patch_size) if self.patch_size else batch
+
+    __getitems__ = batch  # what a DataLoader asks for
+
+    def _read(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        stored = cast(SliceStore | VolumeStore, self.data)
+        found = [stored[i] for i, _ in items]
+        images, masks = (torch.from_numpy(np.stack([s[k] for s in found])) for k in ("image", "mask"))
+        image, mask = resize(images, masks, cast(mt.Compose, self.transform))
+        numbers = {"z": [s["z"] for s in found], "seed": [s for _, s in items]}
+        numbers["label"] = [int(stored.scan_of(i) in self.abnormal) for i, _ in items]
+        return {"image": image, "mask": mask} | {k: torch.tensor(v) for k, v in numbers.items()}
 
 
 def chain(image_size: tuple[int, ...]) -> mt.Compose:
@@ -64,20 +71,23 @@ def chain(image_size: tuple[int, ...]) -> mt.Compose:
     return mt.Compose([mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))])
 
 
+def resize(image: Tensor, mask: Tensor, transform: mt.Compose) -> tuple[Tensor, Tensor]:
+    """Images (B, C, ...) and masks (B, 1, ...) of any type by a `chain`, all at once, float32; images 0 outside their masks."""
+    set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
+    small = transform({"image": image.flatten(0, 1).float(), "mask": mask[:, 0].float()})  # samples stand where channels would
+    inside = small["mask"][:, None]
+    return small["image"].unflatten(0, image.shape[:2]) * inside, inside
+
+
 def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Image (X, Y, Z[, C]) and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, C, H, W), (Z, 1, H, W).
 
     With three numbers in `image_size` the whole volume, (1, C, X, Y, Z) and (1, 1, X, Y, Z).
     """
-    set_track_meta(False)
-    channels, inside = image.reshape(*mask.shape, -1).astype(np.float32), mask.astype(np.float32)
-    if len(image_size) == 3:
-        small = chain(image_size)({"image": channels.transpose(3, 0, 1, 2), "mask": inside[None]})
-        return (small["image"] * small["mask"])[None], small["mask"][None]
-    slices = channels.transpose(2, 3, 0, 1)
-    small = chain(image_size)({"image": slices.reshape(-1, *mask.shape[:2]), "mask": inside.transpose(2, 0, 1)})
-    small_mask = small["mask"][:, None]  # slices, and the channels of each, stood where channels would
-    return small["image"].reshape(*slices.shape[:2], *small_mask.shape[2:]) * small_mask, small_mask
+    channels, inside = torch.from_numpy(image.reshape(*mask.shape, -1)), torch.from_numpy(mask)[..., None]
+    order = (3, 0, 1, 2) if len(image_size) == 3 else (2, 3, 0, 1)
+    images, masks = (v.permute(order) for v in (channels, inside))
+    return resize(images[None], masks[None], chain(image_size)) if len(image_size) == 3 else resize(images, masks, chain(image_size))
 
 
 class Batches:
@@ -111,7 +121,11 @@ class Batches:
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of an epoch, read as they are asked for."""
         workers = self.loop.loader_workers
-        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=workers, collate_fn=self.dataset.collate)
+        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=workers, collate_fn=_as_it_is)
 
     def length(self) -> int:
         return len(self.plan(0))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

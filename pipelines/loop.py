@@ -247,7 +247,7 @@ def _report(
         writer.add_scalar(f"{stage}/{key}", value, epoch)
     lines = ["stage,epoch,name,value", *(f"{s},{e},{k},{v:.8g}" for s, e, k, v in history)]
     write_atomic(run / "metrics.csv", "\n".join(lines) + "\n")
-    shown = val.collate([val[(int(i), 0)] for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)])
+    shown = val.batch([(int(i), 0) for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)])
     image, mask, z = (shown[k].to(fabric.device) for k in ("image", "mask", "z"))
     model.eval()
     with torch.no_grad():

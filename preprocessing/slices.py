@@ -1,7 +1,8 @@
-"""Axial slices: which to keep, the memory-mapped store that training reads, export as NIfTI."""
+"""Axial slices: which to keep, the store that training reads, export as NIfTI."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from preprocessing.scans import InputError, atomic, read_table, save_nifti, write_table
 
+OPEN = 64  # scans whose files stay open
 INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
 
 
@@ -48,10 +50,11 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
 
 
 class SliceStore:
-    """Slices of a preprocessed cohort, or of the `scans` named: rows of the index, arrays read through the memory map.
+    """Slices of a preprocessed cohort, or of the `scans` named: rows of the index, and arrays that are read slice by slice.
 
-    `store[i]` gives {"image": (C, X, Y) float32 in [0, 1], "mask": (1, X, Y) float32 of 0 and 1, "z": int}. Raises InputError where
-    the folder holds no index.
+    `store[i]` gives {"image": (C, X, Y) float16 in [0, 1], "mask": (1, X, Y) uint8 of 0 and 1, "z": int}, as stored. What it holds in
+    memory is 12 bytes a slice; files are read where the slice lies, by any number of processes. Raises InputError where the folder
+    holds no index.
     """
 
     def __init__(self, folder: Path, scans: Collection[str] | None = None) -> None:
@@ -62,11 +65,12 @@ class SliceStore:
         rows = [(r["scan"], int(r["row"]), int(r["z"])) for r in read_table(index) if scans is None or r["scan"] in scans]
         self.scans = sorted({row[0] for row in rows})
         number = {scan: i for i, scan in enumerate(self.scans)}
-        self.places = np.array([(number[scan], row, z) for scan, row, z in rows], np.int32).reshape(-1, 3)  # 12 bytes a slice
-        self._open = lru_cache(maxsize=64)(self._load)
+        self.places = np.array([(number[scan], row, z) for scan, row, z in rows], np.int32).reshape(-1, 3)
+        self._open = lru_cache(maxsize=OPEN)(self._files)
 
-    def _load(self, scan: str) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(np.load(self.folder / f"{scan}_{name}.npy", mmap_mode="r") for name in ("image", "mask"))
+    def _files(self, scan: int) -> tuple[_Rows, _Rows]:
+        base = self.folder / self.scans[scan]
+        return _Rows(Path(f"{base}_image.npy")), _Rows(Path(f"{base}_mask.npy"))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,25 +80,42 @@ class SliceStore:
         return self.scans[self.places[i][0]]
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        scan, row, z = self.places[i]
-        image, mask = self._open(self.scans[scan])
-        return {"image": image[row].astype(np.float32), "mask": mask[row].astype(np.float32), "z": int(z)}
+        scan, row, z = self.places[i].tolist()
+        image, mask = self._open(scan)
+        return {"image": image.read(row), "mask": mask.read(row), "z": z}
 
     def volume(self, scan: int, depth: int) -> dict[str, np.ndarray]:
         """All slices of the `scan`-th scan at their places in a grid of `depth` axial slices, (C, X, Y, depth); 0 where none is stored."""
         _, rows, z = self.places[self.places[:, 0] == scan].T
         result = {}
-        for name, stored in zip(("image", "mask"), self._open(self.scans[scan]), strict=True):
-            result[name] = np.zeros((*stored.shape[1:], depth), np.float32)
-            result[name][..., z] = np.moveaxis(stored[rows], 0, -1)
+        for name, stored in zip(("image", "mask"), self._open(scan), strict=True):
+            result[name] = np.zeros((*stored.shape, depth), stored.dtype)
+            result[name][..., z] = np.stack([stored.read(row) for row in rows], -1)
         return result
 
-    def __getstate__(self) -> dict:  # open maps do not travel to loader workers
+    def __getstate__(self) -> dict:  # open files do not travel to loader workers
         return {k: v for k, v in self.__dict__.items() if k != "_open"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._open = lru_cache(maxsize=64)(self._load)
+        self._open = lru_cache(maxsize=OPEN)(self._files)
+
+
+class _Rows:
+    """The entries of a .npy file along its first axis, read one by one: no mapped memory that grows with what was seen."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the store lets go of it)
+        np.lib.format.read_magic(self.file)
+        shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        self.shape, self.start = shape[1:], self.file.tell()
+        self.size = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def read(self, row: int) -> np.ndarray:
+        found = os.pread(self.file.fileno(), self.size, self.start + row * self.size)
+        if len(found) < self.size:
+            raise InputError(f"{self.file.name}: ends before slice {row}; delete it and run 'make preprocess' again.")
+        return np.frombuffer(found, self.dtype).reshape(self.shape)
 
 
 class VolumeStore:

@@ -270,8 +270,8 @@ from pipelines.data import SliceDataset
 from pipelines.loop import fit
 from pipelines.runs import build_model
 class Double(SliceDataset):
-    def __getitem__(self, item):
-        return {k: v.double() if torch.is_tensor(v) else v for k, v in super().__getitem__(item).items()}
+    def _read(self, items):
+        return {k: v.double() if v.is_floating_point() else v for k, v in super()._read(items).items()}
 store, run, world, tiny = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 torch.set_num_threads(1)
 config = load_run_config("vae_cr", tiny)
@@ -337,7 +337,7 @@ def test_patches_come_from_the_brain_and_are_the_same_for_a_seed(store):
 
     data = SliceDataset(store, ["a"], (32, 32), patch_size=(12, 8))
     whole = SliceDataset(store, ["a"], (32, 32))
-    batch, twice = (data.collate([data[(s, s)] for s in range(20)]) for _ in range(2))
+    batch, twice = (data.batch([(s, s) for s in range(20)]) for _ in range(2))
     assert batch["image"].shape == batch["mask"].shape == (20, 1, 12, 8) and torch.equal(batch["image"], twice["image"])
     for seed in range(20):
         image, full = batch["image"][seed, 0], whole[(seed, 0)]

@@ -159,7 +159,11 @@ def test_slices_with_too_little_brain_are_dropped_and_the_rest_reads_back(tmp_pa
     np.testing.assert_allclose(val[1]["image"][0], image[:, :, 8], atol=1e-3)
     np.testing.assert_array_equal(val[1]["mask"][0], mask[:, :, 8])
     assert [val[i]["z"] for i in range(2)] == [7, 8]
-    assert isinstance(val._open("sub-02")[0], np.memmap)
+    assert val[0]["image"].dtype == np.float16 and val[0]["mask"].dtype == np.uint8
+    stored = tmp_path / "sub-02_image.npy"
+    stored.write_bytes(stored.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"sub-02_image\.npy: ends before slice 1; delete it"):
+        slices.SliceStore(tmp_path)[5]
     with pytest.raises(InputError, match=r"index\.tsv.*make preprocess"):
         slices.SliceStore(tmp_path / "elsewhere")
 

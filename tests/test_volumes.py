@@ -103,7 +103,7 @@ def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
     data = SliceDataset(store, ["a"], SHAPE, patch_size=(4, 6, 4), depth=9)
     item = data[(0, 0)]
     windows = item["image"][0].unfold(0, 4, 1).unfold(1, 6, 1).unfold(2, 4, 1)
-    batch, twice = (data.collate([data[(0, seed)] for seed in range(12)]) for _ in range(2))
+    batch, twice = (data.batch([(0, seed) for seed in range(12)]) for _ in range(2))
     assert batch["image"].shape == (12, 1, 4, 6, 4) and torch.equal(batch["image"], twice["image"])
     places = [(windows == one[0]).flatten(3).all(3).nonzero() for one in batch["image"]]
     assert all(len(p) == 1 for p in places) and len({tuple(p[0].tolist()) for p in places}) > 5
