@@ -119,8 +119,8 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
     atlas = register.load_atlas(recipe.template, recipe.grid)
     shown = _visible(np.asarray(work.dataobj), mask, recipe.intensity)
     world, loose = register.fit(shown, work.affine, atlas, spacing=recipe.registration_spacing)
-    image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None)
     in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
+    image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None, within=in_atlas)
     checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
     _demand(checks, scan, (image, in_atlas))
     scaled, worlds = [_scale(image, in_atlas, recipe.intensity)], []
@@ -130,7 +130,7 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
         covered = register.carry_mask(np.ones(other.shape, bool), other.affine, atlas.shape, atlas.affine, worlds[-1])
         its_checks += quality.coverage_checks(covered, in_atlas)
         checks += [replace(c, name=f"{series.modality}: {c.name}") for c in its_checks]
-        image = register.resample(np.asarray(other.dataobj), other.affine, atlas.shape, atlas.affine, worlds[-1], pad=None)
+        image = register.resample(np.asarray(other.dataobj), other.affine, atlas.shape, atlas.affine, worlds[-1], pad=None, within=in_atlas)
         _demand(checks, scan, (image, in_atlas), path)
         scaled.append(_scale(image, in_atlas, series.intensity))
     image = np.stack(scaled, -1) if worlds else scaled[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -243,18 +245,55 @@ def resample(
     *,
     order: int = 1,
     pad: float | None = 0.0,
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
     """Carry an array onto another grid in one interpolation.
 
     `affine` is the array's own, `target` that of the grid of `shape`; `world` (4x4) maps target world to source world.
     Order 1 for images (linear), 0 for masks (nearest neighbour). `pad` outside the source's voxel centres, or for None
     the nearest voxel. Any invertible affine will do, sheared ones too. Returns the dtype of `data`; not for bool.
+    Outside the box around `within` (bool, of `shape`) the result is `pad`, or 0, and costs nothing; nor does what comes from voxels that
+    are all `pad`.
     """
     from scipy import ndimage
 
     matrix = np.linalg.inv(affine) @ (np.eye(4) if world is None else world) @ target
     mode, value = ("nearest", 0.0) if pad is None else ("constant", pad)
-    return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=order, mode=mode, cval=value)
+    box = _box_of(within) if within is not None else [(0, n) for n in shape]
+    if pad is not None:
+        box = _overlap(box, _reach(_box_of(data != pad), np.linalg.inv(matrix)))
+    result = np.full(shape, value, data.dtype)
+    if all(low < high for low, high in box):
+        start = np.array([low for low, _ in box])
+        inner = ndimage.affine_transform(
+            data,
+            matrix[:3, :3],
+            matrix[:3, :3] @ start + matrix[:3, 3],
+            tuple(high - low for low, high in box),
+            order=order,
+            mode=mode,
+            cval=value,
+        )
+        result[tuple(slice(low, high) for low, high in box)] = inner
+    return result
+
+
+def _box_of(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and one past the last index of True along each axis; (0, 0) where there is none."""
+    axes = [np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
+    return [(int(i[0]), int(i[-1]) + 1) if i.size else (0, 0) for i in axes]
+
+
+def _reach(box: list[tuple[int, int]], matrix: np.ndarray) -> list[tuple[int, int]]:
+    """The box that holds all voxels within one voxel of `box`, after the voxel-to-voxel map `matrix` (4x4)."""
+    if any(low == high for low, high in box):
+        return [(0, 0)] * len(box)
+    corners = np.array(list(itertools.product(*((low - 1, high) for low, high in box)))) @ matrix[:3, :3].T + matrix[:3, 3]
+    return [(math.floor(low), math.ceil(high) + 1) for low, high in zip(corners.min(0), corners.max(0), strict=True)]
+
+
+def _overlap(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(max(low, other), min(high, end)) for (low, high), (other, end) in zip(a, b, strict=True)]
 
 
 def carry_mask(

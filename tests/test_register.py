@@ -187,3 +187,33 @@ def test_a_template_of_ones_own(tmp_path):
     assert atlas.mask.sum() == pytest.approx(22 * 30 * 27 * 8, rel=0.1)
     with pytest.raises(InputError, match=r"TEMPLATE.*no such file"):
         register.load_atlas(str(Path(tmp_path) / "absent.nii.gz"))
+
+
+def test_resampling_in_a_box_is_scipy_s_of_the_whole():
+    """Sheared grids, padding of any value, data that fill a part of theirs or none: what lies outside the box is padding."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    for trial in range(25):
+        shape, wanted = tuple(rng.integers(8, 24, 3)), tuple(rng.integers(8, 30, 3))
+        pad = float(rng.choice([0, -1024]))
+        data = np.full(shape, pad, np.float32)
+        low = [rng.integers(0, n // 2) for n in shape]
+        inside = tuple(slice(a, rng.integers(a + 1, n)) for a, n in zip(low, shape, strict=True))
+        if trial:  # the first holds nothing
+            data[inside] = 1 + rng.random(data[inside].shape)
+        affine = np.eye(4)
+        affine[:3] = rng.normal(size=(3, 4)) * (1, 1, 1, 3)
+        target = affine @ np.diag([0.7, 0.8, 0.9, 1])
+        target[:3, 3] += 2 * rng.normal(size=3)
+        matrix = np.linalg.inv(affine) @ target
+        whole = {"matrix": matrix[:3, :3], "offset": matrix[:3, 3], "output_shape": wanted}
+        for order in (0, 1):
+            expected = ndimage.affine_transform(data, order=order, mode="constant", cval=pad, **whole)
+            np.testing.assert_allclose(register.resample(data, affine, wanted, target, order=order, pad=pad), expected, atol=1e-3)
+        within = np.zeros(wanted, bool)
+        within[2:5, 3:4, 1:7] = True
+        expected = ndimage.affine_transform(data, order=1, mode="nearest", **whole)
+        got = register.resample(data, affine, wanted, target, pad=None, within=within)
+        np.testing.assert_allclose(got[within], expected[within], atol=1e-3)
+        assert not got[6:].any() and not got[:, :, 8:].any()
