@@ -133,12 +133,18 @@ class Stage(Closed):
 
 
 class Loop(Closed):
-    """What every stage shares. `batch_size` is the total over all processes."""
+    """What every stage shares. `batch_size` is the total over all processes.
+
+    `channels_last` lays out images and weights pixel by pixel, `compile` lets torch compile the networks; both change speed and last
+    digits alone, see docs/performance.md for what they bring.
+    """
 
     seed: int = 0
     batch_size: int = Field(64, ge=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip: float | None = Field(1.0, gt=0)
+    channels_last: bool = False
+    compile: bool = False
     loader_workers: int = Field(1, ge=0)
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)

@@ -40,6 +40,11 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
     checkpoints/best-<stage>.pt, metrics.csv, tensorboard/.
     """
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if config.loop.channels_last and len(config.image_size) == 2:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.loop.compile:
+        for network in model.children():  # in place, so that names of weights and the losses stay as they are
+            network.compile()
     module = fabric.setup_module(model)
     state = _resume(run / "checkpoints" / "last.pt", fabric)
     if "model" in state:  # even where every stage is done: what follows needs the weights
@@ -137,6 +142,8 @@ def _train_epoch(
     )
     for step, batch in enumerate(bar):
         batch = fabric.to_device(batch)
+        if config.loop.channels_last and batch["image"].dim() == 4:
+            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         torch.manual_seed(zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode()))  # dropout: the same after a resume
         for update, optimizer in zip(updates, steppers, strict=True):
             if step % update.every:

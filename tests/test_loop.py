@@ -383,3 +383,28 @@ def test_slice_scores_lie_in_their_slices(patch_size):
     config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(update={"patch_size": patch_size})
     got = slice_volume(Places(), config, image, brain, torch.device("cpu"))
     np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["loop.channels_last=true", "loop.compile=true"])
+def test_ways_to_be_faster_learn_the_same(store, tmp_path, setting):
+    """Weights after two stages differ in rounding alone, and the setting did reach the network."""
+    import torch._dynamo
+
+    plain = fit(store, tmp_path / "plain")
+    torch.manual_seed(0)
+    fresh = build_tiny()
+    torch._dynamo.utils.counters.clear()
+    other = fit(store, tmp_path / "other", setting)
+    apart = [float((a - b).detach().abs().max()) for a, b in zip(plain.parameters(), other.parameters(), strict=True)]
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(plain.parameters(), fresh.parameters(), strict=True)]
+    assert max(apart) < 0.1 * max(moved)
+    if "compile" in setting:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    else:
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in other.parameters() if p.dim() == 4)
+
+
+def build_tiny():
+    from pipelines.runs import build_model
+
+    return build_model(load_run_config("vae_cr", TINY))
