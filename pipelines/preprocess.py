@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
 log = logging.getLogger("norma")
+SHOWN = 200  # scans on quality.html at most
 STEPS_VERSION = 1  # raise when the steps change, so that nothing old is taken for done
 
 
@@ -272,28 +273,51 @@ def _scale(image: np.ndarray, mask: np.ndarray, how: Intensity) -> np.ndarray:
     return intensity.percentiles(image, mask, how.low, how.high, how.top)
 
 
+def sidecar_of(scan: Scan, out: Path) -> Path:
+    """The JSON that stands beside a preprocessed scan, and says how it was made and where its files are."""
+    return out / scan.subject / f"{scan.id}_preproc.json"
+
+
 def stem(scan_id: str, space: str) -> str:
     return f"{scan_id}_space-{space}"
 
 
+def inputs(scan: Scan, recipe: Recipe) -> list[Path]:
+    """Every file that a preprocessed scan is made of."""
+    more = [scan.brain_mask, Path(recipe.template) if recipe.template else None]
+    return [*channel_files(scan, recipe), *(p for p in more if p)]
+
+
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
-    """Digest of the inputs' bytes, the recipe and the version of the steps: same digest, same result."""
-    parts = [str(STEPS_VERSION), recipe.model_dump_json(), *(file_digest(p) for p in channel_files(scan, recipe))]
-    parts += [file_digest(scan.brain_mask)] if scan.brain_mask else []
-    parts += [file_digest(Path(recipe.template))] if recipe.template else []
-    return sha256("\n".join(parts).encode()).hexdigest()
+    """Digest of the recipe, the version of the steps and the bytes of all inputs: same digest, same result."""
+    return _joined(recipe, [file_digest(p) for p in inputs(scan, recipe)])
 
 
-def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> dict[str, Any]:
-    """Preprocess one scan into `out`; skip it where its sidecar has the same fingerprint. Returns the sidecar."""
+def _joined(recipe: Recipe, digests: Sequence[str]) -> str:
+    return sha256("\n".join([str(STEPS_VERSION), recipe.model_dump_json(), *digests]).encode()).hexdigest()
+
+
+def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> None:
+    """Preprocess one scan into `out`, its sidecar last; skip it where nothing has changed since: recipe, steps, and its files.
+
+    Files are the same by path, size and time, and else by their bytes.
+    """
     import nibabel as nib
 
     folder = out / scan.subject
-    sidecar = folder / f"{scan.id}_preproc.json"
-    digest = fingerprint(scan, recipe)
+    sidecar = sidecar_of(scan, out)
+    files_in = inputs(scan, recipe)
+    settings = _joined(recipe, [])
+    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files_in]
     done = read_json(sidecar) if sidecar.is_file() else {}
-    if done.get("fingerprint") == digest and set(formats) <= set(done["formats"]) and all((out / f).is_file() for f in done["files"]):
-        return done
+    complete = set(formats) <= set(done.get("formats", ())) and all((out / f).is_file() for f in done.get("files", ()))
+    if done and complete and (done.get("settings"), done.get("stamps")) == (settings, stamps):
+        return
+    digests = [file_digest(p) for p in files_in]
+    digest = _joined(recipe, digests)
+    if done and complete and done["fingerprint"] == digest:
+        write_json(sidecar, done | {"settings": settings, "stamps": stamps, "digest": digests[0]})
+        return
     prepared = prepare(scan, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / stem(scan.id, prepared.space)
@@ -325,6 +349,9 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
     _picture(files["picture"], channels[0], prepared.mask, f"{scan.id} {recipe.suffixes[0]}" if more else scan.id, prepared.outline)
     content = {
         "fingerprint": digest,
+        "settings": settings,
+        "stamps": stamps,
+        "digest": digests[0],
         "formats": list(formats),
         "files": [str(p.relative_to(out)) for p in files.values()],
         "image": str(files["image"].relative_to(out)),
@@ -339,7 +366,6 @@ def process(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) 
         "flags": prepared.flags,
     } | ({"further": more} if more else {})
     write_json(sidecar, content)
-    return json.loads(sidecar.read_text())
 
 
 def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_mask: np.ndarray | None = None) -> None:
@@ -349,44 +375,36 @@ def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_
     write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask))
 
 
-def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """`process` that answers (sidecar, None) or (None, failure) instead of raising for a bad scan."""
+def attempt(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> dict[str, Any] | None:
+    """`process` that answers a failure ({"reason", "checks"}) instead of raising for a bad scan, and None for a good one."""
     try:
-        return process(scan, recipe, out, formats), None
+        process(scan, recipe, out, formats)
+        return None
     except OSError as error:
         if error.errno in (28, 13, 30):  # disk full, no permission, read-only: no scan's fault
             raise
-        return None, {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
+        return {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
     except RefusedScan as error:
         if error.picture is not None:
             low, high = np.percentile(error.picture[0], (1, 99.5))
             shown = np.clip((error.picture[0] - low) / max(high - low, 1e-6), 0, 1)
             _picture(out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)")
-        return None, {"reason": str(error), "checks": [c.row() for c in error.checks]}
+        return {"reason": str(error), "checks": [c.row() for c in error.checks]}
     except ScanError as error:
-        return None, {"reason": str(error), "checks": []}
+        return {"reason": str(error), "checks": []}
     except (RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError, ValueError, KeyError, IndexError) as error:
-        return None, {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
+        return {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
 
 
-def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str] = ()) -> None:
-    """Write scans.tsv, failures.tsv, the slice index, recipe.yaml and quality.html from what `attempt` answered."""
-    good = [(scan, side) for scan, side, _ in results if side]
-    bad = [(scan, failure) for scan, _, failure in results if failure]
+def write_cohort(results: Sequence[tuple[Scan, dict[str, Any] | None]], recipe: Recipe, out: Path, notes: Sequence[str] = ()) -> None:
+    """Write scans.tsv, failures.tsv, the slice index, recipe.yaml and quality.html from (scan, failure or None).
+
+    Sidecars are read one at a time, so that memory holds a few numbers per scan.
+    """
+    good = [scan for scan, failure in results if not failure]
+    bad = [(scan, failure) for scan, failure in results if failure]
     (out / "slices").mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            **s.extra,
-            **scan_row(replace(s, extra={})),
-            "preproc": side["image"],
-            "brain": side["mask"],
-            "sidecar": f"{s.subject}/{s.id}_preproc.json",
-            "digest": file_digest(s.image),
-            "flags": "; ".join(side["flags"]),
-        }
-        for s, side in good
-    ]
-    extra = dict.fromkeys(k for s, _ in good for k in s.extra)  # the user's own columns come last
+    extra = dict.fromkeys(k for s in good for k in s.extra)  # the user's own columns come last
     columns = [
         *scan_row(Scan("", Path(), "", sequences={s.modality: Path() for s in recipe.sequences})),
         "preproc",
@@ -396,35 +414,43 @@ def write_cohort(results: Sequence[tuple], recipe: Recipe, out: Path, notes: Seq
         "flags",
     ]
     columns += [k for k in extra if k not in columns]
-    write_table(out / "scans.tsv", rows, columns)
+    write_table(out / "scans.tsv", (_cohort_row(s, out) for s in good), columns)
     write_table(
         out / "failures.tsv",
-        [{"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad],
+        ({"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad),
         ("id", "image", "split", "reason"),
     )
-    index = [
-        {"scan": s.id, "subject": s.subject, "split": s.split, "label": s.label, "row": i, "z": z, "brain_px": px}
-        for s, side in good
-        for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True))
-    ]
-    slices.write_index(out / "slices", index)
+    values: dict[str, list[float]] = {}
+    n_slices = itertools.count()
+    slices.write_index(out / "slices", (row for s in good for row in _index_rows(s, read_json(sidecar_of(s, out)), values, n_slices)))
     write_atomic(out / "recipe.yaml", write_yaml(recipe))
-    summary = {"n_scans": len(good), "n_failed": len(bad), "n_slices": len(index), "checks": _spread_of_checks(good)}
+    spread_of = {name: {"min": min(v), "median": float(np.median(v)), "max": max(v)} for name, v in values.items()}
+    summary = {"n_scans": len(good), "n_failed": len(bad), "n_slices": next(n_slices), "checks": spread_of}
     write_json(out / "preprocess.json", summary | {"command": sys.argv[1:], "recipe": recipe.model_dump(), "versions": versions()})
     write_atomic(out / "quality.html", quality_page(good, bad, recipe, out, notes))
 
 
-def _spread_of_checks(good: Sequence[tuple]) -> dict[str, dict[str, Any]]:
-    """Smallest, median and largest value of each check over the scans that passed."""
-    values: dict[str, list[float]] = {}
-    for _, side in good:
-        for check in side["checks"]:
-            values.setdefault(check["name"], []).append(check["value"])
-    return {name: {"min": min(v), "median": float(np.median(v)), "max": max(v)} for name, v in values.items()}
+def _cohort_row(scan: Scan, out: Path) -> dict[str, Any]:
+    side, path = read_json(sidecar_of(scan, out)), sidecar_of(scan, out)
+    about = {"preproc": side["image"], "brain": side["mask"], "sidecar": str(path.relative_to(out)), "flags": "; ".join(side["flags"])}
+    return {**scan.extra, **scan_row(replace(scan, extra={})), **about, "digest": side.get("digest") or file_digest(scan.image)}
 
 
-def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, out: Path, notes: Sequence[str]) -> str:
-    """One page: what went in, what fell out and why, and each scan's outline with its checks."""
+def _index_rows(scan: Scan, side: dict[str, Any], values: dict[str, list[float]], count: Iterator[int]) -> Iterator[dict[str, Any]]:
+    """The slices of a scan for the index; notes the values of its checks and counts its slices on the way."""
+    for check in side["checks"]:
+        values.setdefault(check["name"], []).append(check["value"])
+    about = {"scan": scan.id, "subject": scan.subject, "split": scan.split, "label": scan.label}
+    for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True)):
+        next(count)
+        yield about | {"row": i, "z": z, "brain_px": px}
+
+
+def quality_page(good: Sequence[Scan], bad: Sequence[tuple[Scan, dict[str, Any]]], recipe: Recipe, out: Path, notes: Sequence[str]) -> str:
+    """One page: what went in, what fell out and why, and each scan's outline with its checks.
+
+    Of more than `SHOWN` scans the flagged ones come first, and then scans at even distances.
+    """
     from evaluation.report import Section, page
 
     def pictures(scan: Scan) -> list[tuple[str, bytes]]:
@@ -437,6 +463,7 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
         ]
 
     columns = ["check", "value", "unit", "expected", "result"]
+    picked = _shown(good, out)
     text = (
         f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.name}"
         + (
@@ -446,17 +473,31 @@ def quality_page(good: Sequence[tuple], bad: Sequence[tuple], recipe: Recipe, ou
             "place and tilt, not in size. "
         )
         + " ".join(notes)
+        + (
+            f" {len(picked)} of the scans are shown: flagged ones first; the pictures of all are in the folder quality."
+            * (len(picked) < len(good))
+        )
     )
     sections = [Section("Summary", text)]
     if bad:
         sections.append(Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad])))
-    for scan, failure in bad:
+    for scan, failure in bad[:SHOWN]:
         if pictures(scan):
             sections.append(Section(f"{scan.id} (left out)", failure["reason"], (columns, table(failure["checks"])), pictures(scan)))
-    for scan, side in good:
+    for scan in picked:
+        side = read_json(sidecar_of(scan, out))
         about = f"split {scan.split or '-'}, {scan.label or 'no label'}, brain mask: {side['brain_method']}. " + " ".join(side["flags"])
         sections.append(Section(scan.id, about, (columns, table(side["checks"])), pictures(scan)))
     return page("Preprocessing quality", sections)
+
+
+def _shown(good: Sequence[Scan], out: Path) -> list[Scan]:
+    if len(good) <= SHOWN:
+        return list(good)
+    flagged = list(itertools.islice((s for s in good if read_json(sidecar_of(s, out))["flags"]), SHOWN // 2))
+    seen = {s.id for s in flagged}
+    rest = [s for s in good if s.id not in seen]
+    return flagged + [rest[i * len(rest) // (SHOWN - len(flagged))] for i in range(SHOWN - len(flagged))]
 
 
 def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
@@ -492,22 +533,22 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(scans)))
         return cli.OK
-    results: list[tuple[Scan, dict[str, Any] | None, dict[str, Any] | None]] = []
+    results: list[tuple[Scan, dict[str, Any] | None]] = []
     work = partial(preprocess.attempt, recipe=recipe, out=out, formats=arguments.format)
     bar = tqdm(spread.each(work, scans, arguments.executor, arguments.workers), total=len(scans), desc="preprocess", unit="scan")
     try:
         for scan, result, lost_because in bar:
-            side, failure = result or (None, {"reason": f"{scan.image}: {lost_because}", "checks": []})
-            results.append((scan, side, failure))
+            failure = {"reason": f"{scan.image}: {lost_because}", "checks": []} if lost_because else result
+            results.append((scan, failure))
             if failure:
                 tqdm.write(f"left out: {failure['reason']}", file=bar.fp)
     finally:
         order = {s.id: i for i, s in enumerate(scans)}
         results.sort(key=lambda r: order[r[0].id])
         if results:
-            results += [(Scan(name, source, name), None, {"reason": reason, "checks": []}) for name, reason in lost.items()]
+            results += [(Scan(name, source, name), {"reason": reason, "checks": []}) for name, reason in lost.items()]
             write_cohort(results, recipe, out, notes)
-    failed = sum(1 for r in results if r[2])
+    failed = sum(1 for _, failure in results if failure)
     print(f"{out}: {len(results) - failed} scans preprocessed, {failed} left out; look at {out / 'quality.html'}")
     return cli.NOTHING_DONE if failed == len(results) else cli.SOME_FAILED if failed else cli.OK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
-import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -179,23 +179,30 @@ def check_leaks(scans: Iterable[Scan]) -> None:
             raise InputError(f"{file}: listed twice, as '{name}' and as a further sequence of '{scan.id}'; list an image once.")
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write dictionaries as a tab-separated table, atomically; None becomes an empty cell."""
-    columns = list(columns or (rows[0] if rows else []))
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")  # quotes a cell that holds a quotation mark
-    writer.writerow(columns)
-    writer.writerows(["" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns] for r in rows)
-    write_atomic(path, text.getvalue())
+def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write dictionaries as a tab-separated table, atomically; None becomes an empty cell. `columns` by default those of the first row."""
+    rows = iter(rows)
+    if columns is None:
+        first = next(rows, {})
+        columns, rows = list(first), itertools.chain([first] if first else [], rows)
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, delimiter="\t", lineterminator="\n")  # quotes a cell that holds a quotation mark
+        writer.writerow(columns)
+        writer.writerows(["" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns] for r in rows)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a CSV or TSV file as dictionaries of stripped strings."""
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, str]]:
+    """`read_table` row by row, for tables that are larger than memory should bear."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, delimiter=delimiter)
-            return [{(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))} for row in reader]
+            for row in csv.DictReader(handle, delimiter=delimiter):
+                yield {(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))}
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable {path.suffix} table ({error}).") from None
 

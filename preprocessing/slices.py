@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from array import array
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from preprocessing.scans import InputError, atomic, read_table, save_nifti, write_table
+from preprocessing.scans import InputError, atomic, each_row, save_nifti, write_table
 
 OPEN = 64  # scans whose files stay open
 INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
@@ -33,7 +34,7 @@ def write_arrays(folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z
             np.save(handle, np.ascontiguousarray(channels.transpose(2, 3, 0, 1)).astype(dtype))
 
 
-def write_index(folder: Path, rows: list[dict]) -> None:
+def write_index(folder: Path, rows: Iterable[dict]) -> None:
     """Write the index: one row per slice; columns `INDEX_COLUMNS`."""
     write_table(folder / "index.tsv", rows, INDEX_COLUMNS)
 
@@ -62,10 +63,15 @@ class SliceStore:
         index = self.folder / "index.tsv"
         if not index.is_file():
             raise InputError(f"{index}: no such file; run 'make preprocess' first and give its OUT as DATA.")
-        rows = [(r["scan"], int(r["row"]), int(r["z"])) for r in read_table(index) if scans is None or r["scan"] in scans]
-        self.scans = sorted({row[0] for row in rows})
+        found: dict[str, int] = {}  # scans in the order of the index
+        places = array("i")
+        for r in each_row(index):
+            if scans is None or r["scan"] in scans:
+                places.extend((found.setdefault(r["scan"], len(found)), int(r["row"]), int(r["z"])))
+        self.scans = sorted(found)
         number = {scan: i for i, scan in enumerate(self.scans)}
-        self.places = np.array([(number[scan], row, z) for scan, row, z in rows], np.int32).reshape(-1, 3)
+        self.places = np.array(places, np.int32).reshape(-1, 3)
+        self.places[:, 0] = np.array([number[scan] for scan in found], np.int32)[self.places[:, 0]]
         self._open = lru_cache(maxsize=OPEN)(self._files)
 
     def _files(self, scan: int) -> tuple[_Rows, _Rows]:

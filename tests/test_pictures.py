@@ -276,6 +276,53 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert (fresh / "checkpoints" / "last.pt").is_file()
 
 
+def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(folder, data, tmp_path, monkeypatch):
+    """By their stamps files are taken for unread; a new time alone sends for the bytes, and only other bytes for new work."""
+    import os
+    import shutil
+
+    import pipelines.preprocess as module
+    from tests.test_pipeline import run
+
+    own, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(folder / "images", own)
+    command = ["preprocess", "--input", own, "--modality", "picture", "--out", out, "grid=[48,48,1]"]
+    assert run(*command) == 0
+    digests = {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")}
+    read, made = [], []
+    digest, prepare = module.file_digest, module.prepare
+    monkeypatch.setattr(module, "file_digest", lambda p: read.append(p.stem) or digest(p))
+    monkeypatch.setattr(module, "prepare", lambda scan, recipe: made.append(scan.id) or prepare(scan, recipe))
+    assert run(*command) == 0 and read == made == []
+    os.utime(own / "03.png", ns=(1, 1))
+    assert run(*command) == 0 and read == ["03"] and made == []
+    shutil.copyfile(own / "05.png", own / "04.png")
+    assert run(*command) == 0 and set(read) == {"03", "04"} and made == ["04"]
+    assert {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")} == digests | {"04": digests["05"]}
+    monkeypatch.setattr(module, "prepare", lambda *a: pytest.fail("prepared again"))
+    assert run(*command) == 0
+
+
+def test_the_quality_page_of_many_scans_shows_the_flagged_and_a_sample(folder, tmp_path, monkeypatch):
+    import pipelines.preprocess as module
+    from tests.test_pipeline import run
+
+    monkeypatch.setattr(module, "SHOWN", 8)
+    original = module.quality.flags
+    monkeypatch.setattr(
+        module.quality, "flags", lambda checks: [*original(checks), "odd"] if len(seen.append(1) or seen) in (7, 20) else []
+    )
+    seen = []
+    out = tmp_path / "out"
+    assert run("preprocess", "--input", folder / "images", "--modality", "picture", "--out", out, "grid=[48,48,1]") == 0
+    flagged = [r["id"] for r in read_table(out / "scans.tsv") if r["flags"]]
+    text = (out / "quality.html").read_text()
+    shown = [i for i in range(N) if f"<h2>{i:02d}</h2>" in text]
+    assert len(flagged) == 2 and len(shown) == 8 and set(map(int, flagged)) <= set(shown)
+    assert f"{N} scans preprocessed" in text and "8 of the scans are shown" in text
+    assert len(read_table(out / "slices" / "index.tsv")) == N
+
+
 def test_a_deleted_run_alone_is_made_again(compared):
     import shutil
 
