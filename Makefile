@@ -57,8 +57,8 @@ synthesise: .venv/installed ## DATA= OUT of preprocess, OUT= folder: synthetic l
 choose: .venv/installed ## DATA= OUT of preprocess, RUNS="runs/ct/vae runs/ct/cae": rank by synthetic lesions in validation scans
 	$(PY) -m pipelines.choose --data $(DATA) --runs $(RUNS) --seed $(SEED) $(if $(OUT),--out $(OUT)) $(ARGS)
 
-benchmark: .venv/installed ## seconds and peak memory of each stage on one scan: IN= scan, MODALITY=, OUT= JSON
-	$(PY) -m benchmarks.stages --input $(or $(IN),$(DEMO)/cohort/sub-001/sub-001_T1w.nii.gz) --modality $(MODALITY) --out $(or $(OUT),work/benchmark.json) $(ARGS)
+benchmark: .venv/installed ## what each stage costs beside what users would run instead, half an hour: [T1= CT= raw scans OUT= JSON ARGS="--only loading"]
+	$(PY) -m benchmarks.performance $(if $(T1),--t1 $(T1)) $(if $(CT),--ct $(CT)) --out $(or $(OUT),work/performance.json) $(ARGS)
 
 results: .venv/installed ## write docs/results.md from the files in docs/results [ARGS="--add runs/ct"]
 	$(PY) -m pipelines.results $(ARGS)

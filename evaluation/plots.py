@@ -7,6 +7,7 @@ and markings also differ in style (thin outline, filled, thick outline), so they
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,27 @@ def histogram_figure(healthy_scores: np.ndarray, abnormal_scores: np.ndarray, ti
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize=8)
     ax.set_title(title, fontsize=10, parse_math=False)
+    return _png(figure)
+
+
+def curves_figure(panels: Sequence[tuple[str, str, str, dict[str, list[tuple[float, float]]], bool]]) -> bytes:
+    """Return a PNG of panels side by side: (title, x label, y label, curves of (x, y) points by name, logarithmic axes)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), dpi=DPI, layout="constrained")
+    for ax, (title, x, y, curves, logarithmic) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for (name, points), marker in zip(curves.items(), itertools.cycle("osD^vPX"), strict=False):
+            ax.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name)
+        ax.set(xlabel=x, ylabel=y)
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+        if logarithmic:
+            ax.set(xscale="log", yscale="log")
+        else:
+            ax.set_ylim(bottom=0)
+            ax.set_xticks(sorted({point[0] for points in curves.values() for point in points}))
+        if any(curves):
+            ax.legend(frameon=False, fontsize=7)
     return _png(figure)
 
 

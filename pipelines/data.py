@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pipelines.config import Augmentation, Loop
 
 
+AT_ONCE = 8  # slices that are read and resized together: arrays so small keep their memory from one time to the next
+
+
 class SliceDataset(Dataset):
     """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
 
@@ -57,12 +60,13 @@ class SliceDataset(Dataset):
 
     def _read(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         stored = cast(SliceStore | VolumeStore, self.data)
-        found = [stored[i] for i, _ in items]
-        images, masks = (torch.from_numpy(np.stack([s[k] for s in found])) for k in ("image", "mask"))
-        image, mask = resize(images, masks, cast(mt.Compose, self.transform))
-        numbers = {"z": [s["z"] for s in found], "seed": [s for _, s in items]}
-        numbers["label"] = [int(stored.scan_of(i) in self.abnormal) for i, _ in items]
-        return {"image": image, "mask": mask} | {k: torch.tensor(v) for k, v in numbers.items()}
+        parts = []
+        for start in range(0, len(items), AT_ONCE):
+            found = {k: torch.from_numpy(v) for k, v in stored.batch([i for i, _ in items[start : start + AT_ONCE]]).items()}
+            parts.append((*resize(found["image"], found["mask"], cast(mt.Compose, self.transform)), found["z"]))
+        image, mask, z = (torch.cat(values) for values in zip(*parts, strict=True))
+        labels = torch.tensor([int(stored.scan_of(i) in self.abnormal) for i, _ in items])
+        return {"image": image, "mask": mask, "z": z, "seed": torch.tensor([s for _, s in items]), "label": labels}
 
 
 def chain(image_size: tuple[int, ...]) -> mt.Compose:

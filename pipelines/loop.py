@@ -40,12 +40,7 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
     checkpoints/best-<stage>.pt, metrics.csv, tensorboard/.
     """
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if config.loop.channels_last and len(config.image_size) == 2:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.loop.compile:
-        for network in model.children():  # in place, so that names of weights and the losses stay as they are
-            network.compile()
-    module = fabric.setup_module(model)
+    module = prepared(model, config, fabric)
     state = _resume(run / "checkpoints" / "last.pt", fabric)
     if "model" in state:  # even where every stage is done: what follows needs the weights
         model.load_state_dict(state["model"])
@@ -59,6 +54,16 @@ def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceD
     if writer:
         writer.close()
     return sum(value for _, _, key, value in state["history"] if key == "seconds")
+
+
+def prepared(model: AnomalyModel, config: RunConfig, fabric: Fabric) -> Any:
+    """The model as Fabric trains it, laid out and compiled as the config says."""
+    if config.loop.channels_last and len(config.image_size) == 2:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.loop.compile:
+        for network in model.children():  # in place, so that names of weights and the losses stay as they are
+            network.compile()
+    return fabric.setup_module(model)
 
 
 def _stage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,27 @@ class SliceStore:
         """Name of the scan that slice `i` belongs to."""
         return self.scans[self.places[i][0]]
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        scan, row, z = self.places[i].tolist()
-        image, mask = self._open(scan)
-        return {"image": image.read(row), "mask": mask.read(row), "z": z}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {key: value[0] for key, value in self.batch([i]).items()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several slices at once: the arrays of `store[i]` one after the other, (B, C, X, Y), (B, 1, X, Y) and (B,)."""
+        scans, rows, z = self.places[indices].T.tolist()
+        result: dict[str, np.ndarray] = {}
+        for n, name in enumerate(("image", "mask")):
+            files = [self._open(scan)[n] for scan in scans]
+            result[name] = np.empty((len(files), *files[0].shape), files[0].dtype)
+            for file, row, target in zip(files, rows, result[name], strict=True):
+                file.read(row, target)
+        return result | {"z": np.array(z)}
 
     def volume(self, scan: int, depth: int) -> dict[str, np.ndarray]:
         """All slices of the `scan`-th scan at their places in a grid of `depth` axial slices, (C, X, Y, depth); 0 where none is stored."""
-        _, rows, z = self.places[self.places[:, 0] == scan].T
+        found = self.batch(np.flatnonzero(self.places[:, 0] == scan).tolist())
         result = {}
-        for name, stored in zip(("image", "mask"), self._open(scan), strict=True):
-            result[name] = np.zeros((*stored.shape, depth), stored.dtype)
-            result[name][..., z] = np.stack([stored.read(row) for row in rows], -1)
+        for name in ("image", "mask"):
+            result[name] = np.zeros((*found[name].shape[1:], depth), found[name].dtype)
+            result[name][..., found["z"]] = np.moveaxis(found[name], 0, -1)
         return result
 
     def __getstate__(self) -> dict:  # open files do not travel to loader workers
@@ -117,11 +126,10 @@ class _Rows:
         self.shape, self.start = shape[1:], self.file.tell()
         self.size = int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def read(self, row: int) -> np.ndarray:
-        found = os.pread(self.file.fileno(), self.size, self.start + row * self.size)
-        if len(found) < self.size:
+    def read(self, row: int, target: np.ndarray) -> None:
+        """Entry `row` into an array of its shape and type."""
+        if os.preadv(self.file.fileno(), [target.reshape(-1).view(np.uint8).data], self.start + row * self.size) < self.size:
             raise InputError(f"{self.file.name}: ends before slice {row}; delete it and run 'make preprocess' again.")
-        return np.frombuffer(found, self.dtype).reshape(self.shape)
 
 
 class VolumeStore:
@@ -139,3 +147,8 @@ class VolumeStore:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.slices.volume(i, self.depth) | {"z": 0}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several volumes at once, as `SliceStore.batch` gives slices."""
+        found = [self[i] for i in indices]
+        return {key: np.stack([v[key] for v in found]) for key in ("image", "mask", "z")}
