@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
-from preprocessing.scans import InputError, voxel_sizes, write_table
+from preprocessing.scans import InputError, write_table
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
     from pipelines.runs import Run
+    from pipelines.synthesise import Head
 
 FRACTIONS = (0.001, 0.01, 0.05, 0.25, 1.0)
 COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
@@ -50,30 +51,29 @@ def planted(
     data: Path, rows: Sequence[dict[str, str]], kinds: Sequence[str], volumes: tuple[float, float], seed: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Kind, image, brain and lesion (bool) of each validation scan in atlas space: as it is (kind ""), then with one lesion per kind."""
-    import nibabel as nib
-
     from evaluation import synthetic
-    from pipelines.scoring import load_array
+    from pipelines.synthesise import Plan, plant_one
 
+    plan = Plan(list(kinds), len(kinds), volumes, [], seed)
     for number, row in enumerate(rows):
-        image = load_array(data / row["preproc"]).astype(np.float32)
-        brain = load_array(data / row["brain"]) > 0
-        spacing = voxel_sizes(nib.Nifti1Image.from_filename(data / row["brain"]).affine)
-        yield "", image, brain, np.zeros_like(brain)
+        head = _in_atlas(data, row)
+        yield "", head.data, head.brain, np.zeros_like(head.brain)
         for kind in kinds:
             rng = np.random.default_rng([seed, number, synthetic.KINDS.index(kind)])
-            donor, room = None, brain
-            if kind == "blend":
-                other = rows[(number + 1) % len(rows)]
-                theirs, inside = load_array(data / other["preproc"]).astype(np.float32), load_array(data / other["brain"]) > 0
-                donor, room = synthetic.match(theirs, inside, image, brain), brain & inside
-            elif kind == "mirror":
-                room = synthetic.hemisphere(rng, brain & synthetic.mirrored(brain, brain, 0), 0)
-            volume = float(np.exp(rng.uniform(*np.log(volumes))))
-            voxel = synthetic.place(rng, room, spacing, volume, 3.0)
-            shape = synthetic.random_shape(rng, brain.shape, spacing, voxel, volume)
-            new, lesion = synthetic.plant(rng, kind, image, room, shape, spacing, donor, 0)
-            yield kind, new, brain, lesion
+            donor = _in_atlas(data, rows[(number + 1) % len(rows)]) if kind == "blend" else None
+            image, lesion, _ = plant_one(head, kind, plan, rng, donor)
+            yield kind, image, head.brain, lesion
+
+
+def _in_atlas(data: Path, row: dict[str, str]) -> Head:
+    """A preprocessed scan as one to plant lesions in."""
+    import nibabel as nib
+
+    from pipelines.scoring import load_array
+    from pipelines.synthesise import Head
+
+    image = nib.Nifti1Image.from_filename(data / row["preproc"])
+    return Head(row, nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), load_array(data / row["brain"]) > 0, np.eye(4))
 
 
 def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int) -> Seen:
