@@ -730,7 +730,7 @@ def cohort_costs(folder: Path) -> dict[str, float]:
         lap("healthy reference and thresholds", lambda: train(config, data, _made(folder / "run")))
         run = load_run(folder / "run", "cpu")
         protocol = load_protocol("volumes", ["resamples=100"])
-        lap("evaluate the test fifth", lambda: evaluate(run, data, folder / "evaluation", protocol))
+        lap("evaluate the test fifth", lambda: evaluate(run, data, folder / "evaluation", protocol, pictures=False))
     taken["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return taken
 

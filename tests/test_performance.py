@@ -1,0 +1,67 @@
+"""`make benchmark`: what its parts measure runs on a small scale, and the page shows the numbers of the file."""
+
+import json
+import time
+
+import pytest
+
+from benchmarks import performance
+from pipelines import results
+
+
+def test_a_ratio_says_how_many_times_better():
+    assert performance.row("a", 2.0, "s", "peer", 10.0)["ratio"] == 5
+    assert performance.row("a", 50.0, "1/s", "peer", 10.0, more=True)["ratio"] == 5
+    alone = performance.row("a", 2.0, "s")
+    assert alone["ratio"] is None and alone["peer_value"] is None and set(alone) == {"name", "value", "unit", "peer", "peer_value", "ratio"}
+
+
+def test_runs_alternate_and_their_median_counts(monkeypatch):
+    clock, called = iter([0, 1, 1, 11, 11, 14, 14, 20, 20, 22, 22, 24]), []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    ways = {"a": lambda: called.append("a"), "b": lambda: called.append("b")}
+    assert performance.alternate(ways, 3) == {"a": 2, "b": 6}  # a: 1, 3, 2 s; b: 10, 6, 2 s
+    assert called == ["a", "b"] * 3
+
+
+def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
+    """Twenty small volumes: preprocess takes them for done, and the rest learns from and scores them."""
+    performance.toy_cohort(tmp_path / "data", 20)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("s0*/*")}
+    costs = performance.cohort_costs(tmp_path)
+    assert costs["peak memory"] > 50 and all(v >= 0 for v in costs.values()) and len(costs) == 8
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["summary"]["n_scans"] == 4 and not evaluation["failures"]
+
+
+def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch):
+    rows = [
+        {"part": "scale", **performance.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50)} for n in (1000, 3000)
+    ]
+    rows += [{"part": "training", **performance.row("training step of 64 slices of 64 x 64", 0.25, "s")}]
+    rows += [{"part": "workers", **performance.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True)}]
+    content = {"rows": rows, "notes": ["peer: not there"], "scans": {"t1": "a.nii"}, "repeats": 3, "machine": {"cores": 2}, "versions": {}}
+    (tmp_path / "performance.json").write_text(json.dumps(content))
+    (tmp_path / "remarks.md").write_text("Remarks.")
+    monkeypatch.setattr(results, "PERFORMANCE", tmp_path / "performance.json")
+    monkeypatch.setattr(results, "PERFORMANCE_REMARKS", tmp_path / "remarks.md")
+    page = results.performance_page()
+    assert (
+        "| 3,000 small scans: resume | 30 s | 1,000 scans, times | 60 | 2 |" in page
+        and "| eight scans | 700 scans/h | by one | 400 | 1.75 |" in page
+    )
+    assert "- peer: not there" in page
+    drawn = {}
+    monkeypatch.setattr("evaluation.plots.curves_figure", lambda panels: drawn.update({p[0]: p[3] for p in panels}) or b"")
+    results.performance_figure()
+    assert drawn["Cohorts of small scans"] == {"resume": [(1000, 10), (3000, 30)]}
+    assert drawn["Training step, 64 slices"] == {"vae_cr": [(64, 0.25)]}
+    assert drawn["Preprocessing, one thread each"] == {"": [(1, 400), (2, 700)]}
+
+
+@pytest.mark.skipif(not results.PERFORMANCE.is_file(), reason="nothing measured")
+def test_the_committed_page_is_the_one_that_the_file_makes():
+    page = (results.ROOT / "docs" / "performance.md").read_text()
+    assert page == results.performance_page()
+    assert results.performance_figure().startswith(b"\x89PNG")
