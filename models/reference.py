@@ -7,11 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch
 from models.layers import blur_inside, gaussian_blur, tail_of
 
-Kind = Literal["difference", "ratio", "z"]
+Kind = Literal["none", "difference", "ratio", "z"]
 
 
 def place_statistics(
@@ -58,14 +59,19 @@ class Referenced(AnomalyModel):
     difference of image and reconstruction that is smoothed and compared, and its `tail` that counts, mean over channels. Scores of
     the detector's own stay as they are.
 
+    With `symmetry` w the map v becomes v + w max(0, v - v'), where v' is the highest value within `reach` pixels of the mirrored place:
+    what one hemisphere alone shows counts for more.
+
     Args:
         model: a trained detector.
-        kind: "difference", "ratio" or "z".
+        kind: "none" (the smoothed map itself), "difference", "ratio" or "z".
         of: "map", or "residual" for a model that reconstructs; not with "ratio".
         tail: "bright", "dark" or "both" sides of the residual.
         smooth: sigma in pixels, of the map inside the brain and of the healthy mean and deviation.
         prior: weight of the whole brain's mean and variance, in scans.
         mirror: also learn from every map's mirror image.
+        symmetry: weight of what the other hemisphere does not show.
+        reach: pixels that the two hemispheres may be apart.
     """
 
     stages = ()
@@ -79,11 +85,13 @@ class Referenced(AnomalyModel):
         smooth: float = 1.5,
         prior: float = 2.0,
         mirror: bool = True,
+        symmetry: float = 0.0,
+        reach: int = 3,
     ) -> None:
         super().__init__()
         if of == "residual" and (kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct):
             raise ValueError(f"of=residual does not go with kind={kind} of {type(model).__name__}: it needs a reconstruction, and no ratio")
-        self.of, self.tail = of, tail
+        self.of, self.tail, self.symmetry, self.reach = of, tail, symmetry, reach
         self.model, self.kind, self.smooth, self.prior, self.mirror = model, kind, smooth, prior, mirror
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("deviation", torch.ones(0, 0, 0))
@@ -100,12 +108,21 @@ class Referenced(AnomalyModel):
         self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        seen = self._seen(x, mask, z)
+        found = self._compared(self._seen(x, mask, z), z)
+        found = (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(1, keepdim=True) * mask
+        if self.symmetry:
+            other = F.max_pool2d(found.flip(2), 2 * self.reach + 1, 1, self.reach)
+            found = found + self.symmetry * (found - other).clamp(min=0)
+        return found
+
+    def _compared(self, seen: Tensor, z: Tensor | None) -> Tensor:
+        """What was seen (B, C, H, W) against what healthy scans show at the same place."""
+        if self.kind == "none":
+            return seen
         mean, deviation = (self.get_buffer(name).unflatten(0, (-1, seen.shape[1])) for name in ("mean", "deviation"))
-        place = places(x, z, len(mean))
+        place = places(seen, z, len(mean))
         mean, deviation = mean[place], deviation[place]
-        found = {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
-        return (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(1, keepdim=True) * mask
+        return {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return self.model.score(x, mask, z)

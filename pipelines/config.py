@@ -163,6 +163,7 @@ class Reference(Closed):
     """Map measured against the maps of healthy scans at the same place; see models/reference.py.
 
     The healthy maps are those of the training scans, or with `holdout` of that share of them, which the model then does not see.
+    `symmetry` is stored where it says something, so that what is made without it reads as it always has.
     """
 
     kind: Literal["none", "difference", "ratio", "z"] = "none"
@@ -172,6 +173,16 @@ class Reference(Closed):
     prior: float = Field(2.0, gt=0)
     mirror: bool = True
     holdout: float = Field(0.0, ge=0, lt=1)
+    symmetry: float = Field(0.0, ge=0)
+    reach: int = Field(3, ge=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether a map is anything else than the model's own."""
+        return self.kind != "none" or self.symmetry > 0
+
+    def __repr_args__(self) -> Any:
+        return ((k, v) for k, v in super().__repr_args__() if self.symmetry or k not in ("symmetry", "reach"))
 
 
 class Calibration(Closed):

@@ -113,9 +113,9 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
         if sides == 3:
             raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
         return
-    if sides == 3 and config.reference.kind != "none":
+    if sides == 3 and config.reference.active:
         raise ConfigError(
-            f"reference.kind={config.reference.kind} compares places of slices; it does not go with three numbers in image_size."
+            "reference.kind and reference.symmetry compare places of slices; they do not go with three numbers in image_size."
         )
     dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
     if dims in (2, 3) and dims != sides:
@@ -179,12 +179,12 @@ def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
     from models.reference import Referenced
 
     r = config.reference
-    if r.kind != "none" and config.patch_size:
-        raise ConfigError(f"reference.kind={r.kind} compares places of whole slices; it does not go with patch_size.")
-    if r.kind == "none":
+    if r.active and config.patch_size:
+        raise ConfigError("reference.kind and reference.symmetry compare places of whole slices; they do not go with patch_size.")
+    if not r.active:
         return model
     try:
-        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror)
+        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror, r.symmetry, r.reach)
     except ValueError as error:
         raise ConfigError(f"reference of {config.name}: {error}") from None
 

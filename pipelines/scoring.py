@@ -253,7 +253,7 @@ def cohort_maps(
     of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
     shaping += f" {config.patch_size}" if config.patch_size else ""
-    shaping += f" {config.reference}" if config.reference.kind != "none" else ""
+    shaping += f" {config.reference}" if config.reference.active else ""
     shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()
     if stored and stored.is_file():

@@ -146,8 +146,9 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
-    if config.reference.kind != "none":
+    if config.reference.active:
         model = detector.to(fabric.device).eval()
+    if config.reference.kind != "none":
         healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size)
         model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:

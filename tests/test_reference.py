@@ -90,6 +90,37 @@ def test_the_map_is_smoothed_inside_the_brain_before_it_is_compared():
     np.testing.assert_allclose(model.anomaly_map(image, mask, z)[:, 0].numpy(), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["none", "z"])
+def test_symmetry_adds_what_the_other_hemisphere_does_not_show(kind):
+    """v + w max(0, v - v'), v' the highest value near the mirrored place, by scipy; a symmetric map stays as it is."""
+    plain, image, mask, z = fitted(kind, smooth=1.0)
+    model = Referenced(Bright(), kind, smooth=1.0, symmetry=0.7, reach=2)
+    model.mean, model.deviation = plain.mean, plain.deviation
+    before = plain.anomaly_map(image, mask, z)[:, 0].numpy()
+    other = np.stack([ndimage.maximum_filter(v[::-1], 5, mode="constant") for v in before])
+    want = before + 0.7 * np.maximum(before - other, 0)
+    np.testing.assert_allclose(model.anomaly_map(image, mask, z)[:, 0].numpy(), want, rtol=1e-5, atol=1e-6)
+    assert (want > before + 1e-3).any()
+    even, both = (v + v.flip(2) for v in (image, mask))
+    alike = Referenced(Bright(), "none", smooth=1.0, symmetry=5.0, reach=0)
+    np.testing.assert_allclose(
+        alike.anomaly_map(even, (both > 0).float()),
+        Referenced(Bright(), "none", smooth=1.0).anomaly_map(even, (both > 0).float()),
+        atol=2e-6,
+    )
+
+
+def test_symmetry_alone_reaches_the_map_of_a_run():
+    from models import create_model
+    from pipelines.config import load_run_config
+    from pipelines.runs import build_detector
+
+    config = load_run_config("intensity", ["reference.symmetry=1"])
+    assert "symmetry" in repr(config.reference) and "symmetry" not in repr(load_run_config("intensity").reference)
+    detector = build_detector(config, create_model("intensity"))
+    assert isinstance(detector, Referenced) and detector.kind == "none" and detector.symmetry == 1
+
+
 def test_it_comes_back_from_disk_and_scores_by_its_detector(tmp_path):
     model, image, mask, z = fitted("z")
     torch.save(model.state_dict(), tmp_path / "weights.pt")

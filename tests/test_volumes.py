@@ -196,7 +196,7 @@ def test_the_log_shows_the_middle_slice_of_volumes():
         (
             "cae",
             ["image_size=[64,64,64]", "model.spatial_dims=3", "reference.kind=z"],
-            r"reference.kind=z compares places of slices; it does not go with three numbers in image_size\.$",
+            r"reference.kind and reference.symmetry compare places of slices; they do not go with three numbers in image_size\.$",
         ),
         ("vae_cr", ["model.spatial_dims=3"], "unknown key 'spatial_dims'"),
         ("multitask", ["image_size=[128,64]"], r"model of multitask: image_size \(128, 64\): quarter turns need square slices$"),
