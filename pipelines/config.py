@@ -207,12 +207,14 @@ class RunConfig(Closed):
 
     Slices are resized to `image_size`, or with three numbers whole scans, for a model with `spatial_dims`. With `patch_size` the
     network sees patches of that size: one drawn from the brain per slice or scan in training, overlapping ones averaged in inference.
+    `around` adds the slices so many places further up or down as channels, such as [-4, 4].
     """
 
     name: str
     model: dict[str, Any] = {}
     image_size: Size = (128, 128)
     patch_size: Size | None = None
+    around: tuple[int, ...] = ()
     stages: dict[str, Stage]
     augmentation: Augmentation = Augmentation()
     loop: Loop = Loop()

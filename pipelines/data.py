@@ -28,7 +28,8 @@ class SliceDataset(Dataset):
 
     Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z", "seed", "label": 1 for a slice of a scan
     named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth` axial slices before
-    it is resized: (C, X, Y, Z), and "z" is 0. `batch` reads several at once, augmented, and cut to patches where asked for.
+    it is resized: (C, X, Y, Z), and "z" is 0. `around` adds neighbouring slices as channels, inside the slice's own brain. `batch`
+    reads several at once, augmented, and cut to patches where asked for.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class SliceDataset(Dataset):
         patch_size: tuple[int, ...] | None = None,
         abnormal: Collection[str] = (),
         depth: int = 0,
+        around: tuple[int, ...] = (),
     ) -> None:
-        self.abnormal, self.augmentation, self.patch_size = frozenset(abnormal), augmentation, patch_size
+        self.abnormal, self.augmentation, self.patch_size, self.around = frozenset(abnormal), augmentation, patch_size, around
         store = SliceStore(folder, scans)
         items = store if len(image_size) == 2 else VolumeStore(store, depth)
         super().__init__(cast(Any, items), transform=chain(image_size))
@@ -62,7 +64,8 @@ class SliceDataset(Dataset):
         stored = cast(SliceStore | VolumeStore, self.data)
         parts = []
         for start in range(0, len(items), AT_ONCE):
-            found = {k: torch.from_numpy(v) for k, v in stored.batch([i for i, _ in items[start : start + AT_ONCE]]).items()}
+            read = stored.batch([i for i, _ in items[start : start + AT_ONCE]], self.around)
+            found = {k: torch.from_numpy(v) for k, v in read.items()}
             parts.append((*resize(found["image"], found["mask"], cast(mt.Compose, self.transform)), found["z"]))
         image, mask, z = (torch.cat(values) for values in zip(*parts, strict=True))
         labels = torch.tensor([int(stored.scan_of(i) in self.abnormal) for i, _ in items])
@@ -81,6 +84,19 @@ def resize(image: Tensor, mask: Tensor, transform: mt.Compose) -> tuple[Tensor, 
     small = transform({"image": image.flatten(0, 1).float(), "mask": mask[:, 0].float()})  # samples stand where channels would
     inside = small["mask"][:, None]
     return small["image"].unflatten(0, image.shape[:2]) * inside, inside
+
+
+def with_neighbours(image: np.ndarray, rows: np.ndarray, around: tuple[int, ...]) -> np.ndarray:
+    """Slices `rows` of a volume (X, Y, Z[, C]) with those `around` them as further channels, as `SliceStore.batch` gives them."""
+    if not around:
+        return image[:, :, rows]
+    channels = image.reshape(*image.shape[:3], -1)
+    parts = []
+    for offset in (0, *around):
+        there = rows + offset
+        stored = (there >= 0) & (there < image.shape[2])
+        parts.append(channels[:, :, there.clip(0, image.shape[2] - 1)] * stored[:, None])
+    return np.concatenate(parts, 3)
 
 
 def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -229,7 +229,7 @@ def _key(run: Run, data: Path, rows: list[dict[str, str]], at: dict[str, Any], p
     files = [[file_digest(Path(r[k])) for k in ("mask", "slice_labels") if r[k] and Path(r[k]).is_file()] for r in rows]
     prints = [(sorted(r.items()), read_json(data / r["sidecar"])["fingerprint"], own) for r, own in zip(rows, files, strict=True)]
     c = run.config
-    settings = [c.name, c.model, c.image_size, c.patch_size, c.reference, c.postprocess, c.calibration]
+    settings = [c.name, c.model, c.image_size, c.patch_size, c.around, c.reference, c.postprocess, c.calibration]
     parts = [EVALUATION_VERSION, run.weights_digest, settings, protocol.slices, protocol.by, at["point"], at["voxel"], at["scan"], prints]
     return sha256(repr(parts).encode()).hexdigest()
 

@@ -86,11 +86,12 @@ def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel
     _check_dimensions(config, fields)
     sized: dict[str, Any] = {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
     if recipe and "in_channels" in fields:
-        sized["in_channels"] = count = len(recipe.suffixes)
+        sized["in_channels"] = count = len(recipe.suffixes) * (1 + len(config.around))
         if config.model.get("in_channels", count) != count:
+            what = ", ".join([*recipe.suffixes, *map(str, config.around)])
             raise ConfigError(
                 f"model of {config.name}: in_channels={config.model['in_channels']}, but the scans have {count} "
-                f"({', '.join(recipe.suffixes)}); leave model.in_channels out, or preprocess again with as many."
+                f"({what}); leave model.in_channels out, or preprocess again with as many."
             )
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields), sized | config.model, f"model of {config.name}"
@@ -109,6 +110,10 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
     sides, size = len(config.image_size), list(config.image_size)
     if config.patch_size and len(config.patch_size) != sides:
         raise ConfigError(f"patch_size {list(config.patch_size)} and image_size {size} must have the same number of sides.")
+    if config.around and (sides == 3 or 0 in config.around or len(set(config.around)) < len(config.around)):
+        raise ConfigError(
+            f"around={list(config.around)}: expected the distances of other slices, each once, and two numbers in image_size."
+        )
     if "spatial_dims" not in fields:
         if sides == 3:
             raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
@@ -128,9 +133,9 @@ def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None
     if set(config.model) - {"members"} or config.patch_size or not all(isinstance(m, dict) for m in members):
         raise ConfigError(f"model of {config.name}: expected members alone, names of runs beside it, and no patch_size.")
     own = [validate(RunConfig, m["config"], f"member {m['run']}") for m in members]
-    odd = next((m["run"] for m, c in zip(members, own, strict=True) if c.patch_size or len(c.image_size) != 2), None)
+    odd = next((m["run"] for m, c in zip(members, own, strict=True) if c.patch_size or c.around or len(c.image_size) != 2), None)
     if odd:
-        raise ConfigError(f"model of {config.name}: member '{odd}' works on patches or volumes; give runs on whole slices.")
+        raise ConfigError(f"model of {config.name}: member '{odd}' works on patches, volumes or several slices; give runs on whole slices.")
     return kind([build_detector(c, build_model(c, recipe)) for c in own], [c.image_size for c in own])
 
 

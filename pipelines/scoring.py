@@ -133,7 +133,7 @@ def _batches(
     """Slices with brain as network input, without gradients: their indices, images, masks and places. Or the volume, with all indices."""
     import torch
 
-    from pipelines.data import resize_volume
+    from pipelines.data import resize_volume, with_neighbours
 
     if len(config.image_size) == 3:
         small, mask = resize_volume(image, brain, config.image_size)
@@ -141,7 +141,7 @@ def _batches(
             yield np.arange(brain.shape[2]), small.to(device), mask.to(device), torch.zeros(1, dtype=torch.long, device=device)
         return
     rows = np.flatnonzero(brain.any((0, 1)))
-    small, mask = resize_volume(image[:, :, rows], brain[:, :, rows], config.image_size)
+    small, mask = resize_volume(with_neighbours(image, rows, config.around), brain[:, :, rows], config.image_size)
     with torch.inference_mode():
         for i in range(0, len(rows), SLICES_AT_ONCE):
             part = slice(i, i + SLICES_AT_ONCE)
@@ -253,6 +253,7 @@ def cohort_maps(
     of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
     shaping += f" {config.patch_size}" if config.patch_size else ""
+    shaping += f" around {config.around}" if config.around else ""
     shaping += f" {config.reference}" if config.reference.active else ""
     shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()

@@ -9,7 +9,7 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
 from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_config, write_yaml
@@ -111,10 +111,11 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
-    depth = _depth(data, train_rows[0]) if len(config.image_size) == 3 else 0
-    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, config.patch_size, ill, depth)
-    checking = SliceDataset(data / "slices", val_ids, config.image_size, None, config.patch_size, ill, depth)
-    items = "volumes" if depth else "slices"
+    depth = _depth(data, train_rows[0], config) if len(config.image_size) == 3 or config.around else 0
+    shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
+    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, abnormal=ill, **shape)
+    checking = SliceDataset(data / "slices", val_ids, config.image_size, abnormal=ill, **shape)
+    items = "volumes" if len(config.image_size) == 3 else "slices"
     least = min(len(training), len(checking), loop.batch_size)
     if fabric.world_size > least:
         raise ConfigError(f"{fabric.world_size} processes, but batches of {least} {items}; use fewer devices, or a larger loop.batch_size.")
@@ -141,7 +142,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
     healthy_ids = val_ids - ill if combines else train_ids
-    plain = SliceDataset(data / "slices", healthy_ids, config.image_size, patch_size=config.patch_size, depth=depth)
+    plain = SliceDataset(data / "slices", healthy_ids, config.image_size, **shape)
     try:
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
@@ -149,7 +150,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if config.reference.active:
         model = detector.to(fabric.device).eval()
     if config.reference.kind != "none":
-        healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size)
+        healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size, around=config.around)
         model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(
@@ -179,13 +180,14 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     fabric.barrier()
 
 
-def _depth(data: Path, row: dict[str, str]) -> int:
-    """Axial slices of the grid that a cohort's scans lie on, for volumes; ConfigError for pictures."""
+def _depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
+    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one."""
     import nibabel as nib
 
     depth = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[2]
     if depth == 1:
-        raise ConfigError(f"three numbers in image_size ask for volumes, and {data} holds pictures; give two.")
+        what = f"around={list(config.around)} asks" if config.around else "three numbers in image_size ask"
+        raise ConfigError(f"{what} for volumes, and {data} holds pictures; leave that out.")
     return depth
 
 

@@ -88,16 +88,33 @@ class SliceStore:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {key: value[0] for key, value in self.batch([i]).items()}
 
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Several slices at once: the arrays of `store[i]` one after the other, (B, C, X, Y), (B, 1, X, Y) and (B,)."""
+    def batch(self, indices: Sequence[int], around: Sequence[int] = ()) -> dict[str, np.ndarray]:
+        """Several slices at once: the arrays of `store[i]` one after the other, (B, C, X, Y), (B, 1, X, Y) and (B,).
+
+        With `around` the images of the slices so many places further up or down follow as channels, 0 where none is stored:
+        (B, C * (1 + len(around)), X, Y).
+        """
         scans, rows, z = self.places[indices].T.tolist()
-        result: dict[str, np.ndarray] = {}
-        for n, name in enumerate(("image", "mask")):
-            files = [self._open(scan)[n] for scan in scans]
-            result[name] = np.empty((len(files), *files[0].shape), files[0].dtype)
-            for file, row, target in zip(files, rows, result[name], strict=True):
-                file.read(row, target)
+        pairs = [self._open(scan) for scan in scans]
+        (images, masks), n = zip(*pairs, strict=True), pairs[0][0].shape[0]
+        result = {
+            "image": np.zeros((len(pairs), n * (1 + len(around)), *images[0].shape[1:]), images[0].dtype),
+            "mask": np.empty((len(pairs), *masks[0].shape), masks[0].dtype),
+        }
+        for b, i in enumerate(indices):
+            masks[b].read(rows[b], result["mask"][b])
+            for k, offset in enumerate((0, *around)):
+                row = rows[b] if offset == 0 else self._row_of(scans[b], z[b] + offset, i)
+                if row is not None:
+                    images[b].read(row, result["image"][b, k * n : (k + 1) * n])
         return result | {"z": np.array(z)}
+
+    def _row_of(self, scan: int, z: int, near: int) -> int | None:
+        """Row of the slice `z` of a scan whose slice `near` is known; None where it is not stored."""
+        # a scan's slices stand together in order, so that the wanted one is no further away than its z
+        low, high = max(0, near - abs(z - self.places[near, 2])), near + abs(z - self.places[near, 2]) + 1
+        found = np.flatnonzero((self.places[low:high, 0] == scan) & (self.places[low:high, 2] == z))
+        return int(self.places[low + found[0], 1]) if found.size else None
 
     def volume(self, scan: int, depth: int) -> dict[str, np.ndarray]:
         """All slices of the `scan`-th scan at their places in a grid of `depth` axial slices, (C, X, Y, depth); 0 where none is stored."""
@@ -148,7 +165,7 @@ class VolumeStore:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.slices.volume(i, self.depth) | {"z": 0}
 
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, indices: Sequence[int], around: Sequence[int] = ()) -> dict[str, np.ndarray]:
         """Several volumes at once, as `SliceStore.batch` gives slices."""
         found = [self[i] for i in indices]
         return {key: np.stack([v[key] for v in found]) for key in ("image", "mask", "z")}

@@ -2,6 +2,7 @@
 
 import itertools
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from models import create_model, layers
 from pipelines.augment import STREAM, augment
-from pipelines.config import Augmentation, ConfigError, load_run_config
+from pipelines.config import Augmentation, ConfigError, load_recipe, load_run_config
 from pipelines.data import SliceDataset, resize_volume
 from pipelines.loop import _tiles
 from pipelines.runs import build_model
@@ -375,3 +376,53 @@ def test_volumes_are_evaluated_and_compared_like_slices(trained):
     }
     for rows in (json.loads(next((out / "vae").rglob("evaluation.json")).read_text())["slices"],):
         assert len(rows) > 20 and len({(r["id"].split("/")[0], r["score"]) for r in rows}) == 2  # the model gave each scan one score
+
+
+# neighbouring slices as channels
+
+
+def test_neighbours_are_the_slices_so_far_away_and_nothing_where_none_is_stored(store):
+    data = slices.SliceStore(store)
+    for i in range(len(data)):
+        image, _ = volume("ba".index(data.scan_of(i)))
+        z = data[i]["z"]
+        got = data.batch([i], (-1, 2))["image"][0]
+        want = [image[:, :, k] if k in Z else np.zeros(SHAPE[:2]) for k in (z, z - 1, z + 2)]
+        np.testing.assert_array_equal(got, np.stack(want))
+
+
+def test_training_and_inference_see_the_same_neighbours(store):
+    """The network's input in inference is the item of training, and a network that gives back its second channel gives that slice."""
+    from pipelines.scoring import _batches
+
+    c = load_run_config("vae", ["around=[-1,2]", "image_size=[5,4]"])
+    image, brain = volume(1)
+    ((rows, x, mask, _),) = _batches(c, image, brain, CPU)
+    data = SliceDataset(store, ["a"], (5, 4), around=(-1, 2))
+    items = {int(data[(i, 0)]["z"]): data[(i, 0)] for i in range(len(data))}
+    for row, own, inside in zip(rows.tolist(), x, mask, strict=True):
+        torch.testing.assert_close(own, items[row]["image"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(inside, items[row]["mask"], atol=0, rtol=0)
+    full = load_run_config("vae", ["around=[-1,2]", f"image_size={list(SHAPE[:2])}"])
+    second = _slicewise(lambda x, mask, z: x[:, 1:2], full, image, brain, CPU)
+    for z in Z[1:]:
+        before = image[:, :, z - 1] if z - 1 in Z else np.zeros(SHAPE[:2])
+        np.testing.assert_allclose(second[:, :, z], before * brain[:, :, z], atol=1e-6)
+
+
+def test_a_model_of_neighbours_has_as_many_channels_and_reconstructs_its_own_slice():
+    recipe = load_recipe("t1")
+    c = load_run_config("vae", ["around=[-3,3]", "image_size=[32,32]", "model.channels=[4,8]"])
+    model = build_model(c, recipe)
+    assert model.reconstruct(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+    for wrong in ("around=[0,1]", "around=[2,2]"):
+        with pytest.raises(ConfigError, match="expected the distances of other slices, each once"):
+            build_model(load_run_config("vae", [wrong]), recipe)
+
+
+def test_neighbours_of_pictures_are_refused(tmp_path):
+    from pipelines.train import _depth
+
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 1), np.float32), np.eye(4)), tmp_path / "p.nii")
+    with pytest.raises(ConfigError, match=r"around=\[-1, 1\] asks for volumes, and .* holds pictures; leave that out\."):
+        _depth(tmp_path, {"preproc": "p.nii"}, load_run_config("vae", ["around=[-1,1]"]))
