@@ -60,6 +60,10 @@ class AnomalyModel(nn.Module, ABC):
         """Score (B,): mean of the map inside the mask, 0 for an empty mask."""
         return self.anomaly_map(x, mask, z).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
+    def map_and_score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`anomaly_map` and `score`, for models that get both from one pass."""
+        return self.anomaly_map(x, mask, z), self.score(x, mask, z)
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pseudo-healthy image of the shape of x; only where the model has one."""
         raise NotImplementedError(f"{type(self).__name__} reconstructs nothing")

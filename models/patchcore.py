@@ -135,12 +135,18 @@ class Patchcore(AnomalyModel):
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         """Mean of the `top` largest distances among the cells with brain, (B,)."""
-        found, inside = self.distances(x, mask, z)
-        top = min(self.top, self.cells**2)
-        return found.flatten(1).topk(top).values.sum(1) / inside.flatten(1).sum(1).clamp(1, top)
+        return self._top(*self.distances(x, mask, z))
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        return F.interpolate(self.distances(x, mask, z)[0], x.shape[-2:], mode="bilinear") * mask
+        return self.map_and_score(x, mask, z)[0]
+
+    def map_and_score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        found, inside = self.distances(x, mask, z)
+        return F.interpolate(found, x.shape[-2:], mode="bilinear") * mask, self._top(found, inside)
+
+    def _top(self, found: Tensor, inside: Tensor) -> Tensor:
+        top = min(self.top, self.cells**2)
+        return found.flatten(1).topk(top).values.sum(1) / inside.flatten(1).sum(1).clamp(1, top)
 
 
 def evenly(place: np.ndarray, lot: np.ndarray, count: int) -> np.ndarray:

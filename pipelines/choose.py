@@ -79,16 +79,18 @@ def _in_atlas(data: Path, row: dict[str, str]) -> Head:
 def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int) -> Seen:
     """Score a run's validation scans, as they are and with lesions, in atlas space."""
     from evaluation.metrics import VoxelHistogram
-    from pipelines.scoring import atlas_map, slice_volume, top_mean
+    from pipelines.scoring import atlas_map, map_and_slice_volume, top_mean
 
     if len(run.recipe.suffixes) > 1:
         raise InputError(f"{run.folder}: its scans have several channels, and a lesion is planted in one image; choose among runs on one.")
     seen = Seen(VoxelHistogram())
     for kind, image, brain, lesion in planted(data, validation_rows(run, data), kinds, volumes, seed):
-        found = atlas_map(run.model, run.config, image, brain, run.device)
-        scored = {"map": found[brain]}
         if run.config.calibration.score == "model":
-            scored["model"] = slice_volume(run.model, run.config, image, brain, run.device)[brain]
+            found, own = map_and_slice_volume(run.model, run.config, image, brain, run.device)
+            scored = {"map": found[brain], "model": own[brain]}
+        else:
+            found = atlas_map(run.model, run.config, image, brain, run.device)
+            scored = {"map": found[brain]}
         if kind:
             seen.voxels.update(found[brain], lesion[brain])
             seen.kinds.append(kind)

@@ -61,24 +61,30 @@ def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, br
         return None
 
 
-def slice_volume(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
-    """The model's own score of each slice or of the volume, at every voxel of its brain (X, Y, Z); 0 elsewhere.
+def map_and_slice_volume(
+    model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """`atlas_map`, and the model's own score of each slice or of the volume at every voxel of its brain (X, Y, Z), 0 elsewhere.
 
-    Patches: their mean in the brain.
+    One pass through the network where a model gets both from one. Patches: the mean of their scores in the brain.
     """
+    result = np.zeros(brain.shape, np.float32)
+
+    def network(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        found, score = model.map_and_score(x, mask, z)
+        result[:, :, z.cpu().numpy() if x.dim() == 4 else slice(None)] = score.float().cpu().numpy()
+        return found
 
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return _everywhere(model.score(x, mask, z), mask)
 
-    result = np.zeros(brain.shape, np.float32)
-    for rows, x, mask, z in _batches(config, image, brain, device):
-        if config.patch_size:
+    raw = _slicewise(model.anomaly_map if config.patch_size else network, config, image, brain, device)
+    if config.patch_size:
+        for rows, x, mask, z in _batches(config, image, brain, device):
             spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
             score = spread.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
-        else:
-            score = model.score(x, mask, z)
-        result[:, :, rows] = score.float().cpu().numpy()
-    return result * brain
+            result[:, :, rows] = score.float().cpu().numpy()
+    return filtered(raw, brain, config.postprocess), result * brain
 
 
 def _slicewise(
@@ -180,10 +186,10 @@ def native_map(
     device: torch.device,
 ) -> NativeMap:
     """A prepared scan (image and brain on the grid of `space`) to its map on its own grid of `shape` and `affine`."""
-    native = to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine)
     if config.calibration.score == "map":
-        return native
-    volume = slice_volume(model, config, image, brain, device)
+        return to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine)
+    found, volume = map_and_slice_volume(model, config, image, brain, device)
+    native = to_native(found, brain, space, world, shape, affine)
     return replace(native, slice_score=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0))
 
 

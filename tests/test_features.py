@@ -218,6 +218,28 @@ def test_the_score_is_the_mean_of_the_top_cells_with_brain():
     assert model.score(asked, mask * 0).tolist() == [0, 0]
 
 
+def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
+    """Both are those of their own methods, and the network sees every slice one time."""
+    from pipelines.config import load_run_config
+    from pipelines.scoring import atlas_map, map_and_slice_volume
+
+    rng = np.random.default_rng(0)
+    brain = np.zeros((*SIDE, 5), bool)
+    brain[4:36, 6:44, 1:5] = True
+    image = rng.random(brain.shape).astype(np.float32) * brain
+    config = load_run_config("patchcore", [f"image_size={list(SIDE)}", "postprocess.rim_mm=0", "postprocess.median=0"])
+    model, cpu, seen = patchcore(), torch.device("cpu"), []
+    model.fit_reference([batch(3)])
+    original = type(model).distances
+    monkeypatch.setattr(type(model), "distances", lambda self, x, *rest: seen.append(len(x)) or original(self, x, *rest))
+    found, score = map_and_slice_volume(model, config, image, brain, cpu)
+    assert sum(seen) == 4
+    np.testing.assert_array_equal(found, atlas_map(model, config, image, brain, cpu))
+    for z in range(1, 5):
+        x, mask = (torch.tensor(v[:, :, z], dtype=torch.float32)[None, None] for v in (image, brain))
+        np.testing.assert_allclose(score[:, :, z][brain[:, :, z]], model.score(x, mask, torch.tensor([z])).item(), rtol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "value"), [("cells", 0), ("reach", -1), ("neighbours", 0), ("memory", 1), ("top", 0)])
 def test_settings_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected at least"):

@@ -372,16 +372,20 @@ def test_patchwise_maps_of_a_pixelwise_network_are_those_of_whole_slices():
 def test_slice_scores_lie_in_their_slices(patch_size):
     import numpy as np
 
-    from pipelines.scoring import slice_volume
+    from models.base import AnomalyModel
+    from pipelines.scoring import map_and_slice_volume
 
-    class Places:
-        def score(self, x, mask, z):
+    class Places(AnomalyModel):
+        def anomaly_map(self, x, mask, z=None):
+            return x * mask
+
+        def score(self, x, mask, z=None):
             return 10.0 - z
 
     image, brain = np.ones((40, 36, 4), np.float32), np.zeros((40, 36, 4), bool)
     brain[5:30, 6:30, [0, 2, 3]] = True
     config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(update={"patch_size": patch_size})
-    got = slice_volume(Places(), config, image, brain, torch.device("cpu"))
+    _, got = map_and_slice_volume(Places(), config, image, brain, torch.device("cpu"))
     np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
 
 

@@ -11,12 +11,13 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from models import create_model, layers
+from models.base import AnomalyModel
 from pipelines.augment import STREAM, augment
 from pipelines.config import Augmentation, ConfigError, load_recipe, load_run_config
 from pipelines.data import SliceDataset, resize_volume
 from pipelines.loop import _tiles
 from pipelines.runs import build_model
-from pipelines.scoring import _slicewise, slice_volume
+from pipelines.scoring import _slicewise, atlas_map, map_and_slice_volume
 from preprocessing import slices
 from tests.test_pipeline import run
 
@@ -158,13 +159,19 @@ def test_patchwise_maps_of_a_voxelwise_network_are_those_of_the_volume():
 
 @pytest.mark.parametrize("patch", [None, (4, 6, 4)])
 def test_a_volume_has_one_score_of_the_model(patch):
-    class Constant:
-        def score(self, x, mask, z):
+    class Constant(AnomalyModel):
+        def anomaly_map(self, x, mask, z=None):
+            return x * mask
+
+        def score(self, x, mask, z=None):
             assert x.dim() == 5 and z.tolist() == [0] * len(x)
             return torch.full((len(x),), 3.5)
 
     image, brain = volume()
-    np.testing.assert_allclose(slice_volume(Constant(), config(SHAPE, patch), image, brain, CPU), 3.5 * brain, atol=1e-5)
+    plain = config(SHAPE, patch)
+    found, score = map_and_slice_volume(Constant(), plain, image, brain, CPU)
+    np.testing.assert_allclose(score, 3.5 * brain, atol=1e-5)
+    np.testing.assert_array_equal(found, atlas_map(Constant(), plain, image, brain, CPU))
 
 
 def test_the_log_shows_the_middle_slice_of_volumes():
