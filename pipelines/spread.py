@@ -150,8 +150,14 @@ def preview(executor: str, workers: int, count: int) -> str:
     return text
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
+    return int(text)
+
+
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """--executor, --workers and --dry-run, as preprocess and infer share them."""
     p.add_argument("--executor", default="", metavar="local|slurm|ADDRESS", help="where scans are worked on, see docs/cluster.md")
-    p.add_argument("--workers", type=int, default=1, help="processes at a time, or SLURM jobs")
+    p.add_argument("--workers", type=_at_least_one, default=1, help="processes at a time, or SLURM jobs")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, with the SLURM script, and do nothing")

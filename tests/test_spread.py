@@ -100,6 +100,15 @@ def test_no_scheduler_at_an_address(tmp_path):
 # the commands
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_fewer_than_one_worker_is_refused(text, capsys):
+    from pipelines import preprocess
+
+    with pytest.raises(SystemExit) as left:
+        preprocess.build_parser().parse_args(["--input", "a", "--modality", "t1", "--out", "b", "--workers", text])
+    assert left.value.code == cli.USAGE and f"expected a whole number above 0, got '{text}'" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
     """Eighty pictures of a grey square that grows, and one file that is none."""
