@@ -57,7 +57,7 @@ class Referenced(AnomalyModel):
     The detector's map is smoothed inside the brain, then becomes by `kind` its "difference" from the healthy mean m, its "ratio"
     to m, or "z", the difference over the healthy standard deviation; negative values become 0. Of the "residual" it is the signed
     difference of image and reconstruction that is smoothed and compared, and its `tail` that counts, mean over channels. Scores of
-    the detector's own stay as they are.
+    the detector's own stay as they are, or with `scores` become their z among healthy slices of the same index and those near it.
 
     With `symmetry` w the map v becomes v + w max(0, v - v'), where v' is the highest value within `reach` pixels of the mirrored place:
     what one hemisphere alone shows counts for more.
@@ -72,6 +72,7 @@ class Referenced(AnomalyModel):
         mirror: also learn from every map's mirror image.
         symmetry: weight of what the other hemisphere does not show.
         reach: pixels that the two hemispheres may be apart.
+        scores: also measure the detector's own scores against healthy ones.
     """
 
     stages = ()
@@ -87,6 +88,7 @@ class Referenced(AnomalyModel):
         mirror: bool = True,
         symmetry: float = 0.0,
         reach: int = 3,
+        scores: bool = False,
     ) -> None:
         super().__init__()
         if of == "residual" and (kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct):
@@ -95,17 +97,26 @@ class Referenced(AnomalyModel):
         self.model, self.kind, self.smooth, self.prior, self.mirror = model, kind, smooth, prior, mirror
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("deviation", torch.ones(0, 0, 0))
+        self.scores = scores
+        if scores:
+            self.register_buffer("score_mean", torch.zeros(0))
+            self.register_buffer("score_deviation", torch.ones(0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        """Mean and deviation of the detector's map over healthy slices; the detector stays as it is."""
-        device = self.get_buffer("mean").device
+        """Mean and deviation of the detector's map, and of its scores, over healthy slices; the detector stays as it is."""
+        device, scores = self.get_buffer("mean").device, _Scores()
 
         def seen(batch: Batch) -> Tensor:
-            return self._seen(*(batch[k].to(device) for k in ("image", "mask", "z")))
+            x, mask, z = (batch[k].to(device) for k in ("image", "mask", "z"))
+            if self.scores:
+                scores.add(z, self.model.score(x, mask, z))
+            return self._seen(x, mask, z)
 
         with torch.no_grad():
             statistics = place_statistics(batches, seen, self.smooth, self.prior, self.mirror)
         self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
+        if self.scores:
+            self.score_mean, self.score_deviation = (v.to(device) for v in scores.statistics())
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         found = self._compared(self._seen(x, mask, z), z)
@@ -125,7 +136,11 @@ class Referenced(AnomalyModel):
         return {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        return self.model.score(x, mask, z)
+        score = self.model.score(x, mask, z)
+        if not self.scores:
+            return score
+        place = places(score, z, len(self.get_buffer("score_mean")))
+        return (score - self.get_buffer("score_mean")[place]) / self.get_buffer("score_deviation")[place]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.model.reconstruct(x)
@@ -136,3 +151,25 @@ class Referenced(AnomalyModel):
         else:
             found = x - self.model.reconstruct(x)
         return blur_inside(found.float(), mask.float(), self.smooth)
+
+
+class _Scores:
+    """Healthy scores by slice index: count, sum and sum of squares, and from those near it the mean and deviation at each index."""
+
+    NEAR = 4.0  # sigma of a Gaussian over slice indices
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(0, 3, dtype=torch.float64)
+
+    def add(self, z: Tensor, values: Tensor) -> None:
+        missing = max(0, int(z.max()) + 1 - len(self.sums))
+        self.sums = torch.cat([self.sums, self.sums.new_zeros(missing, 3)])
+        values = values.double().cpu()
+        self.sums.index_add_(0, z.cpu(), torch.stack([torch.ones_like(values), values, values.square()], 1))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        index = torch.arange(len(self.sums), dtype=torch.float64)
+        weight = (-0.5 * ((index[:, None] - index[None]) / self.NEAR).square()).exp()
+        count, total, square = (weight @ self.sums + self.sums.mean(0) / self.sums[:, 0].mean()).unbind(1)  # the whole: one more score
+        mean = total / count
+        return mean.float(), (square / count - mean.square()).clamp(min=1e-12).sqrt().float()

@@ -163,7 +163,7 @@ class Reference(Closed):
     """Map measured against the maps of healthy scans at the same place; see models/reference.py.
 
     The healthy maps are those of the training scans, or with `holdout` of that share of them, which the model then does not see.
-    `symmetry` is stored where it says something, so that what is made without it reads as it always has.
+    `symmetry` and `scores` count in `repr` where they say something, so that what is made without them is known by the same name.
     """
 
     kind: Literal["none", "difference", "ratio", "z"] = "none"
@@ -175,6 +175,13 @@ class Reference(Closed):
     holdout: float = Field(0.0, ge=0, lt=1)
     symmetry: float = Field(0.0, ge=0)
     reach: int = Field(3, ge=0)
+    scores: bool = False
+
+    @model_validator(mode="after")
+    def _scores_of_a_kind(self) -> Reference:
+        if self.scores and self.kind == "none":
+            raise ValueError("reference.scores=true needs a reference.kind, such as z")
+        return self
 
     @property
     def active(self) -> bool:
@@ -182,7 +189,8 @@ class Reference(Closed):
         return self.kind != "none" or self.symmetry > 0
 
     def __repr_args__(self) -> Any:
-        return ((k, v) for k, v in super().__repr_args__() if self.symmetry or k not in ("symmetry", "reach"))
+        silent = (() if self.symmetry else ("symmetry", "reach")) + (() if self.scores else ("scores",))
+        return ((k, v) for k, v in super().__repr_args__() if k not in silent)
 
 
 class Calibration(Closed):

@@ -189,7 +189,7 @@ def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
     if not r.active:
         return model
     try:
-        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror, r.symmetry, r.reach)
+        return Referenced(model, r.kind, r.of, r.tail, r.smooth, r.prior, r.mirror, r.symmetry, r.reach, r.scores)
     except ValueError as error:
         raise ConfigError(f"reference of {config.name}: {error}") from None
 

@@ -121,6 +121,38 @@ def test_symmetry_alone_reaches_the_map_of_a_run():
     assert isinstance(detector, Referenced) and detector.kind == "none" and detector.symmetry == 1
 
 
+def test_own_scores_become_their_z_among_healthy_slices_of_about_the_same_height():
+    """By numpy: weights of a Gaussian of 4 slices, plus the whole as one more score; a score high at its place alone is no finding."""
+
+    class Place(Bright):
+        def score(self, x, mask, z=None):
+            return x.flatten(1).mean(1) + 5.0 * (z == 9)  # the last slice of a head scores high in everybody
+
+    image, mask = slices(30)
+    z = torch.arange(30) % 10
+    model = Referenced(Place(), "z", smooth=0.0, scores=True)
+    model.fit_reference(batches(image, mask, z))
+    own = model.model.score(image, mask, z).double().numpy()
+    for place in range(10):
+        weight = np.exp(-0.5 * ((z.numpy() - place) / 4) ** 2) + 1 / 30
+        mean = np.average(own, weights=weight)
+        deviation = np.sqrt(np.average((own - mean) ** 2, weights=weight))
+        at = z.numpy() == place
+        np.testing.assert_allclose(model.score(image, mask, z).numpy()[at], (own[at] - mean) / deviation, rtol=1e-4)
+    other = Referenced(Place(), "z", smooth=0.0, scores=True)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.score(image, mask, z), model.score(image, mask, z))
+    assert "score_mean" not in Referenced(Place(), "z").state_dict()
+
+
+def test_scores_need_a_kind():
+    from pipelines.config import ConfigError, load_run_config
+
+    with pytest.raises(ConfigError, match=r"reference\.scores=true needs a reference\.kind"):
+        load_run_config("multitask", ["reference.scores=true"])
+    assert "scores" not in repr(load_run_config("multitask", ["reference.kind=z"]).reference)
+
+
 def test_it_comes_back_from_disk_and_scores_by_its_detector(tmp_path):
     model, image, mask, z = fitted("z")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
