@@ -38,7 +38,7 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
         for item in items:
             yield item, function(item), ""
         return
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
 
     waiting, place = iter(items), os.getcwd()
     with _client(executor or "local", workers) as client:
@@ -53,15 +53,19 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
 
         send(AHEAD)
         for future in done:
+            if future.status in ("pending", "lost"):  # done, but its worker went before it could tell: another one does it again
+                done.add(future)
+                continue
             item = running.pop(future)
-            if future.status == "finished":
-                yield item, future.result(), ""
-            elif future.status == "error" and isinstance(future.exception(), KilledWorker):
+            try:
+                result = future.result()
+            except KilledWorker:
                 yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
-            elif future.status == "error":
-                raise future.exception()
+            except CancelledError:
+                where = f"EXECUTOR={executor or 'local'}"
+                raise ConfigError(f"{where}: the scheduler went away; what was finished is kept, run the same command again.") from None
             else:
-                raise ConfigError(f"EXECUTOR={executor}: the scheduler went away; what was finished is kept, run the same command again.")
+                yield item, result, ""
             send(1)
 
 
@@ -101,8 +105,8 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    quiet = logging.getLogger("distributed")
-    quiet.setLevel(logging.ERROR)
+    for talkative in ("distributed", "tornado", "asyncio"):  # a lost worker or scheduler is told in a sentence of our own
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)
     if executor not in ("local", "slurm"):
         try:
             client = Client(executor, timeout=10)
@@ -126,7 +130,7 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
             cluster.adapt(minimum_jobs=1, maximum_jobs=workers)
             log.info("up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).", workers)
         else:
-            cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, memory_limit=None, silence_logs=logging.ERROR)
+            cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL)
         with cluster, Client(cluster) as client:
             yield client
 

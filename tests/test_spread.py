@@ -154,7 +154,7 @@ def address(folder):
     import json
 
     path = folder / "scheduler.json"
-    wait_for(path.is_file)
+    wait_for(lambda: path.is_file() and path.read_text().rstrip().endswith("}"))  # written in more than one go
     return json.loads(path.read_text())["address"]
 
 

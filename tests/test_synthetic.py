@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter, label
 from evaluation import synthetic
 from evaluation.synthetic import KINDS, hemisphere, match, mirrored, place, plant, random_shape
 from pipelines import synthesise
+from pipelines.config import load_recipe, write_yaml
 from preprocessing.scans import check_leaks, read_image, read_scans, read_table, write_table
 from tests.conftest import oblique_affine
 
@@ -365,7 +366,7 @@ def add_cohort(data, grids=GRIDS):
     others = [rows[0] | {"id": f"x-{s}", "subject": f"x-{s}", "image": "/no/such.nii.gz", "split": s, "label": la} for s, la in (
         ("train", "healthy"), ("val", "healthy"), ("test", "abnormal"))]  # fmt: skip
     write_table(data / "scans.tsv", others + rows)
-    (data / "recipe.yaml").write_text("modality: t1\n")
+    (data / "recipe.yaml").write_text(write_yaml(load_recipe("t1")))
     return data
 
 
@@ -515,7 +516,7 @@ def test_pictures_are_written_as_pictures(tmp_path):
         row = {"id": name, "image": data / f"{name}.png", "subject": name, "split": "test", "label": "", "brain_mask": ""}
         rows.append(row | {"brain": "brain.nii.gz", "sidecar": "side.json"})
     write_table(data / "scans.tsv", rows)
-    (data / "recipe.yaml").write_text("modality: picture\n")
+    (data / "recipe.yaml").write_text(write_yaml(load_recipe("picture")))
     out = tmp_path / "out"
     assert run("--data", data, "--out", out, "--volumes", "0.1,0.4", "--per-scan", 7) == 0
     scans = read_scans(out / "cohort.tsv", "picture")
