@@ -39,6 +39,7 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
             yield item, function(item), ""
         return
     from distributed import CancelledError, KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
     waiting, place = iter(items), os.getcwd()
     with _client(executor or "local", workers) as client:
@@ -61,7 +62,7 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
                 result = future.result()
             except KilledWorker:
                 yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
-            except CancelledError:
+            except (CancelledError, CommClosedError):
                 where = f"EXECUTOR={executor or 'local'}"
                 raise ConfigError(f"{where}: the scheduler went away; what was finished is kept, run the same command again.") from None
             else:
