@@ -150,7 +150,7 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     atlas = register.load_atlas(recipe.template, recipe.grid)
     lap("load atlas")
     shown = preprocess._visible(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, _ = register.fit(shown, work.affine, atlas, spacing=recipe.registration_spacing)
+    world, _ = register.fit(shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing)
     lap("rigid registration")
     inside = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
     image = register.resample(np.asarray(native.dataobj), native.affine, atlas.shape, atlas.affine, world, pad=None, within=inside)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("norma")
 SHOWN = 200  # scans on quality.html at most
-STEPS_VERSION = 1  # raise when the steps change, so that nothing old is taken for done
+STEPS_VERSION = 2  # raise when the steps change, so that nothing old is taken for done
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def chain(scan: Scan, recipe: Recipe) -> Prepared:
     source = work if recipe.n4 else native
     atlas = register.load_atlas(recipe.template, recipe.grid)
     shown = _visible(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, loose = register.fit(shown, work.affine, atlas, spacing=recipe.registration_spacing)
+    world, loose = register.fit(shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing)
     in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
     image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None, within=in_atlas)
     checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessing.brain import foreground
-from preprocessing.quality import mutual_information
+from preprocessing.quality import mutual_information, overlap
 from preprocessing.scans import InputError, ScanError, atomic, read_image
 
 if TYPE_CHECKING:
     import nibabel as nib
 
+SURE = 0.93  # Dice of the affinely fitted brains; below it a fit is tried from other poses
+TURNS = (-25, 25)  # degrees
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ world to ITK's LPS world
 
 
@@ -99,17 +101,48 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
     return nib.Nifti1Image(new.numpy(), _affine_of(new))
 
 
-def fit(image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, spacing: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def fit(
+    image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, mask: np.ndarray | None = None, spacing: float = 3.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Rigid and affine maps from atlas world to scan world (RAS+ mm, 4x4) that lay a stripped scan on the atlas.
 
     Mutual information (ANTs, 32 bins) drives an *affine* fit at `spacing` mm from the centres of mass; the rigid map
     keeps its rotation (polar decomposition) and the place of the atlas centre, and throws scale and shear away. A rigid
     fit of a brain to a template of another size has no clear optimum: this way the pose repeats within a few tenths of
-    a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone. Raises ScanError
-    where ANTs fails.
+    a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone.
+
+    A head that lies askew can end in a wrong optimum. Where the brains (`mask`, bool, or what of the image is above 0) overlap by a
+    Dice below `SURE` the fit starts again from `TURNS` about each axis, and the best overlap is taken. Raises ScanError where ANTs fails.
     """
-    full = _ants_fit("Affine", (atlas.image, atlas.affine), (image, affine), spacing, seed, "to the atlas")
+    inside = image > 0 if mask is None else mask
+    pair = (atlas.image, atlas.affine), (image, affine)
+    full = _ants_fit("Affine", *pair, spacing, seed, "to the atlas")
+    best = _overlap_with(atlas, inside, affine, full)
+    if best < SURE and inside.any():
+        for start in _turned(centre(atlas.mask, atlas.affine), centre(inside, affine)):
+            other = _ants_fit("Affine", *pair, spacing, seed, "to the atlas", start=start)
+            dice = _overlap_with(atlas, inside, affine, other)
+            full, best = (other, dice) if dice > best else (full, best)
     return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
+
+
+def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
+    """Rigid maps (4x4) that lay one centre (3,) on the other, turned by `TURNS` degrees about each axis."""
+    from scipy.spatial.transform import Rotation
+
+    starts = []
+    for axis, degrees in itertools.product("xyz", TURNS):
+        world = np.eye(4)
+        world[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+        world[:3, 3] = moving - world[:3, :3] @ fixed
+        starts.append(world)
+    return starts
+
+
+def _overlap_with(atlas: Atlas, mask: np.ndarray, affine: np.ndarray, world: np.ndarray) -> float:
+    """Dice of a mask and the atlas brain on every second atlas voxel."""
+    there = atlas.mask[(slice(None, None, 2),) * 3]
+    return overlap(carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there)
 
 
 def fit_sequence(
@@ -167,23 +200,30 @@ def _ants_fit(
     seed: int,
     what: str,
     mask: np.ndarray | None = None,
-    start: str | None = None,
+    start: np.ndarray | str | None = None,
 ) -> np.ndarray:
-    """ANTs' linear fit of two (image, affine) at `spacing` mm: map from fixed to moving world (RAS+ mm, 4x4); `mask` on the fixed grid."""
+    """ANTs' linear fit of two (image, affine) at `spacing` mm: map from fixed to moving world (RAS+ mm, 4x4); `mask` on the fixed grid.
+
+    `start`: such a map, "Identity", or None for the centres of mass.
+    """
     ants = _ants()
 
     fixed, moving = (ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0) for i in (fixed_pair, moving_pair))
     near = {}
     if mask is not None:
         coarse = ants.resample_image(_to_ants(mask, fixed_pair[1]), (spacing,) * 3, use_voxels=False, interp_type=1)
-        near = {"mask": coarse, "mask_all_stages": True, "initial_transform": start}
+        near = {"mask": coarse, "mask_all_stages": True}
     ants.config.set_ants_deterministic(False, seed + 1)  # the seed alone: `registration` swallows a random_seed argument
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
+        if isinstance(start, np.ndarray):
+            write_matrix(Path(folder) / "start.mat", start)
+            start = f"{folder}/start.mat"
         try:
             done = ants.registration(
                 fixed,
                 moving,
                 type_of_transform=kind,
+                initial_transform=start,
                 outprefix=f"{folder}/",
                 aff_metric="mattes",
                 aff_sampling=32,

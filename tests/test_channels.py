@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from pipelines import cohort
 from pipelines.config import ConfigError, Recipe, load_recipe, load_run_config, read_yaml, validate, write_yaml
-from pipelines.preprocess import channel_files, fingerprint, prepare
+from pipelines.preprocess import STEPS_VERSION, channel_files, fingerprint, prepare
 from pipelines.runs import build_model, load_run
 from preprocessing import register, slices
 from preprocessing.scans import InputError, Scan, ScanError, check_leaks, file_digest, read_picture, read_scans, read_table
@@ -246,7 +246,7 @@ def test_a_recipe_of_one_channel_is_stored_and_printed_as_ever(brain_t1):
     ]
     assert list(recipe.model_dump()) == old and list(json.loads(recipe.model_dump_json())) == old
     assert "sequences" not in repr(recipe) and "channels" not in repr(recipe)
-    text = "\n".join(["1", recipe.model_dump_json(), file_digest(brain_t1)])
+    text = "\n".join([str(STEPS_VERSION), recipe.model_dump_json(), file_digest(brain_t1)])
     assert fingerprint(Scan("a", brain_t1, "a"), recipe) == sha256(text.encode()).hexdigest()
 
 
