@@ -441,6 +441,7 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
     import warnings
 
     import lightning
+    from torch.utils.data import DataLoader
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -468,7 +469,7 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
             gradient_clip_val=1.0,
             accelerator="cpu",
         )
-        trainer.fit(module, list(bare.batches(steps)))
+        trainer.fit(module, DataLoader(list(bare.batches(steps)), batch_size=None))  # type: ignore[arg-type]
 
     return run
 
