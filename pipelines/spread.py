@@ -130,7 +130,7 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.worker-saturation": 1.0}
     if executor == "local":
-        settings |= {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
+        settings |= {f"distributed.nanny.pre-spawn-environ.{name}": os.environ.get(name, threads) for name in names}
     with dask.config.set(settings):
         if executor == "slurm":
             cluster: Any = slurm_cluster()
