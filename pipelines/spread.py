@@ -127,7 +127,7 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
             yield client
         return
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # ITK keeps to one, see preprocessing/register.py
     settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.worker-saturation": 1.0}
     if executor == "local":
         settings |= {f"distributed.nanny.pre-spawn-environ.{name}": os.environ.get(name, threads) for name in names}
