@@ -179,7 +179,7 @@ def curves_figure(panels: Sequence[tuple[str, str, str, dict[str, list[tuple[flo
         if logarithmic:
             ax.set(xscale="log", yscale="log")
         else:
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * max(point[1] for points in curves.values() for point in points))
             ax.set_xticks(sorted({point[0] for points in curves.values() for point in points}))
         if any(curves):
             ax.legend(frameon=False, fontsize=7)

@@ -147,13 +147,12 @@ def performance_figure() -> bytes:
             sides.append((float(found[1]), r["value"]))
         elif r["part"] == "workers":
             workers += [(1, r["peer_value"]), (2, r["value"])]
-    return curves_figure(
-        [
-            ("Cohorts of small scans", "scans", "seconds", scans, True),
-            ("Training step, 64 slices", "side of a slice, pixels", "seconds", {"vae_cr": sides}, False),
-            ("Preprocessing, one thread each", "workers", "virtual scans per hour", {"": workers}, False),
-        ]
-    )
+    panels = [
+        ("Cohorts of small scans", "scans", "seconds", scans, True),
+        ("Training step, 64 slices", "side of a slice, pixels", "seconds", {"vae_cr": sides} if sides else {}, False),
+        ("Preprocessing, one thread each", "workers", "virtual scans per hour", {"": workers} if workers else {}, False),
+    ]
+    return curves_figure([panel for panel in panels if panel[3]])
 
 
 def _short(value: float | None) -> str:
