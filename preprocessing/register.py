@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
 SURE = 0.93  # Dice of the affinely fitted brains; below it a fit is tried from other poses
+GAIN = 0.015  # Dice that another pose must bring
 TURNS = (-25, 25)  # degrees
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ world to ITK's LPS world
 
@@ -112,17 +113,18 @@ def fit(
     a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone.
 
     A head that lies askew can end in a wrong optimum. Where the brains (`mask`, bool, or what of the image is above 0) overlap by a
-    Dice below `SURE` the fit starts again from `TURNS` about each axis, and the best overlap is taken. Raises ScanError where ANTs fails.
+    Dice below `SURE` the fit starts again from `TURNS` about each axis, and the best overlap is taken if it is better by `GAIN`. Raises
+    ScanError where ANTs fails.
     """
     inside = image > 0 if mask is None else mask
     pair = (atlas.image, atlas.affine), (image, affine)
     full = _ants_fit("Affine", *pair, spacing, seed, "to the atlas")
-    best = _overlap_with(atlas, inside, affine, full)
-    if best < SURE and inside.any():
+    first = best = _overlap_with(atlas, inside, affine, full)
+    if first < SURE and inside.any():
         for start in _turned(centre(atlas.mask, atlas.affine), centre(inside, affine)):
             other = _ants_fit("Affine", *pair, spacing, seed, "to the atlas", start=start)
             dice = _overlap_with(atlas, inside, affine, other)
-            full, best = (other, dice) if dice > best else (full, best)
+            full, best = (other, dice) if dice > max(best, first + GAIN) else (full, best)
     return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
 
 
