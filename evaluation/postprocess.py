@@ -93,6 +93,32 @@ def binarise(
     return mask
 
 
+def cluster_enhanced(
+    anomaly_map: np.ndarray, spacing: Sequence[float], extent: float = 0.5, height: float = 2.0, steps: int = 25
+) -> np.ndarray:
+    """Return the threshold-free cluster enhancement of a map, float32 of its shape (Smith & Nichols 2009).
+
+    A voxel's value is the integral over heights h up to its own of e(h)^`extent` h^`height`, where e(h) is the volume in ml of the
+    26-connected component of map > h that it lies in: what is high counts, and what is large. The integral is a sum over `steps` heights up
+    to the map's maximum. ValueError on NaN in the map.
+    """
+    from skimage.measure import label
+
+    values, voxel_ml = _finite_map(anomaly_map), float(np.prod(check_spacing(spacing))) / 1000
+    enhanced = np.zeros(values.shape, np.float32)
+    box = bounding_box(values > 0)
+    if box is None:
+        return enhanced
+    inside, part = values[box], enhanced[box]  # views
+    width = float(inside.max()) / steps
+    for h in (np.arange(steps) + 0.5) * width:
+        labels = label(inside > h, connectivity=3)
+        weight = (np.bincount(labels.ravel()) * voxel_ml) ** extent * (h**height * width)
+        weight[0] = 0
+        part += weight.astype(np.float32)[labels]
+    return enhanced
+
+
 def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> list[dict[str, Any]]:
     """Return the 26-connected components of `mask`, largest first, as dictionaries ready for JSON.
 

@@ -79,6 +79,7 @@ def _in_atlas(data: Path, row: dict[str, str]) -> Head:
 def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int) -> Seen:
     """Score a run's validation scans, as they are and with lesions, in atlas space."""
     from evaluation.metrics import VoxelHistogram
+    from evaluation.postprocess import cluster_enhanced
     from pipelines.scoring import atlas_map, map_and_slice_volume, top_mean
 
     if len(run.recipe.suffixes) > 1:
@@ -91,6 +92,7 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
         else:
             found = atlas_map(run.model, run.config, image, brain, run.device)
             scored = {"map": found[brain]}
+        scored["cluster"] = cluster_enhanced(found, (1.0, 1.0, 1.0))[brain]
         if kind:
             seen.voxels.update(found[brain], lesion[brain])
             seen.kinds.append(kind)

@@ -197,7 +197,8 @@ class Calibration(Closed):
     """Operating points and scan score; see pipelines/points.py.
 
     The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
-    a volume that holds the model's own score of each slice (one score where it sees volumes). `point` is the operating point
+    a volume that holds the model's own score of each slice (one score where it sees volumes), with "cluster" of the map's threshold-free
+    cluster enhancement, where large components count for more. `point` is the operating point
     that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
     healthy data under the threshold.
     """
@@ -206,7 +207,7 @@ class Calibration(Closed):
     quantile: float = Field(0.99, gt=0, lt=1)
     false_alarm: float = Field(0.1, gt=0, lt=1)
     share: float = Field(0.92, gt=0, lt=1)
-    score: Literal["map", "model"] = "map"
+    score: Literal["map", "model", "cluster"] = "map"
     score_fraction: float = Field(0.01, gt=0, le=1)
 
 

@@ -23,25 +23,26 @@ if TYPE_CHECKING:
     from pipelines.config import Postprocess, RunConfig
 
 SLICES_AT_ONCE = 16
-WHAT = {"map": "map", "model": "model's own scores"}
+WHAT = {"map": "map", "model": "model's own scores", "cluster": "map's cluster enhancement"}
 
 
 @dataclass(frozen=True)
 class NativeMap:
     """A map on the scan's own grid (X, Y, Z): float32 >= 0, zero outside `brain` (bool) and in its rim.
 
-    `slice_score` (X, Y, Z) holds the model's own score of each slice or of the volume, where the config scores scans by it.
+    `scores` (X, Y, Z) is what the scan and slice scores are taken from where it is not the map: the model's own score of each slice or of
+    the volume, or the map's cluster enhancement.
     """
 
     map: np.ndarray
     brain: np.ndarray
     affine: np.ndarray
-    slice_score: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     @property
     def scored(self) -> np.ndarray:
         """What the scan and slice scores are taken from."""
-        return self.map if self.slice_score is None else self.slice_score
+        return self.map if self.scores is None else self.scores
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -186,11 +187,17 @@ def native_map(
     device: torch.device,
 ) -> NativeMap:
     """A prepared scan (image and brain on the grid of `space`) to its map on its own grid of `shape` and `affine`."""
-    if config.calibration.score == "map":
-        return to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine)
+    if config.calibration.score != "model":
+        return _scored(to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine), config)
     found, volume = map_and_slice_volume(model, config, image, brain, device)
     native = to_native(found, brain, space, world, shape, affine)
-    return replace(native, slice_score=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0))
+    return replace(native, scores=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0))
+
+
+def _scored(native: NativeMap, config: RunConfig) -> NativeMap:
+    """A native map with its cluster enhancement, where the config scores scans by that."""
+    clusters = config.calibration.score == "cluster"
+    return replace(native, scores=postprocess.cluster_enhanced(native.map, native.spacing)) if clusters else native
 
 
 def scan_score(native: NativeMap, fraction: float) -> float:
@@ -268,14 +275,14 @@ def cohort_maps(
         if kept.header["descrip"].item().decode() == key:
             inside = register.carry_mask(brain, space, shape, affine, np.linalg.inv(world))
             own = np.load(of_slices) if config.calibration.score == "model" else None
-            return NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own)
+            return _scored(NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own), config)
     image = load_channels(data, row, side)
     native = native_map(model, config, image, brain, space, world, shape, affine, device)
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        if native.slice_score is not None:
+        if config.calibration.score == "model":
             with atomic(of_slices) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, native.slice_score)
+                np.save(handle, native.scored)
         file = nib.Nifti1Image(native.map, affine)
         file.header["descrip"] = key
         save_nifti(file, stored)

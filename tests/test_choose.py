@@ -28,7 +28,7 @@ def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, 
     best = rows[0]
     assert best["run"].endswith("intensity") and float(best["auroc"]) > 0.95 and float(best["voxel_ap"]) > 0.8
     zero = [r for r in rows if r["run"].endswith("zero")]
-    assert {r["auroc"] for r in zero} == {"0.500"} and len(rows) == 15
+    assert {r["auroc"] for r in zero} == {"0.500"} and len(rows) == 30
     assert capsys.readouterr().out.splitlines()[0].startswith(best["run"])
     assert [float(r["auroc"]) for r in rows] == sorted((float(r["auroc"]) for r in rows), reverse=True)
 
@@ -74,3 +74,22 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert "validation scans of" in capsys.readouterr().err
     assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
     assert "did you mean 'bright'" in capsys.readouterr().err
+
+
+def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
+    """A run whose score is "cluster" scores a scan by the enhancement of its map, whether the map is computed or read back."""
+    import torch
+
+    from evaluation.postprocess import cluster_enhanced
+    from pipelines.train import cohort_rows
+    from pipelines.runs import load_run
+    from pipelines.scoring import cohort_maps, scan_score
+
+    assert run("train", "--model", "intensity", "--data", data, "--out", tmp_path / "run", *SMALL, "calibration.score=cluster") == 0
+    own, plain = load_run(tmp_path / "run", "cpu"), load_run(runs / "intensity", "cpu")
+    row = cohort_rows(data)[0]
+    for _ in range(2):
+        found = cohort_maps(own.model, own.config, data, row, torch.device("cpu"), tmp_path / "maps", "w")
+        enhanced = np.sort(cluster_enhanced(found.map, found.spacing)[found.brain])[::-1]
+        assert scan_score(found, 0.01) == pytest.approx(enhanced[: round(0.01 * enhanced.size)].mean())
+    assert plain.config.calibration.score == "map" and "cluster" in (tmp_path / "run" / "reference.json").read_text()

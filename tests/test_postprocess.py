@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from evaluation.postprocess import binarise, components, erode_rim, location_of_maximum, smooth
+from evaluation.postprocess import binarise, cluster_enhanced, components, erode_rim, location_of_maximum, smooth
 
 SHAPE = (13, 17, 9)
 SPACING = (1.0, 0.5, 3.0)
@@ -200,3 +200,30 @@ def test_location_of_maximum():
         location_of_maximum(np.full(SHAPE, np.nan), np.eye(4))
     with pytest.raises(ValueError, match="affine"):
         location_of_maximum(scores, np.diag([1, 0, 1, 1]))
+
+
+def test_cluster_enhancement_of_boxes_is_the_integral_by_hand():
+    values = np.zeros((20, 12, 8))
+    values[1:4, 1:4, 1:4] = 2.0  # 27 voxels of 2 mm3
+    values[8:18, 2:10, 2:6] = 1.0  # 320 voxels, with a peak of 4 voxels on it
+    values[10:12, 4:6, 3] = 3.0
+    found = cluster_enhanced(values, (1.0, 1.0, 2.0), steps=600)
+    small, large, peak = (np.sqrt(n * 2 / 1000) for n in (27, 320, 4))
+    assert found[2, 2, 2] == pytest.approx(small * 2**3 / 3, rel=1e-3)
+    assert found[9, 3, 4] == pytest.approx(large / 3, rel=1e-3)
+    assert found[10, 4, 3] == pytest.approx(large / 3 + peak * (27 - 1) / 3, rel=1e-3)
+    assert (found[values == 0] == 0).all() and found.dtype == np.float32
+
+
+def test_cluster_enhancement_equals_scipy_height_by_height():
+    values = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(15, 16, 9)), 1.2)
+    expected, width = np.zeros(values.shape), values.max() / 10
+    for h in (np.arange(10) + 0.5) * width:
+        labels, n = ndimage.label(values > h, structure=np.ones((3, 3, 3)))
+        for i in range(1, n + 1):
+            expected[labels == i] += (np.sum(labels == i) * 0.003) ** 0.7 * h**1.5 * width
+    found = cluster_enhanced(values, (1.0, 1.5, 2.0), extent=0.7, height=1.5, steps=10)
+    assert expected.max() > 0 and np.allclose(found, expected, rtol=1e-5)
+    assert not cluster_enhanced(-np.abs(values), (1, 1, 1)).any()
+    with pytest.raises(ValueError, match="NaN"):
+        cluster_enhanced(np.full((2, 2, 2), np.nan), (1, 1, 1))
