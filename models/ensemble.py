@@ -12,6 +12,7 @@ from models.base import AnomalyModel, Batch
 
 TAILS = 10 ** -torch.linspace(0, 6, 241)  # tail probabilities, 40 per decade
 KEPT = 4_000_000  # healthy values per member at most
+AT_ONCE = 16  # slices of a volume
 
 
 class Ensemble(AnomalyModel):
@@ -19,19 +20,24 @@ class Ensemble(AnomalyModel):
 
     A member's map value v becomes -log10 P(healthy value >= v), from the maps of healthy validation slices; beyond the highest healthy
     value it goes on in proportion to v. The map is the mean over members, so that detectors of any scale add up, and one that is
-    silent where it knows nothing does not hide another. Members see slices at their own resolution.
+    silent where it knows nothing does not hide another. Members see slices at their own resolution. Given volumes on the grid of the
+    scans, each sees slices of its own plane: one network per plane is three-plane aggregation.
 
     Args:
         members: trained detectors.
         sizes: height and width at which each sees slices.
+        planes: of each, the axes of a volume (X, Y, Z) in the order that puts that of its slices last; axial where left out.
     """
 
     stages = ()
     combines = True
 
-    def __init__(self, members: Sequence[AnomalyModel] = (), sizes: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, members: Sequence[AnomalyModel] = (), sizes: Sequence[tuple[int, int]] = (), planes: Sequence[tuple[int, int, int]] | None = None
+    ) -> None:
         super().__init__()
         self.members, self.sizes = nn.ModuleList(members), [tuple(s) for s in sizes]
+        self.planes = list(planes or [(0, 1, 2)] * len(members))
         self.register_buffer("knots", torch.linspace(0, 1, len(TAILS)).repeat(len(members), 1))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
@@ -52,15 +58,30 @@ class Ensemble(AnomalyModel):
         return torch.stack(found).mean(0) * mask if found else torch.zeros_like(mask, dtype=torch.float32)
 
     def _maps(self, x: Tensor, mask: Tensor, z: Tensor | None) -> list[Tensor]:
-        """Each member's map at the resolution of x, (B, 1, H, W) float32."""
-        maps = []
-        for member, size in zip(self.members, self.sizes, strict=True):
-            own = x.shape[2:] == size
-            small, inside = (x, mask) if own else (F.interpolate(x, size, mode="area"), F.interpolate(mask, size, mode="nearest-exact"))
-            assert isinstance(member, AnomalyModel)
-            found = member.anomaly_map(small * inside, inside, z).float()
-            maps.append(found if own else F.interpolate(found, x.shape[2:], mode="bilinear", align_corners=False) * mask)
-        return maps
+        """Each member's map at the resolution of x, (B, 1, H, W) or (B, 1, X, Y, Z) float32."""
+        each = list(zip(self.members, self.sizes, self.planes, strict=True))
+        if x.dim() == 4:
+            return [_of_slices(member, size, x, mask, z) for member, size, _ in each]
+        return [torch.cat([_of_volume(*one, v, m) for v, m in zip(x.split(1), mask.split(1), strict=True)]) for one in each]
+
+
+def _of_slices(member: nn.Module, size: tuple[int, ...], x: Tensor, mask: Tensor, z: Tensor | None) -> Tensor:
+    """A member's map of slices (B, C, H, W) at its own resolution, brought back to theirs."""
+    own = x.shape[2:] == size
+    small, inside = (x, mask) if own else (F.interpolate(x, size, mode="area"), F.interpolate(mask, size, mode="nearest-exact"))
+    assert isinstance(member, AnomalyModel)
+    found = member.anomaly_map(small * inside, inside, z).float()
+    return found if own else F.interpolate(found, x.shape[2:], mode="bilinear", align_corners=False) * mask
+
+
+def _of_volume(member: nn.Module, size: tuple[int, ...], axes: tuple[int, int, int], x: Tensor, mask: Tensor) -> Tensor:
+    """A member's map of one volume (1, C, X, Y, Z), slice by slice of its plane."""
+    slices, inside = (v[0].permute(3, 0, 1, 2) for v in (v.permute(0, 1, *(2 + a for a in axes)) for v in (x, mask)))
+    result = torch.zeros_like(inside, dtype=torch.float32)
+    for rows in inside.flatten(1).any(1).nonzero().flatten().split(AT_ONCE):
+        result[rows] = _of_slices(member, size, slices[rows], inside[rows], rows)
+    back = sorted(range(3), key=lambda i: axes[i])  # where each axis of the volume went
+    return result.permute(1, 2, 3, 0).permute(0, *(1 + a for a in back))[None]
 
 
 def improbability(values: Tensor, knots: Tensor) -> Tensor:

@@ -198,7 +198,8 @@ class Calibration(Closed):
 
     The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
     a volume that holds the model's own score of each slice (one score where it sees volumes), with "cluster" of the map's threshold-free
-    cluster enhancement, where large components count for more. `point` is the operating point
+    cluster enhancement, where large components count for more. A slice's score is the same within the slice, plus `context` times its scan's:
+    a slice of a scan with a finding is more suspicious than its like in a scan without. `point` is the operating point
     that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
     healthy data under the threshold.
     """
@@ -209,6 +210,7 @@ class Calibration(Closed):
     share: float = Field(0.92, gt=0, lt=1)
     score: Literal["map", "model", "cluster"] = "map"
     score_fraction: float = Field(0.01, gt=0, le=1)
+    context: float = Field(0.0, ge=0)
 
 
 class RunConfig(Closed):
@@ -216,7 +218,7 @@ class RunConfig(Closed):
 
     Slices are resized to `image_size`, or with three numbers whole scans, for a model with `spatial_dims`. With `patch_size` the
     network sees patches of that size: one drawn from the brain per slice or scan in training, overlapping ones averaged in inference.
-    `around` adds the slices so many places further up or down as channels, such as [-4, 4].
+    `around` adds the slices so many places further up or down as channels, such as [-4, 4]. `plane` is what the slices are cut along.
     """
 
     name: str
@@ -224,6 +226,7 @@ class RunConfig(Closed):
     image_size: Size = (128, 128)
     patch_size: Size | None = None
     around: tuple[int, ...] = ()
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
     stages: dict[str, Stage]
     augmentation: Augmentation = Augmentation()
     loop: Loop = Loop()

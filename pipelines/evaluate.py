@@ -110,7 +110,8 @@ def _slice_rows(run: Run, row: dict[str, str], native: NativeMap, truth: np.ndar
         other = tuple(a for a in range(3) if a != array_axis(native.affine, 2))
         labels = {i: int(v) for i, v in enumerate(np.atleast_1d(truth.any(axis=other)))}
     rows = []
-    for i, score in slice_scores(native, run.config.calibration.score_fraction).items():
+    settings = run.config.calibration
+    for i, score in slice_scores(native, settings.score_fraction, settings.context).items():
         known = {k: table[i][k] for k in by if i in table and table[i].get(k)}
         rows.append({"id": f"{row['id']}/{i}", "label": labels.get(i), "score": _digits(score)} | known)
     return rows

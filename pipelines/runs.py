@@ -14,6 +14,7 @@ import numpy as np
 
 from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_config, read_yaml, validate
 from preprocessing.scans import InputError, file_digest, write_atomic
+from preprocessing.slices import PLANES
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,6 @@ def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel
 
     kind = model_class(config.name)
     if kind.combines:
-        _check_dimensions(config, {})
         return _combined(config, kind, recipe)
     hints = get_type_hints(kind.__init__)
     signature = inspect.signature(kind.__init__).parameters.values()
@@ -114,6 +114,8 @@ def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
         raise ConfigError(
             f"around={list(config.around)}: expected the distances of other slices, each once, and two numbers in image_size."
         )
+    if sides == 3 and config.plane != "axial":
+        raise ConfigError(f"plane={config.plane} is for slices; give two numbers in image_size, or leave it out.")
     if "spatial_dims" not in fields:
         if sides == 3:
             raise ConfigError(f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers.")
@@ -136,7 +138,12 @@ def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None
     odd = next((m["run"] for m, c in zip(members, own, strict=True) if c.patch_size or c.around or len(c.image_size) != 2), None)
     if odd:
         raise ConfigError(f"model of {config.name}: member '{odd}' works on patches, volumes or several slices; give runs on whole slices.")
-    return kind([build_detector(c, build_model(c, recipe)) for c in own], [c.image_size for c in own])
+    other = next((c.plane for c in own if c.plane != "axial"), None)
+    if config.around or config.plane != "axial" or (other and len(config.image_size) != 3):
+        what = f"a member sees {other} slices; give three numbers, the grid of the scans" if other else "leave out around and plane"
+        raise ConfigError(f"image_size of {config.name}: {what}.")
+    detectors = [build_detector(c, build_model(c, recipe)) for c in own]
+    return kind(detectors, [c.image_size for c in own], [PLANES[c.plane] for c in own])
 
 
 def member_folder(run: Path, name: str) -> Path:

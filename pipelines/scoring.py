@@ -14,6 +14,7 @@ from evaluation import postprocess
 from evaluation.checks import bounding_box
 from preprocessing import register
 from preprocessing.scans import ScanError, array_axis, is_picture, read_image, voxel_sizes
+from preprocessing.slices import turned, turned_back
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +52,16 @@ class NativeMap:
 
 def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
     """Anomaly map (X, Y, Z) of a scan in atlas space (X, Y, Z[, C]), slice by slice or at once, filtered, without the rim of the brain."""
-    return filtered(_slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess)
+    parts = turned(image, config.plane), turned(brain, config.plane)
+    return filtered(turned_back(_slicewise(model.anomaly_map, config, *parts, device), config.plane), brain, config.postprocess)
 
 
 def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray | None:
     """Pseudo-healthy volume (X, Y, Z) of the first channel, 0 outside the brain; None for a model that reconstructs nothing."""
     try:
-        return _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device) * brain
+        parts = turned(image, config.plane), turned(brain, config.plane)
+        found = _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, *parts, device)
+        return turned_back(found, config.plane) * brain
     except NotImplementedError:
         return None
 
@@ -69,7 +73,8 @@ def map_and_slice_volume(
 
     One pass through the network where a model gets both from one. Patches: the mean of their scores in the brain.
     """
-    result = np.zeros(brain.shape, np.float32)
+    image, inside = turned(image, config.plane), turned(brain, config.plane)
+    result = np.zeros(inside.shape, np.float32)
 
     def network(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         found, score = model.map_and_score(x, mask, z)
@@ -79,12 +84,13 @@ def map_and_slice_volume(
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return _everywhere(model.score(x, mask, z), mask)
 
-    raw = _slicewise(model.anomaly_map if config.patch_size else network, config, image, brain, device)
+    raw = _slicewise(model.anomaly_map if config.patch_size else network, config, image, inside, device)
     if config.patch_size:
-        for rows, x, mask, z in _batches(config, image, brain, device):
+        for rows, x, mask, z in _batches(config, image, inside, device):
             spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
             score = spread.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
             result[:, :, rows] = score.float().cpu().numpy()
+    raw, result = (turned_back(v, config.plane) for v in (raw, result))
     return filtered(raw, brain, config.postprocess), result * brain
 
 
@@ -205,11 +211,12 @@ def scan_score(native: NativeMap, fraction: float) -> float:
     return top_mean(native.scored[native.brain], fraction)
 
 
-def slice_scores(native: NativeMap, fraction: float) -> dict[int, float]:
-    """The scan score's rule for each axial slice of the scan's own grid that shows brain, by slice index."""
+def slice_scores(native: NativeMap, fraction: float, context: float = 0.0) -> dict[int, float]:
+    """The scan score's rule for each axial slice of the scan's own grid that shows brain, plus `context` times the scan score, by index."""
+    whole = context * scan_score(native, fraction) if context else 0.0
     axis = array_axis(native.affine, 2)
     maps, brains = (np.moveaxis(v, axis, 0) for v in (native.scored, native.brain))
-    return {i: top_mean(m[b], fraction) for i, (m, b) in enumerate(zip(maps, brains, strict=True)) if b.any()}
+    return {i: whole + top_mean(m[b], fraction) for i, (m, b) in enumerate(zip(maps, brains, strict=True)) if b.any()}
 
 
 def top_mean(values: np.ndarray, fraction: float) -> float:
@@ -267,6 +274,7 @@ def cohort_maps(
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
     shaping += f" {config.patch_size}" if config.patch_size else ""
     shaping += f" around {config.around}" if config.around else ""
+    shaping += f" {config.plane}" if config.plane != "axial" else ""
     shaping += f" {config.reference}" if config.reference.active else ""
     shaping += " model" if config.calibration.score == "model" else ""
     key = sha256(f"{weights} {side['fingerprint']} {shaping}".encode()).hexdigest()

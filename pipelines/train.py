@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import cli
 from pipelines.config import ConfigError, Loop, RunConfig, load_run_config, read_config, write_yaml
 from preprocessing.scans import SPLITS, InputError, read_table, write_atomic, write_table
+from preprocessing.slices import in_plane
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -111,10 +112,16 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
-    depth = _depth(data, train_rows[0], config) if len(config.image_size) == 3 or config.around else 0
+    depth = _depth(data, train_rows[0], config) if len(config.image_size) == 3 or config.around or config.plane != "axial" else 0
+    store = data / "slices"
+    if config.plane != "axial":
+        if fabric.is_global_zero:
+            in_plane(store, config.plane, depth, recipe.min_brain_pixels)
+        fabric.barrier()
+        store /= config.plane
     shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
-    training = SliceDataset(data / "slices", train_ids, config.image_size, config.augmentation, abnormal=ill, **shape)
-    checking = SliceDataset(data / "slices", val_ids, config.image_size, abnormal=ill, **shape)
+    training = SliceDataset(store, train_ids, config.image_size, config.augmentation, abnormal=ill, **shape)
+    checking = SliceDataset(store, val_ids, config.image_size, abnormal=ill, **shape)
     items = "volumes" if len(config.image_size) == 3 else "slices"
     least = min(len(training), len(checking), loop.batch_size)
     if fabric.world_size > least:
@@ -142,7 +149,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
     healthy_ids = val_ids - ill if combines else train_ids
-    plain = SliceDataset(data / "slices", healthy_ids, config.image_size, **shape)
+    plain = SliceDataset(store, healthy_ids, config.image_size, **shape)
     try:
         model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
@@ -150,7 +157,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if config.reference.active:
         model = detector.to(fabric.device).eval()
     if config.reference.kind != "none":
-        healthy_maps = SliceDataset(data / "slices", (reference_ids or train_ids) - ill, config.image_size, around=config.around)
+        healthy_maps = SliceDataset(store, (reference_ids or train_ids) - ill, config.image_size, around=config.around)
         model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(
@@ -181,12 +188,18 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
 
 
 def _depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
-    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one."""
+    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one, and for an ensemble of another grid."""
     import nibabel as nib
 
-    depth = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[2]
+    from models import model_class
+
+    grid = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[:3]
+    depth = grid[2]
+    if model_class(config.name).combines and config.image_size != grid:
+        raise ConfigError(f"image_size {list(config.image_size)}: members see slices of the grid itself; give image_size={list(grid)}.")
     if depth == 1:
-        what = f"around={list(config.around)} asks" if config.around else "three numbers in image_size ask"
+        what = "three numbers in image_size ask"
+        what = f"around={list(config.around)} asks" if config.around else f"plane={config.plane} asks" if config.plane != "axial" else what
         raise ConfigError(f"{what} for volumes, and {data} holds pictures; leave that out.")
     return depth
 

@@ -1,4 +1,4 @@
-"""Axial slices: which to keep, the store that training reads, export as NIfTI."""
+"""Slices: which to keep, the store that training reads, the same in other planes, export as NIfTI."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from preprocessing.scans import InputError, atomic, each_row, save_nifti, write_table
 
 OPEN = 64  # scans whose files stay open
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # axes of a volume (X, Y, Z), that of the slices last
 INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
 
 
@@ -48,6 +49,36 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
         moved = affine.copy()
         moved[:3, 3] += affine[:3, 2] * index
         save_nifti(nib.Nifti1Image(image[:, :, index : index + 1], moved), folder / f"{scan}_slice-{index:03d}.nii.gz")
+
+
+def turned(volume: np.ndarray, plane: str) -> np.ndarray:
+    """A view of a volume (X, Y, Z[, C]) whose third axis goes through the slices of `plane`."""
+    return volume.transpose(*PLANES[plane], *range(3, volume.ndim))
+
+
+def turned_back(volume: np.ndarray, plane: str) -> np.ndarray:
+    """The volume (X, Y, Z[, C]) that `turned` made this view of."""
+    return volume.transpose(*np.argsort(PLANES[plane]), *range(3, volume.ndim))
+
+
+def in_plane(folder: Path, plane: str, depth: int, min_pixels: int) -> Path:
+    """The store of `folder`, whose axial slices come from a grid of `depth`, in another plane: made within it where it is not there yet.
+
+    It stands as long as its index is no older than the axial one, which is given back for "axial".
+    """
+    index, own = folder / "index.tsv", folder / plane / "index.tsv"
+    if plane == "axial" or (own.is_file() and own.stat().st_mtime >= index.stat().st_mtime):
+        return folder if plane == "axial" else own.parent
+    store, rows = SliceStore(folder), []
+    about = {r["scan"]: r for r in each_row(index)}
+    for number, scan in enumerate(store.scans):
+        image, mask = (turned(np.moveaxis(v, 0, -1), plane) for v in store.volume(number, depth).values())
+        z = select(mask[..., 0], min_pixels)
+        write_arrays(own.parent, scan, image, mask[..., 0], z)
+        pixels = mask[..., 0].sum((0, 1), dtype=int)[z]
+        rows += [about[scan] | {"row": i, "z": int(at), "brain_px": int(n)} for i, (at, n) in enumerate(zip(z, pixels, strict=True))]
+    write_index(own.parent, rows)
+    return own.parent
 
 
 class SliceStore:

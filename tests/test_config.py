@@ -50,7 +50,7 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
         ("stages.finetune.max_epoch=1", r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; did you mean 'max_epochs'\?"),
         (
             "calibration.quantil=0.9",
-            r"unknown key 'calibration\.quantil'; known: point, quantile, false_alarm, share, score, score_fraction; "
+            r"unknown key 'calibration\.quantil'; known: point, quantile, false_alarm, share, score, score_fraction, context; "
             r"did you mean 'quantile'\?",
         ),
         ("loop.zzz=1", r"unknown key 'loop\.zzz'; known: [a-z_, ]+$"),

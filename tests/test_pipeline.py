@@ -283,3 +283,14 @@ def test_a_test_scan_that_the_run_has_learned_from_is_refused(chain, tmp_path, c
     (tmp_path / "scans.tsv").write_text("\n".join([lines[0], "stranger" + train[7:]]) + "\n")
     assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
     assert "test scan 'stranger' is an image that" in capsys.readouterr().err
+
+
+def test_a_slice_counts_more_where_its_scan_does():
+    from pipelines.scoring import NativeMap, scan_score, slice_scores
+
+    values = np.random.default_rng(0).random((6, 7, 4)).astype(np.float32)
+    native = NativeMap(values, np.ones(values.shape, bool), np.diag([1.0, 1.0, 2.0, 1.0]))
+    plain = {i: np.sort(values[:, :, i].ravel())[-4:].mean() for i in range(4)}  # a tenth of 42
+    own = np.sort(values.ravel())[-17:].mean()
+    assert slice_scores(native, 0.1) == pytest.approx(plain) and scan_score(native, 0.1) == pytest.approx(own)
+    assert slice_scores(native, 0.1, 2.0) == pytest.approx({i: v + 2 * own for i, v in plain.items()})
