@@ -33,7 +33,10 @@ class Ensemble(AnomalyModel):
     combines = True
 
     def __init__(
-        self, members: Sequence[AnomalyModel] = (), sizes: Sequence[tuple[int, int]] = (), planes: Sequence[tuple[int, int, int]] | None = None
+        self,
+        members: Sequence[AnomalyModel] = (),
+        sizes: Sequence[tuple[int, int]] = (),
+        planes: Sequence[tuple[int, int, int]] | None = None,
     ) -> None:
         super().__init__()
         self.members, self.sizes = nn.ModuleList(members), [tuple(s) for s in sizes]

@@ -198,8 +198,8 @@ class Calibration(Closed):
 
     The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
     a volume that holds the model's own score of each slice (one score where it sees volumes), with "cluster" of the map's threshold-free
-    cluster enhancement, where large components count for more. A slice's score is the same within the slice, plus `context` times its scan's:
-    a slice of a scan with a finding is more suspicious than its like in a scan without. `point` is the operating point
+    cluster enhancement, where large components count for more. A slice's score is the same within the slice, plus `context` times that
+    of its scan: a slice of a scan with a finding is more suspicious than its like in a scan without. `point` is the operating point
     that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
     healthy data under the threshold.
     """

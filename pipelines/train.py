@@ -188,7 +188,7 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
 
 
 def _depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
-    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one, and for an ensemble of another grid."""
+    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one, or an ensemble of another grid."""
     import nibabel as nib
 
     from models import model_class

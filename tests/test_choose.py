@@ -81,9 +81,9 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
     import torch
 
     from evaluation.postprocess import cluster_enhanced
-    from pipelines.train import cohort_rows
     from pipelines.runs import load_run
     from pipelines.scoring import cohort_maps, scan_score
+    from pipelines.train import cohort_rows
 
     assert run("train", "--model", "intensity", "--data", data, "--out", tmp_path / "run", *SMALL, "calibration.score=cluster") == 0
     own, plain = load_run(tmp_path / "run", "cpu"), load_run(runs / "intensity", "cpu")

@@ -1,6 +1,5 @@
 """Coronal and sagittal slices: the same voxels, cut another way, in the store, in maps and in an ensemble of planes."""
 
-import json
 import os
 
 import nibabel as nib
@@ -11,6 +10,8 @@ from torch.nn import functional as F
 
 from models.base import AnomalyModel
 from models.ensemble import Ensemble, improbability
+from pipelines.runs import load_run
+from pipelines.scoring import atlas_map
 from preprocessing.scans import read_table
 from preprocessing.slices import PLANES, SliceStore, in_plane, turned, turned_back, write_arrays, write_index
 from tests.test_pipeline import chain, run  # noqa: F401
@@ -100,17 +101,15 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     assert run(*given, "image_size=[48,48,48]") == 2 and "give image_size=[240, 240, 189]" in capsys.readouterr().err
     assert run(*given, "image_size=[240,240,189]") == 0
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
-    maps = {}
-    for name in ("axial", "sagittal", "both"):
-        assert run("evaluate", "--run", tmp_path / name, "--data", data, "--out", tmp_path / f"on_{name}") == 0
-        file = next((tmp_path / f"on_{name}").rglob(f"{row['id']}_map.nii.gz"))
-        maps[name] = np.asarray(nib.load(file).dataobj)
-    inside = maps["axial"] > 0
-    assert np.corrcoef(maps["axial"][inside], maps["sagittal"][inside])[0, 1] > 0.9
-    assert np.abs(maps["axial"] - maps["sagittal"]).max() > 0.01  # other pixels were joined
-    high = maps["both"] > np.quantile(maps["both"][inside], 0.99)
-    assert maps["axial"][high].mean() > maps["axial"][inside].mean() and maps["sagittal"][high].mean() > maps["sagittal"][inside].mean()
-    assert json.loads((tmp_path / "both" / "run.json").read_text())["val_scans"]
+    image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
+    axial, sagittal, both = (
+        atlas_map(own.model, own.config, image.astype(np.float32), brain > 0, own.device)
+        for own in (load_run(tmp_path / name, "cpu") for name in ("axial", "sagittal", "both"))
+    )
+    inside = brain > 0
+    assert np.corrcoef(axial[inside], sagittal[inside])[0, 1] > 0.7 and np.abs(axial - sagittal).max() > 0.01  # other pixels were joined
+    high = both > np.quantile(both[inside], 0.99)
+    assert axial[high].mean() > 2 * axial[inside].mean() and sagittal[high].mean() > 2 * sagittal[inside].mean()
 
 
 def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):  # noqa: F811
@@ -123,7 +122,6 @@ def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):  # noqa: F81
 def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):  # noqa: F811
     """Inference by hand in the coronal plane: resized, mapped, resized back."""
     from pipelines.config import load_run_config
-    from pipelines.scoring import atlas_map
 
     row = read_table(chain / "data" / "scans.tsv")[0]
     image, brain = (np.asarray(nib.load(chain / "data" / row[k]).dataobj) for k in ("preproc", "brain"))
