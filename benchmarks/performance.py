@@ -328,36 +328,53 @@ def loading(scan: Path, repeats: int) -> list[Row]:
 # training
 
 
+TRAINING_SCANS = 10  # copies of a scan that training reads
+
+
 class Bare:
-    """The same network in a plain PyTorch loop, with its slices in memory at the network's size: nothing to load, nothing to change."""
+    """The same network in a plain PyTorch loop, on the same loaded and augmented batches or on slices in memory at the network's size."""
 
     def __init__(self, folder: Path, model: Any) -> None:
         import torch
 
         from pipelines.data import SliceDataset
 
-        data = SliceDataset(folder, [f"c{i}" for i in range(3)], SIZE)
+        scans, config = [f"c{i}" for i in range(TRAINING_SCANS)], load_run_config("vae_cr")
+        self.data = SliceDataset(folder, scans, SIZE, config.augmentation)
+        data = SliceDataset(folder, scans[:3], SIZE)
         self.tensors = {k: torch.stack([data[(i, i)][k] for i in range(len(data))]) for k in ("image", "mask", "z", "seed")}
         self.model, self.update = model, model.updates(model.stages[-1])[0]
         self.optimizer = torch.optim.Adam(list(self.update.parameters), lr=1e-4)
 
-    def batches(self, steps: int) -> Iterator[dict[str, Any]]:
+    def loaded(self, steps: int) -> Any:
+        """A plain DataLoader with one worker over the same store, resized and augmented in the same way."""
+        from torch.utils.data import DataLoader
+
+        order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH].reshape(steps, BATCH)
+        plan = [[(int(i), int(i)) for i in batch] for batch in order]
+        return DataLoader(self.data, batch_sampler=plan, num_workers=1, collate_fn=_same)
+
+    def in_memory(self, steps: int) -> Iterator[dict[str, Any]]:
         import torch
 
         for _ in range(steps):
             at = torch.randint(len(self.tensors["image"]), (BATCH,))
             yield {k: v[at] for k, v in self.tensors.items()}
 
-    def run(self, steps: int) -> None:
+    def run(self, batches: Iterable[dict[str, Any]]) -> None:
         import torch
 
         self.model.train()
-        for batch in self.batches(steps):
+        for batch in batches:
             loss = self.update.loss(batch)["loss"]
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
+
+
+def _same(batch: Any) -> Any:
+    return batch
 
 
 def own_epoch(folder: Path, settings: tuple[str, ...] = (), workers: int = 1) -> Callable[[int], float]:
@@ -380,7 +397,7 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = (), workers: int = 1) ->
     for update in updates:
         module.mark_forward_method(update.loss.__name__)
     steppers = [fabric.setup_optimizers(_optimizer(u, config.stages["finetune"])) for u in updates]
-    data = SliceDataset(folder, [f"c{i}" for i in range(3)], SIZE, config.augmentation)
+    data = SliceDataset(folder, [f"c{i}" for i in range(TRAINING_SCANS)], SIZE, config.augmentation)
 
     def epoch(steps: int) -> float:
         batches = Batches(data, config.loop, shuffle=True, stream=0, steps=steps)
@@ -401,16 +418,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def training(scan: Path, repeats: int, steps: int = 5) -> list[Row]:
+def training(scan: Path, repeats: int, steps: int = 20) -> list[Row]:
     """Steps at 128 x 128 beside a bare loop and a Lightning Trainer; what the settings for speed bring; augmentation beside MONAI's."""
     from pipelines.runs import build_model
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        slices = cohort_of(scan, "t1", 4, Path(folder))
+        slices = cohort_of(scan, "t1", TRAINING_SCANS, Path(folder))
         bare = Bare(slices, build_model(load_run_config("vae_cr", [f"image_size={list(SIZE)}"])))
         plain = own_epoch(slices)
-        ways: dict[str, Callable[[], Any]] = {"Norma": lambda: plain(steps), "bare PyTorch loop": lambda: bare.run(steps)}
+        ways: dict[str, Callable[[], Any]] = {
+            "Norma": lambda: plain(steps),
+            "bare PyTorch loop": lambda: bare.run(bare.loaded(steps)),
+            "bare loop on slices in memory, unchanged": lambda: bare.run(bare.in_memory(steps)),
+        }
         if find_spec("lightning"):
             ways["Lightning Trainer"] = lightning_epoch(bare, steps)
         else:
@@ -441,7 +462,6 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
     import warnings
 
     import lightning
-    from torch.utils.data import DataLoader
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -469,7 +489,7 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
             gradient_clip_val=1.0,
             accelerator="cpu",
         )
-        trainer.fit(module, DataLoader(list(bare.batches(steps)), batch_size=None))  # type: ignore[arg-type]
+        trainer.fit(module, bare.loaded(steps))
 
     return run
 
@@ -800,7 +820,29 @@ def workers(repeats: int) -> list[Row]:
         finally:
             os.environ.pop("OMP_NUM_THREADS")
     rate = {k: 3600 * len(scans) / v for k, v in taken.items()}
-    return [row("eight virtual T1 scans by two workers, start-up included", rate["two"], "scans/h", "by one", rate["one"], more=True)]
+    alone = alternate({"two": lambda: compute(2), "one": lambda: compute(1)}, 2 * repeats + 1)
+    return [
+        row("eight virtual T1 scans by two workers, start-up included", rate["two"], "scans/h", "by one", rate["one"], more=True),
+        row(
+            "arithmetic in the processor's cache by two processes, what this machine can give",
+            2 / alone["two"],
+            "1/s",
+            "by one",
+            1 / alone["one"],
+            more=True,
+        ),
+    ]
+
+
+ARITHMETIC = "import numpy as np\na = np.random.default_rng(0).random(4096)\nfor _ in range(400_000): a = a * 0.999 + 0.001"
+
+
+def compute(count: int) -> None:
+    """So many processes at once, each with the same arithmetic on 32 KB: no memory, no disk, no word between them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen([sys.executable, "-c", ARITHMETIC], env=environment) for _ in range(count)]
+    for process in running:
+        process.wait()
 
 
 def main() -> None:

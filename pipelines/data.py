@@ -122,6 +122,8 @@ class Batches:
     ) -> None:
         self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
         self.rank, self.world, self.steps = rank, world, steps
+        self.loader: DataLoader | None = None
+        self.now = 0
 
     def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
         """This process's (index, seed) lists, one per batch."""
@@ -139,12 +141,29 @@ class Batches:
         return [[(int(i), int(seeds[i])) for i in b] for b in share]
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of an epoch, read as they are asked for."""
-        workers = self.loop.loader_workers
-        yield from DataLoader(self.dataset, batch_sampler=self.plan(epoch), num_workers=workers, collate_fn=_as_it_is)
+        """Batches of an epoch, read as they are asked for, by the same loader workers in every epoch."""
+        self.now, workers = epoch, self.loop.loader_workers
+        if self.loader is None:
+            plan = cast(Any, _Plan(self))
+            kept = workers > 0
+            self.loader = DataLoader(self.dataset, batch_sampler=plan, num_workers=workers, collate_fn=_as_it_is, persistent_workers=kept)
+        yield from self.loader
 
     def length(self) -> int:
         return len(self.plan(0))
+
+
+class _Plan:
+    """The plan of the epoch that is on, as a DataLoader reads it."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches.plan(self.batches.now))
+
+    def __len__(self) -> int:
+        return self.batches.length()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -175,7 +175,11 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     one = list(Batches(data, config.loop, shuffle=True, stream=0).epoch(3))
     halves = [list(Batches(data, config.loop, shuffle=True, stream=0, rank=r, world=2).epoch(3)) for r in (0, 1)]
     loop = config.loop.model_copy(update={"loader_workers": 2})
-    many = list(Batches(data, loop, shuffle=True, stream=0).epoch(3))
+    kept = Batches(data, loop, shuffle=True, stream=0)
+    other = [b["seed"] for b in kept.epoch(1)]
+    many = list(kept.epoch(3))  # by the same workers
+    again = [b["seed"] for b in Batches(data, config.loop, shuffle=True, stream=0).epoch(1)]
+    assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True)) and not torch.equal(other[0], many[0]["seed"])
     for i, batch in enumerate(one):
         for key in ("image", "mask", "seed"):
             torch.testing.assert_close(torch.cat([h[i][key] for h in halves]), batch[key], rtol=0, atol=0)
