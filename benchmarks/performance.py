@@ -805,7 +805,7 @@ def workers(repeats: int) -> list[Row]:
 
     recipe, names = load_recipe("t1"), iter(range(1000))
     with tempfile.TemporaryDirectory() as folder:
-        table = make_cohort(Path(folder) / "cohort", seed=5, n_train=8, n_val=0, n_test_healthy=0, n_test_abnormal=0)
+        table = make_cohort(Path(folder) / "cohort", seed=5, n_train=12, n_val=0, n_test_healthy=0, n_test_abnormal=0)
         scans = read_scans(table, "t1")
         os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -822,7 +822,7 @@ def workers(repeats: int) -> list[Row]:
     rate = {k: 3600 * len(scans) / v for k, v in taken.items()}
     alone = alternate({"two": lambda: compute(2), "one": lambda: compute(1)}, 2 * repeats + 1)
     return [
-        row("eight virtual T1 scans by two workers, start-up included", rate["two"], "scans/h", "by one", rate["one"], more=True),
+        row("twelve virtual T1 scans by two workers, start-up included", rate["two"], "scans/h", "by one", rate["one"], more=True),
         row(
             "arithmetic in the processor's cache by two processes, what this machine can give",
             2 / alone["two"],

@@ -137,7 +137,9 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
             cluster.adapt(minimum_jobs=1, maximum_jobs=workers)
             log.info("up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).", workers)
         else:
-            cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL)
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL
+            )
         with cluster, Client(cluster) as client:
             yield client
 

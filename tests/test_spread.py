@@ -49,9 +49,11 @@ def test_workers_answer_what_this_process_does_and_share_the_cores(tmp_path, mon
     assert len(set.union(*processes)) == 2
 
 
-def test_threads_that_the_user_set_are_kept(tmp_path, monkeypatch):
+def test_one_worker_is_one_process_and_threads_that_the_user_set_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [result[2] for _, result, _ in spread.each(partial(work, folder=tmp_path), range(2), "local", 1)] == ["3", "3"]
+    assert [result[2] for _, result, _ in spread.each(partial(work, folder=tmp_path), range(6), "local", 1)] == ["3"] * 6
+    processes = {pid for p in tmp_path.glob("*.tries") for pid in p.read_text().split()}
+    assert len(processes) == 1 and str(os.getpid()) not in processes
 
 
 def test_more_items_than_are_sent_ahead(tmp_path, monkeypatch):
