@@ -347,12 +347,12 @@ class Bare:
         self.optimizer = torch.optim.Adam(list(self.update.parameters), lr=1e-4)
 
     def loaded(self, steps: int) -> Any:
-        """A plain DataLoader with one worker over the same store, resized and augmented in the same way."""
+        """A plain DataLoader over the same store, resized and augmented in the same way."""
         from torch.utils.data import DataLoader
 
         order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH].reshape(steps, BATCH)
         plan = [[(int(i), int(i)) for i in batch] for batch in order]
-        return DataLoader(self.data, batch_sampler=plan, num_workers=1, collate_fn=_same)
+        return DataLoader(self.data, batch_sampler=plan, collate_fn=_same)
 
     def in_memory(self, steps: int) -> Iterator[dict[str, Any]]:
         import torch
@@ -377,7 +377,7 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def own_epoch(folder: Path, settings: tuple[str, ...] = (), workers: int = 1) -> Callable[[int], float]:
+def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], float]:
     """Norma's loop on the same slices: a function of a number of steps that gives their seconds, loading and augmentation included."""
     import torch
     from lightning_fabric import Fabric
@@ -386,9 +386,7 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = (), workers: int = 1) ->
     from pipelines.loop import _optimizer, _train_epoch, prepared
     from pipelines.runs import build_model
 
-    config = load_run_config(
-        "vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", f"loop.loader_workers={workers}", *settings]
-    )
+    config = load_run_config("vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings])
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.loop.precision)
     torch.manual_seed(0)
     model = build_model(config)
@@ -442,15 +440,10 @@ def training(scan: Path, repeats: int, steps: int = 20) -> list[Row]:
             rows.append(row("training step of vae_cr, 64 slices of 128 x 128, loading and augmentation included", value, "s", name, other))
         if not find_spec("anomalib"):
             NOTES.append("anomalib: not installed (it needs torchvision)")
-        for name, setting in (
-            ("loop.channels_last=true", "loop.channels_last=true"),
-            ("loop.compile=true", "loop.compile=true"),
-            ("loop.precision=bf16-mixed", "loop.precision=bf16-mixed"),
-            ("loop.loader_workers=0", "loop.loader_workers=0"),
-        ):
-            other_way = own_epoch(slices, (setting,), 0 if "workers" in setting else 1)
+        for setting in ("loop.channels_last=true", "loop.compile=true", "loop.precision=bf16-mixed", "loop.loader_workers=1"):
+            other_way = own_epoch(slices, (setting,))
             both = alternate({"with": lambda: other_way(steps), "without": lambda: plain(steps)}, repeats)  # noqa: B023
-            rows.append(row(f"training step with {name}", both["with"] / steps, "s", "without", both["without"] / steps))
+            rows.append(row(f"training step with {setting}", both["with"] / steps, "s", "without", both["without"] / steps))
         for side in (64, 128, 192):
             rows.append(row(f"training step of 64 slices of {side} x {side}", step_at(side), "s"))
         rows += augmentation(slices, repeats)

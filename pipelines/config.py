@@ -136,7 +136,8 @@ class Loop(Closed):
     """What every stage shares. `batch_size` is the total over all processes.
 
     `channels_last` lays out images and weights pixel by pixel, `compile` lets torch compile the networks; both change speed and last
-    digits alone, see docs/performance.md for what they bring.
+    digits alone, see docs/performance.md for what they bring. `loader_workers` are processes that read slices: left out, two for a GPU and
+    none for a CPU, whose cores the network needs itself.
     """
 
     seed: int = 0
@@ -145,7 +146,7 @@ class Loop(Closed):
     gradient_clip: float | None = Field(1.0, gt=0)
     channels_last: bool = False
     compile: bool = False
-    loader_workers: int = Field(1, ge=0)
+    loader_workers: int | None = Field(None, ge=0)
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)
 

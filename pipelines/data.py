@@ -142,9 +142,11 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of an epoch, read as they are asked for, by the same loader workers in every epoch."""
-        self.now, workers = epoch, self.loop.loader_workers
+        self.now = epoch
         if self.loader is None:
-            plan = cast(Any, _Plan(self))
+            plan, workers = cast(Any, _Plan(self)), self.loop.loader_workers
+            if workers is None:
+                workers = 2 if self.loop.accelerator != "cpu" and torch.cuda.is_available() else 0
             kept = workers > 0
             self.loader = DataLoader(self.dataset, batch_sampler=plan, num_workers=workers, collate_fn=_as_it_is, persistent_workers=kept)
         yield from self.loader
