@@ -149,3 +149,23 @@ def test_results_are_copied_as_they_are_and_other_folders_refused(tmp_path, monk
     assert json.loads((tmp_path / "docs" / "ct" / "preprocess.json").read_text()) == {"n_scans": 3}
     with pytest.raises(InputError, match=r"neither a \*_comparison\.json"):
         results.add(tmp_path / "work")
+
+
+def test_what_is_recommended_is_what_was_measured():
+    """The command of each choice gives the model and the healthy reference of the run whose figures stand beside it."""
+    import shlex
+
+    from pipelines.config import load_run_config, read_yaml
+
+    for choice in read_yaml(results.CHOICES)["choices"]:
+        parts = dict(part.split("=", 1) for part in shlex.split(choice["command"]))
+        config = load_run_config(parts["MODEL"], parts.get("ARGS", "").split(), parts.get("PRESET"))
+        measured = json.loads((results.FOLDER / choice["measured"] / f"{choice['model']}.json").read_text())["config"]
+        assert config.name == measured["name"] == choice["model"].partition("@")[0]
+        own = config.model_dump(mode="json")
+        members = measured["model"].get("members")
+        if members:
+            assert own["model"]["members"] == [m["run"] for m in members]
+        else:
+            assert own["model"] == measured["model"]
+        assert {k: own["reference"][k] for k in measured["reference"]} == measured["reference"]
