@@ -762,6 +762,9 @@ print(json.dumps(cohort_costs(Path(sys.argv[1]))))
 """
 
 
+CONSTANT = ("peak memory", "2,000 random slices")  # however many scans
+
+
 def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
     """A simulated cohort that grows: the largest beside the smallest times as many, so that a ratio of 1 is linear time."""
     import json
@@ -777,13 +780,13 @@ def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
     rows, first = [], counts[0]
     for count in counts:
         for name, value in found[count].items():
-            memory = name == "peak memory"
-            times = 1 if memory else count / first
-            peer = f"{first:,} scans" + ("" if memory else f", times {times:g}")
-            rows.append(row(f"{count:,} small scans: {name}", value, "MB" if memory else "s", peer, found[first][name] * times))
+            times = 1 if name in CONSTANT else count / first
+            peer = f"{first:,} scans" + ("" if name in CONSTANT else f", times {times:g}")
+            unit = "MB" if name == "peak memory" else "s"
+            rows.append(row(f"{count:,} small scans: {name}", value, unit, peer, found[first][name] * times))
     last = counts[-1]
     for name in found[last]:
-        if name not in ("peak memory", "2,000 random slices"):
+        if name not in CONSTANT:
             rows.append(row(f"100,000 small scans, extrapolated: {name}", found[last][name] * 100_000 / last, "s"))
     return rows
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -560,10 +561,9 @@ def _label_name(value: str, where: object) -> str:
 
 def _unique_ids(scans: list[Scan]) -> list[Scan]:
     """Tell scans of one name apart by their folder; refuse what still clashes."""
-    names = [s.id for s in scans]
-    scans = [_named_by_folder(s) if names.count(s.id) > 1 else s for s in scans]
-    names = [s.id for s in scans]
-    clash = next((n for n in names if names.count(n) > 1), None)
+    names = Counter(s.id for s in scans)
+    scans = [_named_by_folder(s) if names[s.id] > 1 else s for s in scans]
+    clash = next((n for n, count in Counter(s.id for s in scans).items() if count > 1), None)
     if clash:
         raise InputError(f"two scans are named '{clash}'; give the table a column 'id' that tells them apart.")
     return [replace(s, id=_safe(s.id)) for s in scans]
