@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("norma")
 SHOWN = 200  # scans on quality.html at most
-STEPS_VERSION = 2  # raise when the steps change, so that nothing old is taken for done
+STEPS_VERSION = 3  # raise when the steps change, so that nothing old is taken for done
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("norma")
 METHODS = ("auto", "deepbet", "bet", "none")
 BONE_HU = 100.0  # at and above: bone (pictures windowed to 100 HU clip there)
+BLOOD_HU = 90.0  # fresh blood is darker
+SKULL_NEAR = 6  # mm
 CT_BRAIN_HU = 80.0
 AIR_HU = -15.0  # at and below: air or fat (pictures windowed from -20 HU clip above air)
 _STRIPPED_ML = (400.0, 2300.0)
@@ -94,15 +96,19 @@ def _soft_tissue(hu: np.ndarray) -> np.ndarray:
 def _inside_skull(mask: np.ndarray, hu: np.ndarray) -> np.ndarray:
     """The part of a 1 mm CT mask that lies inside the skull: bone, voxels that share it and leaks through it go.
 
-    Only the largest piece of bone counts as skull, so that a calcified plexus or a clip inside the brain stays in. Where
-    thin bone reads as soft tissue the mask leaks into the scalp: what is thinner than 12 mm and hangs on is cut off.
+    Bone outside the mask or near its border counts as skull, and so does what adjoins it and is brighter than fresh blood: a calcified
+    plexus or a clip deep inside the brain stays in. Where thin bone reads as soft tissue the mask leaks into the scalp: what is thinner
+    than 12 mm and hangs on is cut off.
     """
     from scipy import ndimage
 
     mask = mask & (hu > AIR_HU)  # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
     labels, n = ndimage.label(hu >= BONE_HU)
     if n:
-        skull = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+        deep = ndimage.binary_erosion(mask, iterations=SKULL_NEAR)
+        pieces = np.unique(labels[~deep & (labels > 0)])
+        skull = np.isin(labels, pieces)
+        skull = ndimage.binary_dilation(skull, iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
         mask = mask & ~ndimage.binary_dilation(skull, iterations=2)
     return _tidy(mask, opening=6)
 

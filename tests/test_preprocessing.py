@@ -42,6 +42,20 @@ def test_bone_and_scalp_leave_a_ct_mask_and_calcifications_stay(hole):
         assert (leaky & (hu == 60) & ~inside).any()
 
 
+def test_voxels_that_share_bone_leave_a_ct_mask_and_fresh_blood_at_the_skull_stays():
+    """A layer of partial volume at the skull and a splinter apart from it go; a bleed of 75 HU as near to the skull does not."""
+    hu, inside = ct_phantom()
+    layer = inside & ~ellipsoid(hu.shape, (50, 60, 45), (32, 42, 31))
+    blood = ellipsoid(hu.shape, (50, 20, 45), (8, 8, 8)) & inside
+    hu[layer & ~blood], hu[blood] = 95, 75
+    splinter = ellipsoid(hu.shape, (78, 60, 45), (2, 3, 3))
+    hu[splinter] = 400
+    mask = brain._inside_skull(inside, hu)
+    assert (hu[mask] < 90).mean() == 1 - (mask & (hu == 300)).sum() / mask.sum() and (mask & (hu == 300)).any()  # but for the plexus
+    assert not (mask & splinter).any() and (mask & blood).sum() > 0.6 * blood.sum()
+    assert mask.sum() > 0.65 * inside.sum()
+
+
 def test_a_ct_mask_that_reaches_into_the_air_is_cut_back_and_air_inside_the_brain_stays():
     hu, inside = ct_phantom()
     pocket = ellipsoid(hu.shape, (40, 60, 45), (4, 4, 4))
