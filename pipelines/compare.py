@@ -124,7 +124,7 @@ def share_training(config: RunConfig, about: dict[str, str], folder: Path, other
     def trained_by(c: RunConfig) -> tuple[Any, ...]:
         holdout = c.reference.holdout if c.reference.kind != "none" else 0
         model = {k: v for k, v in c.model.items() if k not in scoring}
-        return c.name, model, c.image_size, c.patch_size, c.around, c.plane, c.stages, c.augmentation, c.loop, holdout
+        return c.name, model, c.image_size, c.patch_size, c.around, c.plane, c.stages, c.augmentation, c.decisive.loop, holdout
 
     for other in others:
         finished = (other / "weights.pt").is_file() and (other / "checkpoints" / "last.pt").is_file()

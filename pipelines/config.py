@@ -235,6 +235,11 @@ class RunConfig(Closed):
     postprocess: Postprocess = Postprocess()
     calibration: Calibration = Calibration()
 
+    @property
+    def decisive(self) -> RunConfig:
+        """The config without what changes no result: a run with other loader workers is the same run."""
+        return self.model_copy(update={"loop": self.loop.model_copy(update={"loader_workers": None})})
+
 
 class Protocol(Closed):
     """How runs are tested and compared; configs/protocol/<name>.yaml, and named so in every output.

@@ -265,8 +265,8 @@ def _finished(run: Path, config: RunConfig, about: dict[str, str]) -> bool:
         return False
     other = read_config(RunConfig, run / "config.yaml")
     before = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if other != config or before.get("data_digest", "") != about["data_digest"]:
-        what = "settings" if other != config else "data"
+    if other.decisive != config.decisive or before.get("data_digest", "") != about["data_digest"]:
+        what = "settings" if other.decisive != config.decisive else "data"
         raise InputError(f"{run}: holds a run with other {what}; choose another OUT or delete the folder.")
     return (run / "weights.pt").is_file()
 

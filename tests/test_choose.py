@@ -93,3 +93,11 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
         enhanced = np.sort(cluster_enhanced(found.map, found.spacing)[found.brain])[::-1]
         assert scan_score(found, 0.01) == pytest.approx(enhanced[: round(0.01 * enhanced.size)].mean())
     assert plain.config.calibration.score == "map" and "cluster" in (tmp_path / "run" / "reference.json").read_text()
+
+
+def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(runs, data, capsys):  # noqa: F811
+    """Loader workers change no result, so a run with others is the same run."""
+    before = (runs / "zero" / "weights.pt").stat().st_mtime_ns
+    again = ("train", "--model", "zero", "--data", data, "--out", runs / "zero", *SMALL)
+    assert run(*again, "loop.loader_workers=2") == 0 and (runs / "zero" / "weights.pt").stat().st_mtime_ns == before
+    assert run(*again, "loop.seed=5") == 2 and "holds a run with other settings" in capsys.readouterr().err
