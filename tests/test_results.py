@@ -162,10 +162,14 @@ def test_what_is_recommended_is_what_was_measured():
         config = load_run_config(parts["MODEL"], parts.get("ARGS", "").split(), parts.get("PRESET"))
         measured = json.loads((results.FOLDER / choice["measured"] / f"{choice['model']}.json").read_text())["config"]
         assert config.name == measured["name"] == choice["model"].partition("@")[0]
-        own = config.model_dump(mode="json")
-        members = measured["model"].get("members")
-        if members:
-            assert own["model"]["members"] == [m["run"] for m in members]
-        else:
-            assert own["model"] == measured["model"]
-        assert {k: own["reference"][k] for k in measured["reference"]} == measured["reference"]
+        pairs = [(config, measured)]
+        if config.name == "ensemble":
+            members = [m["config"] for m in measured["model"]["members"]]
+            assert (
+                config.model["members"] == [m["name"] for m in members] and config.calibration.context == measured["calibration"]["context"]
+            )
+            pairs = [(load_run_config(m["name"], [], parts["PRESET"]), m) for m in members]
+        for one, other in pairs:
+            own = one.model_dump(mode="json")
+            assert own["model"] == {**other["model"], "channels": own["model"].get("channels")} or own["model"] == other["model"]
+            assert {k: own["reference"][k] for k in other["reference"]} == other["reference"]
