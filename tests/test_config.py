@@ -210,6 +210,10 @@ def test_every_model_has_its_yaml():
 @pytest.mark.parametrize("name", names(CONFIGS))
 def test_every_config_builds_its_model(name, preset):
     config = load_run_config(name, preset=preset)
+    runs = config.model.get("members")  # of the ensemble: runs of the same preset, here as `with_members` finds them
+    if runs:
+        own = [{"run": run, "config": load_run_config(run, preset=preset).model_dump(mode="json")} for run in runs]
+        config = config.model_copy(update={"model": config.model | {"members": own}})
     model = build_model(config)
     assert type(model).__module__ == f"models.{name}" and tuple(config.stages) == tuple(model.stages)
 
