@@ -178,6 +178,7 @@ def curves_figure(panels: Sequence[tuple[str, str, str, dict[str, list[tuple[flo
         ax.grid(alpha=0.3)
         if logarithmic:
             ax.set(xscale="log", yscale="log")
+            ax.set_ylim(top=20 * ax.get_ylim()[1])  # room for the legend
         else:
             ax.set_ylim(0, 1.1 * max(point[1] for points in curves.values() for point in points))
             ax.set_xticks(sorted({point[0] for points in curves.values() for point in points}))
