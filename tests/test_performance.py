@@ -57,7 +57,7 @@ def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch)
     results.performance_figure()
     assert drawn["Cohorts of small scans"] == {"resume": [(1000, 10), (3000, 30)]}
     assert drawn["Training step, 64 slices"] == {"vae_cr": [(64, 0.25)]}
-    assert drawn["Preprocessing, one thread each"] == {"": [(1, 400), (2, 700)]}
+    assert drawn["Processes of one thread"] == {"eight scans": [(1, 1.0), (2, 1.75)]}
 
 
 @pytest.mark.skipif(not results.PERFORMANCE.is_file(), reason="nothing measured")
