@@ -350,9 +350,11 @@ class Bare:
         """A plain DataLoader over the same store, resized and augmented in the same way."""
         from torch.utils.data import DataLoader
 
+        from pipelines.data import _as_it_is
+
         order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH].reshape(steps, BATCH)
         plan = [[(int(i), int(i)) for i in batch] for batch in order]
-        return DataLoader(self.data, batch_sampler=plan, collate_fn=_same)
+        return DataLoader(self.data, batch_sampler=plan, collate_fn=_as_it_is)
 
     def in_memory(self, steps: int) -> Iterator[dict[str, Any]]:
         import torch
@@ -371,10 +373,6 @@ class Bare:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-
-
-def _same(batch: Any) -> Any:
-    return batch
 
 
 def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], float]:

@@ -79,12 +79,12 @@ def _of_slices(member: nn.Module, size: tuple[int, ...], x: Tensor, mask: Tensor
 
 def _of_volume(member: nn.Module, size: tuple[int, ...], axes: tuple[int, int, int], x: Tensor, mask: Tensor) -> Tensor:
     """A member's map of one volume (1, C, X, Y, Z), slice by slice of its plane."""
-    slices, inside = (v[0].permute(3, 0, 1, 2) for v in (v.permute(0, 1, *(2 + a for a in axes)) for v in (x, mask)))
-    result = torch.zeros_like(inside, dtype=torch.float32)
+    result = torch.zeros_like(mask, dtype=torch.float32)
+    order = (1 + axes[2], 0, 1 + axes[0], 1 + axes[1])  # slices first
+    slices, inside, shown = (v[0].permute(order) for v in (x, mask, result))  # views: what is shown stands in the result
     for rows in inside.flatten(1).any(1).nonzero().flatten().split(AT_ONCE):
-        result[rows] = _of_slices(member, size, slices[rows], inside[rows], rows)
-    back = sorted(range(3), key=lambda i: axes[i])  # where each axis of the volume went
-    return result.permute(1, 2, 3, 0).permute(0, *(1 + a for a in back))[None]
+        shown[rows] = _of_slices(member, size, slices[rows], inside[rows], rows)
+    return result
 
 
 def improbability(values: Tensor, knots: Tensor) -> Tensor:

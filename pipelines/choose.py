@@ -133,10 +133,10 @@ def main(arguments: argparse.Namespace) -> int:
         table += table_rows(text, seen)
     table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
-    for r in shown:
-        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
     if arguments.out:
         write_table(Path(arguments.out), shown, COLUMNS)
+    for r in shown:
+        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
     return cli.OK
 
 

@@ -123,7 +123,7 @@ class Batches:
         self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
         self.rank, self.world, self.steps = rank, world, steps
         self.loader: DataLoader | None = None
-        self.now = 0
+        self.planned: list[list[tuple[int, int]]] = []  # of the epoch that is on, read by the loader
 
     def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
         """This process's (index, seed) lists, one per batch."""
@@ -142,30 +142,19 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of an epoch, read as they are asked for, by the same loader workers in every epoch."""
-        self.now = epoch
+        self.planned[:] = self.plan(epoch)
         if self.loader is None:
-            plan, workers = cast(Any, _Plan(self)), self.loop.loader_workers
+            workers = self.loop.loader_workers
             if workers is None:
                 workers = 2 if self.loop.accelerator != "cpu" and torch.cuda.is_available() else 0
             kept = workers > 0
-            self.loader = DataLoader(self.dataset, batch_sampler=plan, num_workers=workers, collate_fn=_as_it_is, persistent_workers=kept)
+            self.loader = DataLoader(
+                self.dataset, batch_sampler=self.planned, num_workers=workers, collate_fn=_as_it_is, persistent_workers=kept
+            )
         yield from self.loader
 
     def length(self) -> int:
         return len(self.plan(0))
-
-
-class _Plan:
-    """The plan of the epoch that is on, as a DataLoader reads it."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches.plan(self.batches.now))
-
-    def __len__(self) -> int:
-        return self.batches.length()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -53,22 +53,21 @@ def _choices() -> str:
         if found := re.fullmatch(r"peak memory of that process, (.+)", r["name"]):
             memory[found[1]] = f"{_short(r['value'])} {r['unit']}"
     rows = []
-    for choice in read_yaml(CHOICES)["choices"]:
+    chosen = read_yaml(CHOICES)
+    for choice in chosen["choices"]:
         result = read_json(FOLDER / choice["measured"] / f"{choice['model']}.json")
         runs, kind = result["runs"], choice["model"].partition("@")[0]
         figures = [figure_text(result["figures"][key]) for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")]
         seconds = [f"{median(values):.3g}" for values in ([r["training"]["seconds"] for r in runs], [r["seconds_per_scan"] for r in runs])]
         about = [
-            choice["scan"],
-            choice["lesion"],
-            choice["budget"],
+            *(choice[k] for k in ("scan", "lesion", "budget")),
             f"`{choice['command']}`",
             f"`{choice['measured']}`: `{choice['model']}`",
         ]
         rows.append([*about, *figures, *seconds, memory.get(kind, "–")])
     head = ["scan", "lesion", "budget", "make train", "measured", "AUROC per scan", "slicewise", "voxel AP", "Dice, pooled"]
     table = _table([*head, "training, s", "s per scan in evaluation", "memory of infer"], rows)
-    return f"## Which method for which scan\n\n{read_yaml(CHOICES)['about'].strip()}\n\n{table}"
+    return f"## Which method for which scan\n\n{chosen['about'].strip()}\n\n{table}"
 
 
 def _comparison(folder: Path) -> str:

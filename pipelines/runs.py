@@ -78,6 +78,7 @@ def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel
 
     kind = model_class(config.name)
     if kind.combines:
+        _check_dimensions(config, {"spatial_dims": (int, len(config.image_size))})  # members take slices from either
         return _combined(config, kind, recipe)
     hints = get_type_hints(kind.__init__)
     signature = inspect.signature(kind.__init__).parameters.values()
@@ -139,9 +140,10 @@ def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None
     if odd:
         raise ConfigError(f"model of {config.name}: member '{odd}' works on patches, volumes or several slices; give runs on whole slices.")
     other = next((c.plane for c in own if c.plane != "axial"), None)
-    if config.around or config.plane != "axial" or (other and len(config.image_size) != 3):
-        what = f"a member sees {other} slices; give three numbers, the grid of the scans" if other else "leave out around and plane"
-        raise ConfigError(f"image_size of {config.name}: {what}.")
+    if config.around or config.plane != "axial":
+        raise ConfigError(f"{config.name}: each member sees the slices that it was trained on; leave out around and plane.")
+    if other and len(config.image_size) != 3:
+        raise ConfigError(f"image_size of {config.name}: a member sees {other} slices; give three numbers, the grid of the scans.")
     detectors = [build_detector(c, build_model(c, recipe)) for c in own]
     return kind(detectors, [c.image_size for c in own], [PLANES[c.plane] for c in own])
 

@@ -14,7 +14,7 @@ from evaluation import postprocess
 from evaluation.checks import bounding_box
 from preprocessing import register
 from preprocessing.scans import ScanError, array_axis, is_picture, read_image, voxel_sizes
-from preprocessing.slices import turned, turned_back
+from preprocessing.slices import turned
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +52,13 @@ class NativeMap:
 
 def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
     """Anomaly map (X, Y, Z) of a scan in atlas space (X, Y, Z[, C]), slice by slice or at once, filtered, without the rim of the brain."""
-    parts = turned(image, config.plane), turned(brain, config.plane)
-    return filtered(turned_back(_slicewise(model.anomaly_map, config, *parts, device), config.plane), brain, config.postprocess)
+    return filtered(_slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess)
 
 
 def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray | None:
     """Pseudo-healthy volume (X, Y, Z) of the first channel, 0 outside the brain; None for a model that reconstructs nothing."""
     try:
-        parts = turned(image, config.plane), turned(brain, config.plane)
-        found = _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, *parts, device)
-        return turned_back(found, config.plane) * brain
+        return _slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device) * brain
     except NotImplementedError:
         return None
 
@@ -73,24 +70,23 @@ def map_and_slice_volume(
 
     One pass through the network where a model gets both from one. Patches: the mean of their scores in the brain.
     """
-    image, inside = turned(image, config.plane), turned(brain, config.plane)
-    result = np.zeros(inside.shape, np.float32)
+    result = np.zeros(brain.shape, np.float32)
+    slices = turned(result, config.plane)
 
     def network(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         found, score = model.map_and_score(x, mask, z)
-        result[:, :, z.cpu().numpy() if x.dim() == 4 else slice(None)] = score.float().cpu().numpy()
+        slices[:, :, z.cpu().numpy() if x.dim() == 4 else slice(None)] = score.float().cpu().numpy()
         return found
 
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return _everywhere(model.score(x, mask, z), mask)
 
-    raw = _slicewise(model.anomaly_map if config.patch_size else network, config, image, inside, device)
+    raw = _slicewise(model.anomaly_map if config.patch_size else network, config, image, brain, device)
     if config.patch_size:
-        for rows, x, mask, z in _batches(config, image, inside, device):
+        for rows, x, mask, z in _batches(config, image, brain, device):
             spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
             score = spread.flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
-            result[:, :, rows] = score.float().cpu().numpy()
-    raw, result = (turned_back(v, config.plane) for v in (raw, result))
+            slices[:, :, rows] = score.float().cpu().numpy()
     return filtered(raw, brain, config.postprocess), result * brain
 
 
@@ -101,17 +97,18 @@ def _slicewise(
     brain: np.ndarray,
     device: torch.device,
 ) -> np.ndarray:
-    """Apply a network to every slice with brain, or to the volume, at the network's resolution; come back to the volume's (X, Y, Z)."""
+    """Apply a network to every slice with brain of the run's plane, or to the volume, at its resolution; come back to (X, Y, Z)."""
     from torch.nn import functional as F
 
     volumes = len(config.image_size) == 3
-    shape, mode = (brain.shape, "trilinear") if volumes else (brain.shape[:2], "bilinear")
+    result = np.zeros(brain.shape, np.float32)
+    slices = turned(result, config.plane)  # what is written here stands in the result
+    shape, mode = (brain.shape, "trilinear") if volumes else (slices.shape[:2], "bilinear")
     if config.patch_size:
         network = _by_patches(network, config.patch_size)
-    result = np.zeros(brain.shape, np.float32)
     for rows, x, mask, z in _batches(config, image, brain, device):
         full = F.interpolate(network(x, mask, z).float(), shape, mode=mode, align_corners=False)[:, 0]
-        result[:, :, rows] = (full[0] if volumes else full.permute(1, 2, 0)).cpu().numpy()
+        slices[:, :, rows] = (full[0] if volumes else full.permute(1, 2, 0)).cpu().numpy()
     return result
 
 
@@ -143,7 +140,7 @@ def _by_patches(
 def _batches(
     config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Slices with brain as network input, without gradients: their indices, images, masks and places. Or the volume, with all indices."""
+    """Slices of the run's plane with brain, or the volume, as network input, without gradients: indices, images, masks and places."""
     import torch
 
     from pipelines.data import resize_volume, with_neighbours
@@ -153,6 +150,7 @@ def _batches(
         with torch.inference_mode():
             yield np.arange(brain.shape[2]), small.to(device), mask.to(device), torch.zeros(1, dtype=torch.long, device=device)
         return
+    image, brain = turned(image, config.plane), turned(brain, config.plane)
     rows = np.flatnonzero(brain.any((0, 1)))
     small, mask = resize_volume(with_neighbours(image, rows, config.around), brain[:, :, rows], config.image_size)
     with torch.inference_mode():

@@ -106,13 +106,8 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    for talkative in (
-        "distributed",
-        "distributed.client",
-        "tornado",
-        "tornado.application",
-        "asyncio",
-    ):  # a lost worker or scheduler is told in a sentence of our own
+    # a lost worker or scheduler is told in a sentence of our own
+    for talkative in ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
     if executor not in ("local", "slurm"):
         try:

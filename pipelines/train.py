@@ -113,12 +113,8 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
     depth = _depth(data, train_rows[0], config) if len(config.image_size) == 3 or config.around or config.plane != "axial" else 0
-    store = data / "slices"
-    if config.plane != "axial":
-        if fabric.is_global_zero:
-            in_plane(store, config.plane, depth, recipe.min_brain_pixels)
-        fabric.barrier()
-        store /= config.plane
+    with fabric.rank_zero_first():
+        store = in_plane(data / "slices", config.plane, depth, recipe.min_brain_pixels)
     shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
     training = SliceDataset(store, train_ids, config.image_size, config.augmentation, abnormal=ill, **shape)
     checking = SliceDataset(store, val_ids, config.image_size, abnormal=ill, **shape)
@@ -199,7 +195,10 @@ def _depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
         raise ConfigError(f"image_size {list(config.image_size)}: members see slices of the grid itself; give image_size={list(grid)}.")
     if depth == 1:
         what = "three numbers in image_size ask"
-        what = f"around={list(config.around)} asks" if config.around else f"plane={config.plane} asks" if config.plane != "axial" else what
+        if config.plane != "axial":
+            what = f"plane={config.plane} asks"
+        if config.around:
+            what = f"around={list(config.around)} asks"
         raise ConfigError(f"{what} for volumes, and {data} holds pictures; leave that out.")
     return depth
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,8 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
 
 
 def turned(volume: np.ndarray, plane: str) -> np.ndarray:
-    """A view of a volume (X, Y, Z[, C]) whose third axis goes through the slices of `plane`."""
+    """A view of a volume (X, Y, Z[, C]) whose third axis goes through the slices of `plane`; what is written to it stands in the volume."""
     return volume.transpose(*PLANES[plane], *range(3, volume.ndim))
-
-
-def turned_back(volume: np.ndarray, plane: str) -> np.ndarray:
-    """The volume (X, Y, Z[, C]) that `turned` made this view of."""
-    return volume.transpose(*np.argsort(PLANES[plane]), *range(3, volume.ndim))
 
 
 def in_plane(folder: Path, plane: str, depth: int, min_pixels: int) -> Path:
@@ -69,15 +64,18 @@ def in_plane(folder: Path, plane: str, depth: int, min_pixels: int) -> Path:
     index, own = folder / "index.tsv", folder / plane / "index.tsv"
     if plane == "axial" or (own.is_file() and own.stat().st_mtime >= index.stat().st_mtime):
         return folder if plane == "axial" else own.parent
-    store, rows = SliceStore(folder), []
-    about = {r["scan"]: r for r in each_row(index)}
-    for number, scan in enumerate(store.scans):
-        image, mask = (turned(np.moveaxis(v, 0, -1), plane) for v in store.volume(number, depth).values())
-        z = select(mask[..., 0], min_pixels)
-        write_arrays(own.parent, scan, image, mask[..., 0], z)
-        pixels = mask[..., 0].sum((0, 1), dtype=int)[z]
-        rows += [about[scan] | {"row": i, "z": int(at), "brain_px": int(n)} for i, (at, n) in enumerate(zip(z, pixels, strict=True))]
-    write_index(own.parent, rows)
+    store, about = SliceStore(folder), {r["scan"]: r for r in each_row(index)}
+
+    def rows() -> Iterator[dict]:
+        for number, scan in enumerate(store.scans):
+            image, mask = (turned(np.moveaxis(v, 0, -1), plane) for v in store.volume(number, depth).values())
+            z = select(mask[..., 0], min_pixels)
+            write_arrays(own.parent, scan, image, mask[..., 0], z)
+            pixels = mask[..., 0].sum((0, 1), dtype=int)[z]
+            yield from (about[scan] | {"row": i, "z": int(at), "brain_px": int(n)} for i, (at, n) in enumerate(zip(z, pixels, strict=True)))
+
+    own.parent.mkdir(exist_ok=True)
+    write_index(own.parent, rows())
     return own.parent
 
 

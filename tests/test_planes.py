@@ -13,7 +13,7 @@ from models.ensemble import Ensemble, improbability
 from pipelines.runs import load_run
 from pipelines.scoring import atlas_map
 from preprocessing.scans import read_table
-from preprocessing.slices import PLANES, SliceStore, in_plane, turned, turned_back, write_arrays, write_index
+from preprocessing.slices import PLANES, SliceStore, in_plane, turned, write_arrays, write_index
 from tests.test_pipeline import chain, run  # noqa: F401
 
 SMALL = ["image_size=[48,48]", "loop.loader_workers=0"]
@@ -24,7 +24,9 @@ def test_a_turned_volume_has_the_plane_s_slices_last(plane, axis):
     volume = np.random.default_rng(0).random((4, 5, 6, 2))
     for v in (volume, volume[..., 0]):
         assert all(np.array_equal(turned(v, plane)[:, :, i], np.take(v, i, axis)) for i in range(v.shape[axis]))
-        assert np.array_equal(turned_back(turned(v, plane), plane), v)
+        back = np.zeros_like(v)
+        turned(back, plane)[:] = turned(v, plane)
+        assert np.array_equal(back, v)
 
 
 @pytest.mark.parametrize(("plane", "axis"), [("coronal", 1), ("sagittal", 0)])
@@ -98,6 +100,12 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     members = ["model.members=[axial,sagittal]", "loop.loader_workers=0"]
     given = ("train", "--model", "ensemble", "--data", data, "--out", tmp_path / "both", *members)
     assert run(*given, "image_size=[48,48]") == 2 and "a member sees sagittal slices; give three numbers" in capsys.readouterr().err
+    for setting, sentence in (
+        ("reference.kind=z", "they do not go with three numbers in image_size"),
+        ("plane=coronal", "plane=coronal is for slices"),
+    ):
+        assert run(*given, "image_size=[240,240,189]", setting) == 2 and sentence in capsys.readouterr().err
+    assert run(*given, "image_size=[48,48]", "plane=coronal") == 2 and "leave out around and plane" in capsys.readouterr().err
     assert run(*given, "image_size=[48,48,48]") == 2 and "give image_size=[240, 240, 189]" in capsys.readouterr().err
     assert run(*given, "image_size=[240,240,189]") == 0
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
