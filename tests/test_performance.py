@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from benchmarks import performance
-from pipelines import results
+from benchmarks import measure, performance, scale
+from pipelines import cli, results
 
 
 def test_a_ratio_says_how_many_times_better():
-    assert performance.row("a", 2.0, "s", "peer", 10.0)["ratio"] == 5
-    assert performance.row("a", 50.0, "1/s", "peer", 10.0, more=True)["ratio"] == 5
-    alone = performance.row("a", 2.0, "s")
+    assert measure.row("a", 2.0, "s", "peer", 10.0)["ratio"] == 5
+    assert measure.row("a", 50.0, "1/s", "peer", 10.0, more=True)["ratio"] == 5
+    alone = measure.row("a", 2.0, "s")
     assert alone["ratio"] is None and alone["peer_value"] is None and set(alone) == {"name", "value", "unit", "peer", "peer_value", "ratio"}
 
 
@@ -20,15 +20,27 @@ def test_runs_alternate_and_their_median_counts(monkeypatch):
     clock, called = iter([0, 1, 1, 11, 11, 14, 14, 20, 20, 22, 22, 24]), []
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     ways = {"a": lambda: called.append("a"), "b": lambda: called.append("b")}
-    assert performance.alternate(ways, 3) == {"a": 2, "b": 6}  # a: 1, 3, 2 s; b: 10, 6, 2 s
+    assert measure.alternate(ways, 3) == {"a": 2, "b": 6}  # a: 1, 3, 2 s; b: 10, 6, 2 s
     assert called == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize(("name", "content"), [("none.nii.gz", None), ("cut.nii.gz", b"\x1f\x8b\x08\x00cut")])
+def test_a_scan_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsys, name, content):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    given = ["performance", "--t1", str(tmp_path / name), "--out", str(tmp_path / "out.json"), "--only", "loading"]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(performance.main, performance.build_parser())
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and name in said and len(said.splitlines()) == 1 and not (tmp_path / "out.json").exists()
 
 
 def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
     """Twenty small volumes: preprocess takes them for done, and the rest learns from and scores them."""
-    performance.toy_cohort(tmp_path / "data", 20)
+    scale.toy_cohort(tmp_path / "data", 20)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("s0*/*")}
-    costs = performance.cohort_costs(tmp_path)
+    costs = scale.cohort_costs(tmp_path)
     assert costs["peak memory"] > 50 and all(v >= 0 for v in costs.values()) and len(costs) == 8
     assert before == {p: p.stat().st_mtime_ns for p in before}
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -37,10 +49,10 @@ def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
 
 def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch):
     rows = [
-        {"part": "scale", **performance.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50)} for n in (1000, 3000)
+        {"part": "scale", **measure.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50)} for n in (1000, 3000)
     ]
-    rows += [{"part": "training", **performance.row("training step of 64 slices of 64 x 64", 0.25, "s")}]
-    rows += [{"part": "workers", **performance.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True)}]
+    rows += [{"part": "training", **measure.row("training step of 64 slices of 64 x 64", 0.25, "s")}]
+    rows += [{"part": "workers", **measure.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True)}]
     content = {"rows": rows, "notes": ["peer: not there"], "scans": {"t1": "a.nii"}, "repeats": 3, "machine": {"cores": 2}, "versions": {}}
     (tmp_path / "performance.json").write_text(json.dumps(content))
     (tmp_path / "remarks.md").write_text("Remarks.")
