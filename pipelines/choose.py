@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import cli
+from pipelines.cli import log
 from preprocessing.scans import InputError, write_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
 class Seen:
     """What a run made of its validation scans, as they are and with a lesion."""
 
-    voxels: VoxelHistogram
+    voxels: dict[str, VoxelHistogram] = field(default_factory=dict)  # of the scans with a lesion, by its kind
     healthy: dict[str, list[float]] = field(default_factory=dict)
     planted: dict[str, list[float]] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
@@ -84,7 +85,7 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
 
     if len(run.recipe.suffixes) > 1:
         raise InputError(f"{run.folder}: its scans have several channels, and a lesion is planted in one image; choose among runs on one.")
-    seen = Seen(VoxelHistogram())
+    seen = Seen()
     for kind, image, brain, lesion in planted(data, validation_rows(run, data), kinds, volumes, seed):
         if run.config.calibration.score == "model":
             found, own = map_and_slice_volume(run.model, run.config, image, brain, run.device)
@@ -94,7 +95,7 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
             scored = {"map": found[brain]}
         scored["cluster"] = cluster_enhanced(found, (1.0, 1.0, 1.0))[brain]
         if kind:
-            seen.voxels.update(found[brain], lesion[brain])
+            seen.voxels.setdefault(kind, VoxelHistogram()).update(found[brain], lesion[brain])
             seen.kinds.append(kind)
         for what, values in scored.items():
             for fraction in FRACTIONS:
@@ -102,39 +103,58 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
     return seen
 
 
-def table_rows(name: str, runs: Sequence[Seen]) -> list[dict[str, Any]]:
-    """Per kind of score: AUROC of scans with a lesion against the same scans without, mean and sd over runs; voxel AP beside it."""
-    from evaluation.metrics import auroc
+def summary_of(name: str, folders: Sequence[Path], runs: Sequence[Seen]) -> dict[str, Any]:
+    """Of one entry of --runs, means over its runs: average precision of the voxels, all and by kind of lesion; per kind of score the AUROC
+    of scans with a lesion against the same scans without, mean and sd; how it was trained."""
+    from evaluation.metrics import VoxelHistogram, auroc
+    from pipelines.runs import read_json
 
-    ap = np.mean([s.voxels.average_precision() for s in runs])
-    rows = []
+    about = [read_json(f / "run.json") for f in folders]
+    scores = {}
     for score in runs[0].healthy:
         values = [
             auroc(np.array(s.healthy[score] + s.planted[score]), np.repeat([0, 1], [len(s.healthy[score]), len(s.planted[score])]))
             for s in runs
         ]
-        rows.append({"run": name, "voxel_ap": ap, "score": score, "auroc": np.mean(values), "sd": np.std(values), "runs": len(runs)})
-    return rows
+        scores[score] = {"auroc": np.mean(values), "sd": np.std(values)}
+    return {
+        "run": name,
+        "runs": len(runs),
+        "voxel_ap": np.mean([sum(s.voxels.values(), VoxelHistogram()).average_precision() for s in runs]),
+        "voxel_ap_by_kind": {k: np.mean([s.voxels[k].average_precision() for s in runs]) for k in runs[0].voxels},
+        "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["auroc"])),
+        "trained_by": about[0].get("command"),
+        "train_seconds": np.mean([a["seconds"] for a in about]),
+    }
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.runs import load_run
+    from pipelines.runs import load_run, versions, write_rows
     from pipelines.synthesise import kinds_of, volumes_of
 
-    data, kinds = Path(arguments.data), kinds_of(arguments.kinds)
-    table: list[dict[str, Any]] = []
+    data, kinds, volumes = Path(arguments.data), kinds_of(arguments.kinds), volumes_of(arguments.volumes)
+    entries: list[dict[str, Any]] = []
     for text in arguments.runs:
         folders = sorted(p.parent for p in Path(text).rglob("weights.pt"))
         if not folders:
             raise InputError(f"{text}: no finished run in this folder; train one with 'make train'.")
-        seen = [
-            see(load_run(folder, arguments.accelerator), data, kinds, volumes_of(arguments.volumes), arguments.seed) for folder in folders
-        ]
-        table += table_rows(text, seen)
+        runs = [see(load_run(folder, arguments.accelerator), data, kinds, volumes, arguments.seed) for folder in folders]
+        entries.append(summary_of(text, folders, runs))
+        log.info("%s: voxel AP %.3f", text, entries[-1]["voxel_ap"])
+    entries.sort(key=lambda e: -e["voxel_ap"])
+    table = [
+        {"run": e["run"], "voxel_ap": e["voxel_ap"], "score": score, **found, "runs": e["runs"]}
+        for e in entries
+        for score, found in e["scores"].items()
+    ]
     table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
     if arguments.out:
-        write_table(Path(arguments.out), shown, COLUMNS)
+        out = Path(arguments.out)
+        write_table(out, shown, COLUMNS)
+        about = {"data": data.name, "kinds": kinds, "volumes_ml": volumes, "seed": arguments.seed, "versions": versions()}
+        scans = len(validation_rows(load_run(folders[0], "cpu"), data))
+        write_rows(out.with_suffix(".json"), {**about, "validation_scans": scans, "entries": entries})
     for r in shown:
         print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
     return cli.OK
@@ -147,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--kinds", help="of bright, dark, blend, deform, noise, mirror, swap; default all")
     p.add_argument("--volumes", help="smallest and largest lesion in ml, log-uniform; default 1,20")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", help="table (.tsv) of the ranking")
+    p.add_argument("--out", help="table (.tsv) of the ranking; a .json beside it tells more")
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p
 

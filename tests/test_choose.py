@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.runs import read_json
 from preprocessing.scans import read_table
 from tests.test_pictures import data, folder  # noqa: F401  the same prepared pictures
 from tests.test_pipeline import run
@@ -31,6 +32,11 @@ def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, 
     assert {r["auroc"] for r in zero} == {"0.500"} and len(rows) == 30
     assert capsys.readouterr().out.splitlines()[0].startswith(best["run"])
     assert [float(r["auroc"]) for r in rows] == sorted((float(r["auroc"]) for r in rows), reverse=True)
+    about = read_json(tmp_path / "table.json")
+    assert about["data"] == data.name and about["kinds"] == ["bright"] and about["validation_scans"] and about["versions"]["numpy"]
+    first = about["entries"][0]
+    assert first["run"] == best["run"] and f"{first['voxel_ap']:.3f}" == best["voxel_ap"] and "model.tail=bright" in first["trained_by"]
+    assert first["voxel_ap_by_kind"] == {"bright": first["voxel_ap"]} and f"{first['scores'][best['score']]['auroc']:.3f}" == best["auroc"]
 
 
 def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):  # noqa: F811

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reproduce import commands
-from pipelines import compare
-from pipelines.config import ROOT, load_recipe, read_yaml
+from pipelines import choose, compare, train
+from pipelines.config import ROOT, load_recipe, load_run_config, read_yaml
+from pipelines.synthesise import kinds_of, volumes_of
 
 PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
 
@@ -15,7 +16,7 @@ PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
 def test_every_comparison_has_models_settings_and_data_that_exist(full):
     listed = commands(PLANS, Path("sets"), None, full)
     made = {c[c.index("--out") + 1] for c in listed if c[0] in ("pipelines.preprocess", "pipelines.synthesise")}
-    names = set()
+    names, trained = set(), {}
     for command in listed:
         if command[0] == "pipelines.preprocess":
             overrides = [part for part in command[1:] if "=" in part]
@@ -28,7 +29,16 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
             assert {arguments.data, arguments.test or arguments.data} <= made
             assert len({str(c) for c in configs.values()}) == len(models), "two variants are the same"
             names.add(arguments.name or Path(arguments.test or arguments.data).name)
-    assert names == set(PLANS["compare"])
+        if command[0] == "pipelines.train":
+            arguments = train.build_parser().parse_args(command[1:])
+            trained[arguments.out] = load_run_config(arguments.model, arguments.overrides)
+            assert {str(Path(arguments.out).parent / m) for m in trained[arguments.out].model.get("members", [])} <= set(trained)
+        if command[0] == "pipelines.choose":
+            arguments = choose.build_parser().parse_args(command[1:])
+            ranked = [trained[run] for run in arguments.runs]
+            assert len({str(c) for c in ranked}) == len(ranked) and kinds_of(arguments.kinds) and volumes_of(arguments.volumes)
+            names.add(Path(arguments.out).stem)
+    assert names == {*PLANS["compare"], *PLANS["choose"]}
     assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= made - {"work/synthetic/ds002748"}
 
 
