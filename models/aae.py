@@ -54,10 +54,15 @@ class Aae(AnomalyModel):
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error - adversarial * D(E(x)) per slice, over the number of pixels."""
+        return self.coded(batch)[2]
+
+    def coded(self, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
+        """Codes, reconstructions and the loss of both."""
         x = batch["image"]
         code, pixels = self.encoder(x), x[0].numel()
-        error, judged = squared_error(self.decoder(code), x).mean() / pixels, self.critic(code).mean() / pixels
-        return {"loss": error - self.adversarial * judged, "squared_error": error, "judged": judged}
+        rebuilt = self.decoder(code)
+        error, judged = squared_error(rebuilt, x).mean() / pixels, self.critic(code).mean() / pixels
+        return code, rebuilt, {"loss": error - self.adversarial * judged, "squared_error": error, "judged": judged}
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
