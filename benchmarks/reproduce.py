@@ -51,7 +51,7 @@ def choose_commands(name: str, plan: dict[str, Any], full: bool) -> list[list[st
         "--volumes",
         plan["volumes"],
         "--out",
-        f"docs/results/choose/{name}.tsv",
+        f"docs/results/{name}.tsv",
     ]
     return [*listed, [*command, "--runs", *(f"runs/{name}/{run}" for run in plan["runs"])]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from pipelines import cli
 from pipelines.cli import log
-from preprocessing.scans import InputError, write_table
+from preprocessing.scans import InputError, file_digest, write_table
 
 if TYPE_CHECKING:
     from evaluation.metrics import VoxelHistogram
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.synthesise import Head
 
 FRACTIONS = (0.001, 0.01, 0.05, 0.25, 1.0)
+CHOOSE_VERSION = 1  # raise when the figures change, so that no old ranking is taken for done
 COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
 
 
@@ -128,36 +130,50 @@ def summary_of(name: str, folders: Sequence[Path], runs: Sequence[Seen]) -> dict
     }
 
 
+def stamp(run: Run, data: Path) -> str:
+    """What the figures of a run depend on besides kinds, volumes and seed: its weights, its config, its validation scans."""
+    scans = [file_digest(data / row[k]) for row in validation_rows(run, data) for k in ("preproc", "brain")]
+    return sha256(repr([CHOOSE_VERSION, run.weights_digest, run.config.model_dump(), scans]).encode()).hexdigest()
+
+
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.runs import load_run, versions, write_rows
+    from pipelines.runs import load_run, read_json, versions, write_rows
     from pipelines.synthesise import kinds_of, volumes_of
 
     data, kinds, volumes = Path(arguments.data), kinds_of(arguments.kinds), volumes_of(arguments.volumes)
-    entries: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"data": data.name, "kinds": kinds, "volumes_ml": list(volumes), "seed": arguments.seed}
+    table, file = (Path(arguments.out).with_suffix(s) for s in (".tsv", ".json")) if arguments.out else (None, None)
+    before = read_json(file) if file and file.is_file() else {}
+    same = all(before.get(k) == v for k, v in about.items())
+    known: dict[str, Any] = {e["run"]: e for e in before.get("entries", []) if same and e["run"] in arguments.runs}
     for text in arguments.runs:
         folders = sorted(p.parent for p in Path(text).rglob("weights.pt"))
         if not folders:
             raise InputError(f"{text}: no finished run in this folder; train one with 'make train'.")
-        runs = [see(load_run(folder, arguments.accelerator), data, kinds, volumes, arguments.seed) for folder in folders]
-        entries.append(summary_of(text, folders, runs))
-        log.info("%s: voxel AP %.3f", text, entries[-1]["voxel_ap"])
-    entries.sort(key=lambda e: -e["voxel_ap"])
-    table = [
+        runs = [load_run(folder, arguments.accelerator) for folder in folders]
+        stamps = [stamp(run, data) for run in runs]
+        if known.get(text, {}).get("stamps") != stamps:
+            found = [see(run, data, kinds, volumes, arguments.seed) for run in runs]
+            known[text] = summary_of(text, folders, found) | {"stamps": stamps, "versions": versions()}
+        entries = sorted(known.values(), key=lambda e: -e["voxel_ap"])
+        log.info("%s: voxel AP %.3f", text, known[text]["voxel_ap"])
+        if file and table:  # after every run, so that an interrupted ranking goes on where it stopped
+            write_table(table, rows_of(entries), COLUMNS)
+            write_rows(file, {**about, "validation_scans": len(validation_rows(runs[0], data)), "entries": entries})
+    for r in rows_of(entries):
+        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
+    return cli.OK
+
+
+def rows_of(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per run and kind of score, the best score first."""
+    rows = [
         {"run": e["run"], "voxel_ap": e["voxel_ap"], "score": score, **found, "runs": e["runs"]}
         for e in entries
         for score, found in e["scores"].items()
     ]
-    table.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
-    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
-    if arguments.out:
-        out = Path(arguments.out)
-        write_table(out, shown, COLUMNS)
-        about = {"data": data.name, "kinds": kinds, "volumes_ml": volumes, "seed": arguments.seed, "versions": versions()}
-        scans = len(validation_rows(load_run(folders[0], "cpu"), data))
-        write_rows(out.with_suffix(".json"), {**about, "validation_scans": scans, "entries": entries})
-    for r in shown:
-        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
-    return cli.OK
+    rows.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
+    return [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -167,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--kinds", help="of bright, dark, blend, deform, noise, mirror, swap; default all")
     p.add_argument("--volumes", help="smallest and largest lesion in ml, log-uniform; default 1,20")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", help="table (.tsv) of the ranking; a .json beside it tells more")
+    p.add_argument("--out", help="table (.tsv) of the ranking; a .json beside it tells more, and runs that it holds are not ranked again")
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p
 

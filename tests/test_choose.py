@@ -1,5 +1,7 @@
 """Choosing by synthetic lesions in healthy validation scans."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -33,10 +35,40 @@ def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, 
     assert capsys.readouterr().out.splitlines()[0].startswith(best["run"])
     assert [float(r["auroc"]) for r in rows] == sorted((float(r["auroc"]) for r in rows), reverse=True)
     about = read_json(tmp_path / "table.json")
-    assert about["data"] == data.name and about["kinds"] == ["bright"] and about["validation_scans"] and about["versions"]["numpy"]
+    assert about["data"] == data.name and about["kinds"] == ["bright"] and about["validation_scans"]
     first = about["entries"][0]
+    assert first["versions"]["numpy"]
     assert first["run"] == best["run"] and f"{first['voxel_ap']:.3f}" == best["voxel_ap"] and "model.tail=bright" in first["trained_by"]
     assert first["voxel_ap_by_kind"] == {"bright": first["voxel_ap"]} and f"{first['scores'][best['score']]['auroc']:.3f}" == best["auroc"]
+
+
+def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(runs, data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    from pipelines import choose
+
+    shutil.copytree(runs, tmp_path / "runs")
+    names, real, seen = [tmp_path / "runs" / n for n in ("intensity", "pca")], choose.see, []
+    arguments = ["--data", data, "--runs", *names, "--kinds", "bright", "--volumes", "0.05,0.1", "--out", tmp_path / "table.tsv"]
+
+    def interrupted(run, *rest):
+        seen.append(run.folder.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(run, *rest)
+
+    def counted(run, *rest):
+        seen.append(run.folder.name)
+        return real(run, *rest)
+
+    monkeypatch.setattr(choose, "see", interrupted)
+    assert run("choose", *arguments) == 130 and "what was finished is kept" in capsys.readouterr().err
+    monkeypatch.setattr(choose, "see", counted)
+    assert run("choose", *arguments) == 0 and seen == ["intensity", "pca", "pca"]
+    table = (tmp_path / "table.tsv").read_text()
+    assert run("choose", *arguments) == 0 and len(seen) == 3 and (tmp_path / "table.tsv").read_text() == table
+    config = tmp_path / "runs" / "pca" / "config.yaml"
+    config.write_text(config.read_text().replace("median: 0", "median: 3"))
+    assert run("choose", *arguments) == 0 and seen[3:] == ["pca"]
+    assert run("choose", *arguments, "--seed", 1) == 0 and seen[4:] == ["intensity", "pca"]
 
 
 def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):  # noqa: F811
@@ -69,8 +101,6 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
 
 
 def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):  # noqa: F811
-    import shutil
-
     assert run("choose", "--data", data, "--runs", tmp_path) == 2
     assert "no finished run in this folder" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "other")
