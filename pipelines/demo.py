@@ -10,6 +10,7 @@ import sys
 import time
 
 from pipelines import cli
+from pipelines.config import load_run_config
 from preprocessing.scans import read_table, write_table
 
 
@@ -26,10 +27,13 @@ def step(verb: str, *arguments: object) -> int:
 def main(arguments: argparse.Namespace) -> int:
     out = cli.writable_folder(arguments.out)
     started, workers = time.perf_counter(), min(2, os.cpu_count() or 1)
-    cohort, data, run = out / "cohort" / "cohort.tsv", out / "data", out / "run"
+    members = load_run_config(arguments.model, arguments.overrides, arguments.preset).model.get("members", [])
+    cohort, data, run = out / "cohort" / "cohort.tsv", out / "data", out / "runs" / arguments.model
     codes = [step("cohort", "--out", cohort.parent, "--seed", arguments.seed)]
     codes += [step("preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers)]
-    codes += [step("train", "--model", arguments.model, "--data", data, "--out", run, "--preset", "small", *arguments.overrides)]
+    for name in [*members, arguments.model]:  # an ensemble is made of finished runs beside it
+        own = arguments.overrides if name == arguments.model else []
+        codes += [step("train", "--model", name, "--data", data, "--out", run.parent / name, "--preset", arguments.preset, *own)]
     test = out / "cohort" / "test.tsv"
     write_table(test, [row for row in read_table(cohort) if row["split"] == "test"])
     codes += [step("infer", "--run", run, "--input", test, "--out", out / "out")]
@@ -43,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("demo", "The main job in minutes on a virtual cohort: preprocess, train, infer, evaluate.")
     p.add_argument("--out", default="work/demo", help="folder of everything the demo writes")
     p.add_argument("--seed", type=int, default=0, help="of the virtual cohort")
-    p.add_argument("--model", default="vae_cr", help="a file of configs")
+    p.add_argument("--model", default="ensemble", help="a file of configs")
+    p.add_argument("--preset", default="t1", help="a file of configs/preset; small for models that t1 does not name")
     p.add_argument("overrides", nargs="*", help="training settings such as stages.finetune.max_epochs=5")
     return p
 

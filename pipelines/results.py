@@ -2,8 +2,9 @@
 
 docs/results/<data>/<model>.json is the file that `compare` writes per model (`<data>_<model>.json`), comparison.json its
 comparison, preprocess.json the file that `preprocess` writes into its OUT: copies that `--add FOLDER` makes, no hand in between.
-docs/performance.md and its plots come from docs/results/performance.json, the file of `make benchmark`. docs/results/choose.yaml says
-which model of which comparison stands for which kind of scan, lesion and budget; its figures come from those files too.
+docs/results/choose_*.json are files of `make choose`. docs/performance.md and its plots come from docs/results/performance.json, the
+file of `make benchmark`. docs/results/choose.yaml says which model of which comparison stands for which kind of scan, lesion and budget;
+its figures come from those files too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ def page() -> str:
         "figure is the mean over runs ± standard deviation over runs, in brackets its 95 % interval by bootstrap over test subjects.",
         _choices(),
         REMARKS.read_text().strip(),
+        "## How the defaults were chosen",
+        "By `make choose`: lesions planted in healthy validation scans, no test scan read. AP of their voxels; AUROC of scans with a "
+        "lesion against the same scans without, by the share of the map (or of its clusters) whose mean tells them apart best.",
+        *[_ranking(path) for path in sorted(FOLDER.glob("choose_*.json"))],
         "## Comparisons",
         *[_comparison(folder) for folder in sets if (folder / "comparison.json").is_file()],
         "## Preprocessing",
@@ -68,6 +73,28 @@ def _choices() -> str:
     head = ["scan", "lesion", "budget", "make train", "measured", "AUROC per scan", "slicewise", "voxel AP", "Dice, pooled"]
     table = _table([*head, "training, s", "s per scan in evaluation", "memory of infer"], rows)
     return f"## Which method for which scan\n\n{chosen['about'].strip()}\n\n{table}"
+
+
+def _ranking(path: Path) -> str:
+    """A file of `make choose` as a table."""
+    ranking = read_json(path)
+    rows = []
+    for entry in ranking["entries"]:
+        given = entry["trained_by"]
+        model = given[given.index("--model") + 1]
+        score, best = next(iter(entry["scores"].items()))
+        figures = [entry["voxel_ap"], *(entry["voxel_ap_by_kind"][k] for k in ranking["kinds"]), best["auroc"]]
+        settings = " ".join(part for part in given if "=" in part)
+        rows.append(
+            [f"`{Path(entry['run']).name}`", *(f"{v:.3f}" for v in figures), score, f"{entry['train_seconds']:.0f}", model, settings]
+        )
+    low, high = ranking["volumes_ml"]
+    about = (
+        f"### {path.stem}\n\n{ranking['validation_scans']} validation scans of `{ranking['data']}`, each with one lesion of "
+        f"{low:g} to {high:g} ml per kind; seed {ranking['seed']}. `make reproduce ONLY={path.stem}`."
+    )
+    kinds = [f"of {k}" for k in ranking["kinds"]]
+    return f"{about}\n\n{_table(['run', 'voxel AP', *kinds, 'AUROC', 'by', 'training, s', 'model', 'settings'], rows)}"
 
 
 def _comparison(folder: Path) -> str:

@@ -250,7 +250,7 @@ def test_a_leak_stops_the_batch_before_any_work(command, brain_t1, tmp_path):
         (("train", "--model", "vae_rc"), r"unknown MODEL 'vae_rc'; known: .*; did you mean 'vae_cr'\?"),
         (("train", "--model", "vae_cr", "loop.sead=1"), r".*vae_cr\.yaml: unknown key 'loop\.sead'; .*; did you mean 'seed'\?"),
         (("train", "--model", "vae_cr", "loop.seed=x"), r".*vae_cr\.yaml: 'loop\.seed': input should be a valid integer.*got 'x'"),
-        (("train", "--model", "vae_cr", "--preset", "tiny"), r"unknown PRESET 'tiny'; known: ct, flair, fundus, gpu, small, t1"),
+        (("train", "--model", "vae_cr", "--preset", "tiny"), r"unknown PRESET 'tiny'; known: ct, flair, fundus, gpu, picture, small, t1"),
         (("train", "--model", "vae_cr"), r".*scans\.tsv: no such file; run 'make preprocess' first and give its OUT as DATA\."),
     ],
 )

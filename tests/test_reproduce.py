@@ -1,12 +1,15 @@
 """Every command of `make reproduce` is one that Norma takes."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from benchmarks.reproduce import commands
+from benchmarks.reproduce import choose_commands, commands, overrides
 from pipelines import choose, compare, train
 from pipelines.config import ROOT, load_recipe, load_run_config, read_yaml
+from pipelines.results import CHOICES as CHOICES_FILE
+from pipelines.runs import read_json
 from pipelines.synthesise import kinds_of, volumes_of
 
 PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
@@ -52,3 +55,43 @@ def test_the_full_budget_keeps_settings_and_drops_what_two_cores_bear():
     short, full = (next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare") for f in (False, True))
     assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(full)
     assert "vae_cr@z.reference.kind=z" in full
+
+
+CHOICES = read_yaml(CHOICES_FILE)["choices"]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=[c["command"] for c in CHOICES])
+def test_what_is_recommended_is_what_was_measured(choice):
+    """The settings of `make train <command>` are those of the run that stands beside it, members of an ensemble one by one."""
+    plan = PLANS["compare"][choice["measured"]]
+    given = dict(part.split("=", 1) for part in shlex.split(choice["command"]))
+    settings = overrides(plan["settings"], plan["models"]) + overrides(plan["budget"], plan["models"])
+    measured = compare.configs(plan["models"], settings, None)
+
+    def asked(model):
+        return load_run_config(model, given.get("ARGS", "").split(), given.get("PRESET"))
+
+    pairs = [(asked(given["MODEL"]), measured[choice["model"]])]
+    members = [c.model.pop("members", []) for c in pairs[0]]
+    pairs += [(asked(a), measured[b]) for a, b in zip(*members, strict=True)]
+    for own, theirs in pairs:
+        loop = {"seed", "loader_workers"} if own.stages else True  # without training, slices at a time change nothing
+        assert own.model_dump(exclude={"loop": loop}) == theirs.model_dump(exclude={"loop": loop})
+
+
+@pytest.mark.parametrize("name", PLANS["choose"])
+def test_the_committed_rankings_are_of_the_listed_runs(name):
+    """What ranked is what `make reproduce` trains and ranks, with the same lesions."""
+    file = CHOICES_FILE.parent / f"{name}.json"
+    if not file.is_file():
+        pytest.skip("not measured")
+    ranking, plan = read_json(file), PLANS["choose"][name]
+    listed = choose_commands(name, plan, False)
+    assert ranking["data"] == plan["data"] and ",".join(ranking["kinds"]) == plan["kinds"]
+    assert ranking["volumes_ml"] == [float(v) for v in plan["volumes"].split(",")]
+
+    def config(command):
+        arguments = train.build_parser().parse_args(command)
+        return arguments.out, load_run_config(arguments.model, arguments.overrides)
+
+    assert dict(config(e["trained_by"]) for e in ranking["entries"]) == dict(config(c[1:]) for c in listed[:-1])
