@@ -30,6 +30,18 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def laps() -> tuple[dict[str, float], Callable[[str], None]]:
+    """Seconds by name, and a function that enters there what has passed since the last one."""
+    taken, clock = {}, time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        taken[name], clock = now - clock, now
+
+    return taken, lap
+
+
 def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each of several functions, called in turn."""
     taken: dict[str, list[float]] = {name: [] for name in functions}

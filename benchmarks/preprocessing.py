@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import NOTES, Row, row, seconds
+from benchmarks.measure import NOTES, Row, laps, row, seconds
 from pipelines.config import load_recipe
 
 
@@ -25,12 +24,7 @@ def slow_chain(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     from preprocessing import brain, register
     from preprocessing.scans import read_image
 
-    taken, clock = {}, time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        taken[name], clock = now - clock, now
+    taken, lap = laps()
 
     native = read_image(path)
     lap("read")
@@ -64,12 +58,7 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     from preprocessing import brain, register, slices
     from preprocessing.scans import read_image, save_nifti
 
-    recipe, taken, clock = load_recipe(modality), {}, time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        taken[name], clock = now - clock, now
+    recipe, (taken, lap) = load_recipe(modality), laps()
 
     native = read_image(path)
     lap("read")

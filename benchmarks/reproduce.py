@@ -43,16 +43,8 @@ def choose_commands(name: str, plan: dict[str, Any], full: bool) -> list[list[st
         own = settings | ({} if full else plan["budget"].get(settings["model"], {}))
         command = ["pipelines.train", *data, "--out", f"runs/{name}/{run}", "--model", own.pop("model")]
         listed.append([*command, *(f"{key}={value}" for key, value in own.items())])
-    command = [
-        "pipelines.choose",
-        *data,
-        "--kinds",
-        plan["kinds"],
-        "--volumes",
-        plan["volumes"],
-        "--out",
-        f"docs/results/{name}.tsv",
-    ]
+    command = ["pipelines.choose", *data, "--kinds", plan["kinds"], "--volumes", plan["volumes"]]
+    command += ["--out", f"docs/results/{name}.tsv"]
     return [*listed, [*command, "--runs", *(f"runs/{name}/{run}" for run in plan["runs"])]]
 
 

@@ -35,18 +35,16 @@ class Seen:
     kinds: list[str] = field(default_factory=list)
 
 
-def validation_rows(run: Run, data: Path) -> list[dict[str, str]]:
+def validation_rows(run: Path, data: Path) -> list[dict[str, str]]:
     """The healthy scans of `data` that a run was validated on; InputError where they are not there."""
     from pipelines.runs import read_json
     from pipelines.train import cohort_rows
 
-    wanted = set(read_json(run.folder / "run.json").get("val_scans", []))
-    splits = run.folder / "splits.tsv"
+    wanted = set(read_json(run / "run.json").get("val_scans", []))
+    splits = run / "splits.tsv"
     rows = [r for r in cohort_rows(data, splits if splits.is_file() else None) if r["id"] in wanted and r["label"] != "abnormal"]
     if not rows or len(rows) != len(wanted):
-        raise InputError(
-            f"{data}: holds {len(rows)} of the {len(wanted)} validation scans of {run.folder}; give the data it was trained on."
-        )
+        raise InputError(f"{data}: holds {len(rows)} of the {len(wanted)} validation scans of {run}; give the data it was trained on.")
     return rows
 
 
@@ -88,7 +86,7 @@ def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float]
     if len(run.recipe.suffixes) > 1:
         raise InputError(f"{run.folder}: its scans have several channels, and a lesion is planted in one image; choose among runs on one.")
     seen = Seen()
-    for kind, image, brain, lesion in planted(data, validation_rows(run, data), kinds, volumes, seed):
+    for kind, image, brain, lesion in planted(data, validation_rows(run.folder, data), kinds, volumes, seed):
         if run.config.calibration.score == "model":
             found, own = map_and_slice_volume(run.model, run.config, image, brain, run.device)
             scored = {"map": found[brain], "model": own[brain]}
@@ -130,10 +128,13 @@ def summary_of(name: str, folders: Sequence[Path], runs: Sequence[Seen]) -> dict
     }
 
 
-def stamp(run: Run, data: Path) -> str:
+def stamp(run: Path, data: Path) -> str:
     """What the figures of a run depend on besides kinds, volumes and seed: its weights, its config, its validation scans."""
+    from pipelines.config import RunConfig, read_config
+
     scans = [file_digest(data / row[k]) for row in validation_rows(run, data) for k in ("preproc", "brain")]
-    return sha256(repr([CHOOSE_VERSION, run.weights_digest, run.config.model_dump(), scans]).encode()).hexdigest()
+    config = read_config(RunConfig, run / "config.yaml").model_dump()
+    return sha256(repr([CHOOSE_VERSION, file_digest(run / "weights.pt"), config, scans]).encode()).hexdigest()
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -142,24 +143,24 @@ def main(arguments: argparse.Namespace) -> int:
 
     data, kinds, volumes = Path(arguments.data), kinds_of(arguments.kinds), volumes_of(arguments.volumes)
     about: dict[str, Any] = {"data": data.name, "kinds": kinds, "volumes_ml": list(volumes), "seed": arguments.seed}
-    table, file = (Path(arguments.out).with_suffix(s) for s in (".tsv", ".json")) if arguments.out else (None, None)
-    before = read_json(file) if file and file.is_file() else {}
+    out = Path(arguments.out) if arguments.out else None
+    before = read_json(out.with_suffix(".json")) if out and out.with_suffix(".json").is_file() else {}
     same = all(before.get(k) == v for k, v in about.items())
     known: dict[str, Any] = {e["run"]: e for e in before.get("entries", []) if same and e["run"] in arguments.runs}
     for text in arguments.runs:
         folders = sorted(p.parent for p in Path(text).rglob("weights.pt"))
         if not folders:
             raise InputError(f"{text}: no finished run in this folder; train one with 'make train'.")
-        runs = [load_run(folder, arguments.accelerator) for folder in folders]
-        stamps = [stamp(run, data) for run in runs]
+        stamps = [stamp(folder, data) for folder in folders]
         if known.get(text, {}).get("stamps") != stamps:
-            found = [see(run, data, kinds, volumes, arguments.seed) for run in runs]
+            found = [see(load_run(folder, arguments.accelerator), data, kinds, volumes, arguments.seed) for folder in folders]
             known[text] = summary_of(text, folders, found) | {"stamps": stamps, "versions": versions()}
         entries = sorted(known.values(), key=lambda e: -e["voxel_ap"])
         log.info("%s: voxel AP %.3f", text, known[text]["voxel_ap"])
-        if file and table:  # after every run, so that an interrupted ranking goes on where it stopped
-            write_table(table, rows_of(entries), COLUMNS)
-            write_rows(file, {**about, "validation_scans": len(validation_rows(runs[0], data)), "entries": entries})
+        if out:  # after every run, so that an interrupted ranking goes on where it stopped
+            write_table(out.with_suffix(".tsv"), rows_of(entries), COLUMNS)
+            scans = len(validation_rows(folders[0], data))
+            write_rows(out.with_suffix(".json"), {**about, "validation_scans": scans, "entries": entries})
     for r in rows_of(entries):
         print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
     return cli.OK

@@ -77,7 +77,7 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     from pipelines.runs import load_run
 
     own = load_run(runs / "intensity", "cpu")
-    rows = validation_rows(own, data)
+    rows = validation_rows(own.folder, data)
     assert rows and all(r["split"] == "val" and r["label"] == "healthy" for r in rows)
     seen = see(own, data, ["bright", "dark"], (0.05, 0.1), 0)
     assert (
