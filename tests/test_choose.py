@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from pipelines.runs import read_json
 from preprocessing.scans import read_table
@@ -73,7 +74,7 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(runs, data, tm
 
 def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):  # noqa: F811
     """The map of `intensity` by value is the picture itself at this size, so the scores can be had from the files."""
-    from pipelines.choose import planted, see, validation_rows
+    from pipelines.choose import planted, see, summary_of, validation_rows
     from pipelines.runs import load_run
 
     own = load_run(runs / "intensity", "cpu")
@@ -98,6 +99,14 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     values = np.sort(atlas_map(own.model, own.config, image, brain, torch.device("cpu"))[brain])[::-1]
     assert seen.healthy["map 0.05"][0] == pytest.approx(values[: round(0.05 * values.size)].mean(), rel=1e-5)
     assert seen.healthy["map 1"][0] == pytest.approx(values.mean(), rel=1e-5)
+    found = [(kind, atlas_map(own.model, own.config, i, b, torch.device("cpu"))[b], t[b]) for kind, i, b, t in cases if kind]
+    ap = {
+        what: average_precision_score(*(np.concatenate([f[k] for f in found if f[0] in kinds]) for k in (2, 1)))
+        for what, kinds in {"all": ("bright", "dark"), "bright": ("bright",), "dark": ("dark",)}.items()
+    }
+    summary = summary_of("x", [own.folder], [seen])
+    assert summary["voxel_ap"] == pytest.approx(ap.pop("all"), abs=2e-3)
+    assert summary["voxel_ap_by_kind"] == pytest.approx(ap, abs=2e-3) and abs(ap["bright"] - ap["dark"]) > 0.1
 
 
 def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):  # noqa: F811
