@@ -73,8 +73,9 @@ def _in_atlas(data: Path, row: dict[str, str]) -> Head:
     from pipelines.scoring import load_array
     from pipelines.synthesise import Head
 
-    image = nib.Nifti1Image.from_filename(data / row["preproc"])
-    return Head(row, nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), load_array(data / row["brain"]) > 0, np.eye(4))
+    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
+    affine = nib.Nifti1Image.from_filename(data / row["preproc"]).affine
+    return Head(row, nib.Nifti1Image(image.astype(np.float32), affine), brain > 0, np.eye(4))
 
 
 def see(run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int) -> Seen:

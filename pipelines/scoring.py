@@ -231,10 +231,21 @@ def cut(native: NativeMap, threshold: float, settings: Postprocess) -> np.ndarra
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Voxels of a NIfTI that Norma wrote."""
+    """Voxels (X, Y, Z) of a NIfTI that Norma wrote; ScanError where it is damaged or holds something else."""
+    import zlib
+
     import nibabel as nib
 
-    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
+    again = "delete it and run 'make preprocess' again"
+    try:
+        data = np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
+    except FileNotFoundError:
+        raise
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
+        raise ScanError(f"{path}: truncated or damaged ({' '.join(str(error).split())}); {again}.") from None
+    if data.ndim != 3:
+        raise ScanError(f"{path}: expected a 3-D scan, got {data.ndim}-D of shape {data.shape}; {again}.")
+    return data
 
 
 def load_channels(data: Path, row: dict[str, str], side: dict[str, Any]) -> np.ndarray:

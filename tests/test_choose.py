@@ -2,6 +2,7 @@
 
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -119,6 +120,26 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert "validation scans of" in capsys.readouterr().err
     assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
     assert "did you mean 'bright'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "four"])
+def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes_past_it(runs, data, tmp_path, capsys, damage):  # noqa: F811
+    shutil.copytree(data, tmp_path / "data")
+    rows = read_table(data / "scans.tsv")
+    for split in ("val", "test"):
+        path = tmp_path / "data" / next(r["preproc"] for r in rows if r["split"] == split)
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:300])
+        else:
+            image = nib.load(path)
+            nib.save(nib.Nifti1Image(np.stack([image.get_fdata(dtype=np.float32)] * 2, -1), image.affine), path)
+    sentence = "truncated or damaged" if damage == "cut" else "expected a 3-D scan, got 4-D"
+    assert run("choose", "--data", tmp_path / "data", "--runs", runs / "intensity", "--kinds", "bright", "--volumes", "0.05,0.1") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and sentence in said and said.endswith("delete it and run 'make preprocess' again.")
+    assert run("evaluate", "--run", runs / "intensity", "--data", tmp_path / "data", "--out", tmp_path / "evaluation") == 1
+    failures = read_json(tmp_path / "evaluation" / "evaluation.json")["failures"]
+    assert len(failures) == 1 and sentence in str(failures[0])
 
 
 def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
