@@ -18,11 +18,12 @@ from pathlib import Path
 from benchmarks.inference import inference
 from benchmarks.measure import NOTES, Row
 from benchmarks.preprocessing import preprocessing
+from benchmarks.recommended import recommended
 from benchmarks.scale import scale, workers
 from benchmarks.training import loading, training
 from pipelines import cli
 
-PARTS = ("preprocessing", "loading", "training", "inference", "scale", "workers")
+PARTS = ("preprocessing", "loading", "training", "inference", "recommended", "scale", "workers")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
             "loading": lambda: loading(scans["t1"], arguments.repeats),
             "training": lambda: training(scans["t1"], arguments.repeats),
             "inference": lambda: inference(scans["t1"], arguments.repeats),
+            "recommended": lambda: recommended(arguments.repeats),
             "scale": scale,
             "workers": lambda: workers(max(1, arguments.repeats - 1)),
         }

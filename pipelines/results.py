@@ -53,25 +53,24 @@ def page() -> str:
 
 def _choices() -> str:
     """The table of choose.yaml: what to take for which scan, lesion and budget, with its figures where it was measured."""
-    memory = {}
-    for r in read_json(PERFORMANCE)["rows"]:
-        if found := re.fullmatch(r"peak memory of that process, (.+)", r["name"]):
-            memory[found[1]] = f"{_short(r['value'])} {r['unit']}"
+    cost = {r["name"]: f"{_short(r['value'])} {r['unit']}" for r in read_json(PERFORMANCE)["rows"]}
     rows = []
     chosen = read_yaml(CHOICES)
     for choice in chosen["choices"]:
         result = read_json(FOLDER / choice["measured"] / f"{choice['model']}.json")
-        runs, kind = result["runs"], choice["model"].partition("@")[0]
+        members = [member["run"] for member in result["config"]["model"].get("members", [])]
+        trained = [result, *(read_json(FOLDER / choice["measured"] / f"{m}.json") for m in members)]
+        seconds = sum(median(r["training"]["seconds"] for r in t["runs"]) for t in trained)
         figures = [figure_text(result["figures"][key]) for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")]
-        seconds = [f"{median(values):.3g}" for values in ([r["training"]["seconds"] for r in runs], [r["seconds_per_scan"] for r in runs])]
+        costs = [cost.get(f"{what}, {choice['command']}", "–") for what in ("make infer of one raw scan", "peak memory of make infer")]
         about = [
             *(choice[k] for k in ("scan", "lesion", "budget")),
             f"`{choice['command']}`",
             f"`{choice['measured']}`: `{choice['model']}`",
         ]
-        rows.append([*about, *figures, *seconds, memory.get(kind, "–")])
+        rows.append([*about, *figures, f"{seconds:.0f}", *costs])
     head = ["scan", "lesion", "budget", "make train", "measured", "AUROC per scan", "slicewise", "voxel AP", "Dice, pooled"]
-    table = _table([*head, "training, s", "s per scan in evaluation", "memory of infer"], rows)
+    table = _table([*head, "training with all members, s", "infer of one raw scan", "memory of infer"], rows)
     return f"## Which method for which scan\n\n{chosen['about'].strip()}\n\n{table}"
 
 

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from benchmarks import measure, performance, scale
+from benchmarks import measure, performance, recommended, scale
 from pipelines import cli, results
+from preprocessing.scans import InputError
 
 
 def test_a_ratio_says_how_many_times_better():
@@ -77,3 +78,39 @@ def test_the_committed_page_is_the_one_that_the_file_makes():
     page = (results.ROOT / "docs" / "performance.md").read_text()
     assert page == results.performance_page()
     assert results.performance_figure().startswith(b"\x89PNG")
+
+
+def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, monkeypatch):
+    """Medians of three alternating processes, by hand; a choice without a finished run here is left out by name."""
+    costs = {"intensity": iter([(4.0, 900.0), (6.0, 910.0), (5.0, 920.0)] * 9)}
+    monkeypatch.setattr(recommended, "finished", lambda model: None if "head_ct_200" in str(model) else model / "seed-0")
+    monkeypatch.setattr(recommended, "raw_scan", lambda run: tmp_path / "scan.nii.gz")
+    monkeypatch.setattr(recommended, "process", lambda run, scan, out: next(costs.get(run.parent.name, iter([(20.0, 2500.0)]))))
+    monkeypatch.setattr(recommended, "NOTES", [])
+    rows = recommended.recommended(3)
+    assert {(r["value"], r["unit"], r["peer_value"], r["ratio"]) for r in rows} == {(20, "s", 5, 0.25), (2500, "MB", 910, 0.364)}
+    assert "`MODEL=patchcore PRESET=picture`: no finished run of it here" in recommended.NOTES[0] and len(recommended.NOTES) == 2
+    (tmp_path / "performance.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(results, "PERFORMANCE", tmp_path / "performance.json")
+    lines = [line for line in results._choices().splitlines() if "PRESET=" in line]
+    assert len(lines) == len(rows) // 2 + 2
+    assert all(line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines)
+
+
+def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
+    figures = {key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")}
+    for name, seconds, members in (("ensemble", (3, 5, 100), ["a", "b@z"]), ("a", (20,), []), ("b@z", (300, 100), [])):
+        runs = [{"training": {"seconds": s}} for s in seconds]
+        content = {"config": {"model": {"members": [{"run": m} for m in members]} if members else {}}, "runs": runs, "figures": figures}
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}.json").write_text(json.dumps(content))
+    choice = dict.fromkeys(("scan", "lesion", "budget", "command"), "x") | {"measured": "set", "model": "ensemble"}
+    (tmp_path / "choose.yaml").write_text(json.dumps({"about": "", "choices": [choice]}))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "CHOICES", tmp_path / "choose.yaml")
+    assert results._choices().splitlines()[-1].endswith("| 225 | – | – |")  # medians 5 + 20 + 200
+
+
+def test_a_process_that_fails_is_no_measurement(tmp_path):
+    with pytest.raises(InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"):
+        recommended.process(tmp_path / "nowhere" / "seed-0", tmp_path / "scan.nii.gz", tmp_path)

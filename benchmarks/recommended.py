@@ -1,0 +1,57 @@
+"""`make infer` as a user waits for it, start-up included, with every recommended run that `make reproduce` has left in runs/."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import NOTES, Row, row
+from pipelines.config import ROOT, read_yaml
+from pipelines.results import CHOICES
+from pipelines.runs import read_json
+from preprocessing.scans import InputError, read_table
+
+
+def recommended(repeats: int) -> list[Row]:
+    """Seconds and peak memory of scoring one raw scan of the test split, in turn with the brightness threshold on the same scan."""
+    rows: list[Row] = []
+    plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")["compare"]
+    for choice in read_yaml(CHOICES)["choices"]:
+        model, plan = choice["model"], plans[choice["measured"]]
+        runs = [finished(ROOT / "runs" / plan["data"] / name) for name in (model, "intensity")]
+        if None in runs:
+            NOTES.append(f"`{choice['command']}`: no finished run of it here; `make reproduce ONLY={choice['measured']}` makes it")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            taken = [[process(run, raw_scan(run), Path(folder) / f"{i}") for run in runs if run] for i in range(repeats)]
+        (own, peer), (peak, peer_peak) = ([statistics.median(t[i][what] for t in taken) for i in (0, 1)] for what in (0, 1))
+        rows.append(row(f"make infer of one raw scan, {choice['command']}", own, "s", "MODEL=intensity", peer))
+        rows.append(row(f"peak memory of make infer, {choice['command']}", peak, "MB", "MODEL=intensity", peer_peak))
+    return rows
+
+
+def finished(model: Path) -> Path | None:
+    """The first run of a model that is finished: its weights are written last."""
+    return next((path.parent for path in sorted(model.glob("*/weights.pt"))), None)
+
+
+def raw_scan(run: Path) -> Path:
+    """The first test scan, as it came in, of the cohort that the run was trained on."""
+    table = read_table(ROOT / read_json(run / "run.json")["data"] / "scans.tsv")
+    return Path(next(scan["image"] for scan in table if scan["split"] == "test"))
+
+
+def process(run: Path, scan: Path, out: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MB of `pipelines.infer` as a process of its own."""
+    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run), "--input", str(scan), "--out", str(out / run.parent.name)]
+    started = time.perf_counter()
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise InputError(f"python {' '.join(command[1:])} ended with {os.waitstatus_to_exitcode(status)}; run it to see why.")
+    return time.perf_counter() - started, used.ru_maxrss / 1024
