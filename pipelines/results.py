@@ -119,7 +119,7 @@ def _comparison(folder: Path) -> str:
     if tests:
         head = ["model", "figure", "difference", "95 % interval", "p (Holm)"]
         parts += [f"Differences from `{comparison['baseline']}`, paired bootstrap:", _table(head, tests)]
-    parts += [_classes(files, models, column) for column in first["protocol"]["by"]]
+    parts += [_classes(files, models, column) for column in first["protocol"]["by"]] + [_sizes(files, models)]
     trainings = {name: files[name]["runs"][0]["training"] for name in models}
     device = " and ".join(sorted({f"{t['device']} with {t['threads']} threads" for t in trainings.values()}))
     versions = ", ".join(f"{k} {v}" for k, v in comparison["versions"].items())
@@ -132,9 +132,7 @@ def _comparison(folder: Path) -> str:
 
 
 def _classes(files: dict[str, dict[str, Any]], models: list[str], column: str) -> str:
-    """AUROC per scan and mean Dice by class, mean over runs."""
-    import numpy as np
-
+    """AUROC per scan and per slice, Dice and voxel AP by class, mean over runs."""
     names = sorted({row["class"] for f in files.values() for run in f["runs"] for row in run["classes"].get(column, [])})
     rows = []
     for name in names:
@@ -142,13 +140,37 @@ def _classes(files: dict[str, dict[str, Any]], models: list[str], column: str) -
         for model in models:
             own = [r for run in files[model]["runs"] for r in run["classes"][column] if r["class"] == name]
             n = max([n, *[r["n"] for r in own]])
-            for key in ("scan_auroc", "slicewise_auroc", "dice_mean"):
-                values = [r[key] for r in own if r[key] is not None]
-                cells.append(f"{np.mean(values):.3f}" if values else "–")
-        rows.append([name, str(n), *[" / ".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]])
+            cells.append(_means([[r[key] for r in own] for key in ("scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean")]))
+        rows.append([name, str(n), *cells])
     if not rows:
         return ""
-    return f"By {column}, against all healthy scans (AUROC per scan / slicewise / mean Dice):\n\n" + _table(["class", "n", *models], rows)
+    about = f"By {column}, against all healthy scans (AUROC per scan / slicewise / mean Dice / mean voxel AP):"
+    return f"{about}\n\n{_table(['class', 'n', *models], rows)}"
+
+
+def _sizes(files: dict[str, dict[str, Any]], models: list[str]) -> str:
+    """Lesions found by their size, Dice and voxel AP of scans by the volume of all their lesions, mean over runs."""
+    rows = []
+    for i, size in enumerate(files[models[0]]["runs"][0]["lesions_by_size"]):
+        low, high = size["from_ml"], size["to_ml"] or float("inf")
+        cells, scans = [], set()
+        for model in models:
+            found = [run["lesions_by_size"][i]["sensitivity"] for run in files[model]["runs"]]
+            own = [s for s in files[model]["scans"] if s["truth_ml"] and low <= s["truth_ml"] < high]
+            scans |= {s["id"] for s in own}
+            cells.append(_means([found, *([s[key] for s in own] for key in ("dice", "voxel_ap"))]))
+        if size["n"] or scans:
+            rows.append([f"{low:g} to {high:g} ml" if size["to_ml"] else f"from {low:g} ml", str(size["n"]), str(len(scans)), *cells])
+    if not rows:
+        return ""
+    about = "By size (share of lesions found / mean Dice / mean voxel AP, the latter two of scans by the volume of all their lesions):"
+    return f"{about}\n\n{_table(['size', 'lesions', 'scans', *models], rows)}"
+
+
+def _means(columns: list[list[float | None]]) -> str:
+    """The mean of what is defined in each column."""
+    defined = [[v for v in values if v is not None] for values in columns]
+    return " / ".join(f"{sum(values) / len(values):.3f}" if values else "–" for values in defined)
 
 
 def _preprocessing(folder: Path) -> str:

@@ -173,3 +173,22 @@ def test_what_is_recommended_is_what_was_measured():
             own = one.model_dump(mode="json")
             assert own["model"] == {**other["model"], "channels": own["model"].get("channels")} or own["model"] == other["model"]
             assert {k: own["reference"][k] for k in other["reference"]} == other["reference"]
+
+
+def test_classes_and_sizes_of_the_page_are_means_over_runs_by_hand():
+    def run(found, dice, voxel_ap):
+        sizes = [{"from_ml": 1.0, "to_ml": 5.0, "n": 4, "sensitivity": found}, {"from_ml": 5.0, "to_ml": None, "n": 0, "sensitivity": None}]
+        kind = {"class": "dark", "n": 2, "scan_auroc": 0.5, "slicewise_auroc": None, "dice_mean": dice, "voxel_ap_mean": voxel_ap}
+        return {"lesions_by_size": sizes, "classes": {"pathology": [kind]}}
+
+    def scan(name, truth_ml, dice, voxel_ap):
+        return {"id": name, "truth_ml": truth_ml, "dice": dice, "voxel_ap": voxel_ap}
+
+    scans = [scan("a", 1.0, 0.2, 0.3), scan("b", 4.9, 0.4, None), scan("c", 5.0, 0.9, 0.8), scan("d", 0.0, None, None)]
+    again = [scan("a", 1.0, 0.6, 0.5), scan("b", 4.9, 0.0, None), scan("c", 5.0, 0.7, 0.8), scan("d", None, None, None)]
+    files = {"m": {"runs": [run(0.25, 0.3, 0.1), run(0.75, 0.5, None)], "scans": scans + again}}
+    assert results._sizes(files, ["m"]).splitlines()[-2:] == [
+        "| 1 to 5 ml | 4 | 2 | 0.500 / 0.300 / 0.400 |",
+        "| from 5 ml | 0 | 1 | – / 0.800 / 0.800 |",
+    ]
+    assert results._classes(files, ["m"], "pathology").splitlines()[-1] == "| dark | 2 | 0.500 / – / 0.400 / 0.100 |"
