@@ -113,18 +113,20 @@ def fit(
     a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone.
 
     A head that lies askew can end in a wrong optimum. Where the brains (`mask`, bool, or what of the image is above 0) overlap by a
-    Dice below `SURE` the fit starts again from `TURNS` about each axis, and the best overlap is taken if it is better by `GAIN`. Raises
-    ScanError where ANTs fails.
+    Dice below `SURE` fits from `TURNS` about each axis race at twice the `spacing`; the best runs at `spacing` too, if it is ahead at all,
+    and is taken if it is better by `GAIN`. Raises ScanError where ANTs fails.
     """
     inside = image > 0 if mask is None else mask
     pair = (atlas.image, atlas.affine), (image, affine)
     full = _ants_fit("Affine", *pair, spacing, seed, "to the atlas")
-    first = best = _overlap_with(atlas, inside, affine, full)
+    first = _overlap_with(atlas, inside, affine, full)
     if first < SURE and inside.any():
-        for start in _turned(centre(atlas.mask, atlas.affine), centre(inside, affine)):
-            other = _ants_fit("Affine", *pair, spacing, seed, "to the atlas", start=start)
-            dice = _overlap_with(atlas, inside, affine, other)
-            full, best = (other, dice) if dice > max(best, first + GAIN) else (full, best)
+        starts = _turned(centre(atlas.mask, atlas.affine), centre(inside, affine))
+        ends = [_ants_fit("Affine", *pair, 2 * spacing, seed, "to the atlas", start=start) for start in starts]
+        ahead = [_overlap_with(atlas, inside, affine, end) for end in ends]
+        if max(ahead) > first:
+            other = _ants_fit("Affine", *pair, spacing, seed, "to the atlas", start=starts[ahead.index(max(ahead))])
+            full = other if _overlap_with(atlas, inside, affine, other) > first + GAIN else full
     return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
 
 
