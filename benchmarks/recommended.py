@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import NOTES, Row, row
+from pipelines.cli import error_sentence
 from pipelines.config import ROOT, read_yaml
 from pipelines.results import CHOICES
 from pipelines.runs import read_json
@@ -23,12 +24,17 @@ def recommended(repeats: int) -> list[Row]:
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")["compare"]
     for choice in read_yaml(CHOICES)["choices"]:
         model, plan = choice["model"], plans[choice["measured"]]
-        runs = [finished(ROOT / "runs" / plan["data"] / name) for name in (model, "intensity")]
-        if None in runs:
+        runs = [run for name in (model, "intensity") if (run := finished(ROOT / "runs" / plan["data"] / name))]
+        if len(runs) < 2:
             NOTES.append(f"`{choice['command']}`: no finished run of it here; `make reproduce ONLY={choice['measured']}` makes it")
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            taken = [[process(run, raw_scan(run), Path(folder) / f"{i}") for run in runs if run] for i in range(repeats)]
+        try:
+            scan = raw_scan(runs[0])
+            with tempfile.TemporaryDirectory() as folder:
+                taken = [[process(run, scan, Path(folder) / f"{i}") for run in runs] for i in range(repeats)]
+        except (InputError, OSError) as error:  # costs this choice alone
+            NOTES.append(f"`{choice['command']}`: {error_sentence(error)}")
+            continue
         (own, peer), (peak, peer_peak) = ([statistics.median(t[i][what] for t in taken) for i in (0, 1)] for what in (0, 1))
         rows.append(row(f"make infer of one raw scan, {choice['command']}", own, "s", "MODEL=intensity", peer))
         rows.append(row(f"peak memory of make infer, {choice['command']}", peak, "MB", "MODEL=intensity", peer_peak))
@@ -43,7 +49,10 @@ def finished(model: Path) -> Path | None:
 def raw_scan(run: Path) -> Path:
     """The first test scan, as it came in, of the cohort that the run was trained on."""
     table = read_table(ROOT / read_json(run / "run.json")["data"] / "scans.tsv")
-    return Path(next(scan["image"] for scan in table if scan["split"] == "test"))
+    scan = next((scan["image"] for scan in table if scan["split"] == "test"), None)
+    if scan is None:
+        raise InputError(f"{run}: the cohort that it was trained on has no test scan.")
+    return Path(scan)
 
 
 def process(run: Path, scan: Path, out: Path) -> tuple[float, float]:

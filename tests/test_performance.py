@@ -97,6 +97,36 @@ def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, m
     assert all(line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines)
 
 
+def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monkeypatch):
+    """One whose cohort is gone and one whose process fails are named; what the others cost is kept."""
+
+    def process(run, scan, out):
+        if run.parent.name == "patchcore":
+            raise InputError("python -m pipelines.infer ended with 2; run it to see why.")
+        return 2.0, 500.0
+
+    monkeypatch.setattr(recommended, "finished", lambda model: model / "seed-0")
+    monkeypatch.setattr(recommended, "process", process)
+    monkeypatch.setattr(recommended, "NOTES", [])
+    for data in ("ct_ich", "ds002748", "head_ct_200", "soop_flair_axial"):
+        (tmp_path / data).mkdir()
+        if data != "ds002748":
+            (tmp_path / data / "scans.tsv").write_text(f"image\tsplit\na.nii\t{'train' if data == 'soop_flair_axial' else 'test'}\n")
+    monkeypatch.setattr(recommended, "read_json", lambda path: {"data": str(tmp_path / path.parents[2].name)})
+    rows = recommended.recommended(1)
+    assert [r["name"].split(", ")[1] for r in rows[::2]] == [
+        "MODEL=ensemble PRESET=picture",
+        "MODEL=ensemble PRESET=ct",
+        "MODEL=atlas PRESET=ct",
+    ]
+    said = "\n".join(recommended.NOTES)
+    assert (
+        len(recommended.NOTES) == 4
+        and "`MODEL=patchcore PRESET=picture`: python -m pipelines.infer ended with 2; run it to see why." in said
+    )
+    assert said.count(f"{tmp_path / 'ds002748' / 'scans.tsv'}: No such file or directory.") == 2 and "has no test scan" in said
+
+
 def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
     figures = {key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")}
     for name, seconds, members in (("ensemble", (3, 5, 100), ["a", "b@z"]), ("a", (20,), []), ("b@z", (300, 100), [])):
