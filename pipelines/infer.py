@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from norma import __version__
 from pipelines import cli, spread
 from preprocessing.scans import SUFFIXES, InputError, Scan, ScanError, save_nifti, write_table
 
@@ -105,6 +106,7 @@ def _report(run: Run, scan: Scan, threshold: float, native: NativeMap, mask: np.
         "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
         "model": run.config.name,
         "run": str(run.folder),
+        "norma": __version__,
     }
 
 
@@ -166,6 +168,7 @@ def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any
     for name in ("mask", "map"):  # an older result would be taken for this scan's
         (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
     report = {"id": scan.id, "image": str(scan.image), "status": "not scored", "reason": reason, "checks": list(checks), "notice": NOTICE}
+    report["norma"] = __version__
     write_json(job.out / f"{scan.id}_report.json", report)
     return report
 

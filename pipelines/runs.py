@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from norma import __version__
 from pipelines.config import ROOT, ConfigError, Recipe, RunConfig, read_config, read_yaml, validate
 from preprocessing.scans import InputError, file_digest, write_atomic
 from preprocessing.slices import PLANES
@@ -284,8 +285,8 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result, the machine and, in a git checkout, the commit."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    """Versions of Norma, of Python and of the packages that shape a result, the machine and, in a git checkout, the commit."""
+    found = {"norma": __version__, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -7,7 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import norma
 from pipelines.cohort import make_cohort
+from pipelines.config import ROOT
 from preprocessing.scans import read_table
 
 TINY = [
@@ -167,6 +169,11 @@ def test_inference_answers_on_the_scan_s_own_grid(chain, inferred):
         assert anomaly.get_fdata()[brain].any() and (anomaly.get_fdata()[~brain] > 0).mean() < 0.01
 
 
+def test_the_version_stands_in_run_and_changelog(chain):
+    assert json.loads((chain / "run" / "run.json").read_text())["versions"]["norma"] == norma.__version__
+    assert f"## {norma.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_report_says_what_the_mask_shows(chain, inferred):
     from scipy import ndimage
 
@@ -177,6 +184,7 @@ def test_the_report_says_what_the_mask_shows(chain, inferred):
         voxel = abs(np.linalg.det(mask.affine[:3, :3]))
         marked = np.asarray(mask.dataobj) > 0
         assert report["status"] == "scored" and "not a medical device" in report["notice"]
+        assert report["norma"] == norma.__version__
         assert report["anomalous_mm3"] == pytest.approx(marked.sum() * voxel, rel=1e-4)
         labels, n = ndimage.label(marked, np.ones((3, 3, 3)))
         assert report["n_components"] == n
