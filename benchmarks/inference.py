@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Row, alternate, peak_memory, row, seconds
-from pipelines.config import load_recipe, load_run_config
+from pipelines.config import load_recipe
+from pipelines.detect.config import load_run_config
 
 NETWORKS: dict[str, list[str]] = {"vae_cr": [], "vae": ["image_size=[64,64]"], "patchcore": []}
 
@@ -22,10 +23,11 @@ def inference(scan: Path, repeats: int) -> list[Row]:
 
     import torch
 
-    from pipelines.preprocess import prepare
-    from pipelines.runs import Run, build_model
-    from pipelines.scoring import _slicewise
+    from pipelines.detect.build import build_model
+    from pipelines.detect.detector import slicewise
+    from pipelines.detect.run import Run
     from pipelines.spread import one_ahead
+    from preprocessing.prepare import prepare
     from preprocessing.scans import Scan
 
     rows: list[Row] = []
@@ -38,7 +40,7 @@ def inference(scan: Path, repeats: int) -> list[Row]:
         model = build_model(config).eval()
         if name == "patchcore":
             remember_anything(model)
-        network = partial(_slicewise, model.anomaly_map, config, device=cpu)
+        network = partial(slicewise, model.anomaly_map, config, device=cpu)
         pieces = [(prepared.image[..., [i]], prepared.mask[..., [i]]) for i in np.flatnonzero(prepared.mask.any((0, 1)))]
         ways: dict[str, Callable[[], Any]] = {
             "whole": partial(network, prepared.image, prepared.mask),
@@ -76,10 +78,10 @@ def score_in_turn(run: Any, scans: list[Any], start: Callable[[Any], Any], out: 
 
 
 def score_all(run: Any, scans: Iterable[tuple[Any, Callable[[], Any]]], out: Path) -> None:
-    from pipelines import infer
+    from pipelines.detect import batch
 
     for scan, begun in scans:
-        infer.save_results(out, scan, *infer.infer_scan(run, scan, 0.2, begun()))
+        batch.save_results(out, scan, *batch.infer_scan(run, scan, 0.2, begun()))
 
 
 def remember_anything(model: Any) -> None:

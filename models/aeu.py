@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
+from models.parts.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
 
 
 class Aeu(AnomalyModel):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import critic_loss, dense_coder, drawn, gaussian, image_critic, kl_divergence
+from models.parts.layers import critic_loss, dense_coder, drawn, gaussian, image_critic, kl_divergence
 
 
 class AnoVaeGan(AnomalyModel):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside, each_brain, robust_z, tail_of
-from models.reference import place_statistics, places
+from models.parts.healthy_map import place_statistics, places
+from models.parts.layers import blur_inside, each_brain, robust_z, tail_of
 
 
 class Atlas(AnomalyModel):

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
+from models.parts.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
 
 
 class Cae(AnomalyModel):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import (
+from models.parts.layers import (
     dense_coder,
     gaussian,
     gaussian_blur,
@@ -20,7 +20,7 @@ from models.layers import (
     randn,
     squared_error,
 )
-from models.pretext import cover_squares
+from models.parts.pretext import cover_squares
 
 
 class CeVae(AnomalyModel):

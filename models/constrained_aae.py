@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from models.aae import Aae
 from models.base import Batch, Losses
-from models.layers import squared_error
+from models.parts.layers import squared_error
 
 
 class ConstrainedAae(Aae):

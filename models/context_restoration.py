@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder
-from models.pretext import swap_patches
+from models.parts.layers import decoder, encoder
+from models.parts.pretext import swap_patches
 
 
 class ContextRestoration(AnomalyModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import unet
-from models.pretext import coarse_noise
+from models.parts.layers import unet
+from models.parts.pretext import coarse_noise
 
 
 class Dae(AnomalyModel):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, squared_error
+from models.parts.layers import coarse_size, decoder, encoder, squared_error
 
 WIDEST = 1e4  # features are held to +- this, so that one strange slice cannot make the energy infinite
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, critic_loss, decoder, encoder, image_critic, randn
+from models.parts.layers import coarse_size, critic_loss, decoder, encoder, image_critic, randn
 
 
 class FAnogan(AnomalyModel):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import ImageNetFeatures, coarse_size, decoder, each_brain, encoder
+from models.parts.layers import ImageNetFeatures, coarse_size, decoder, each_brain, encoder
 
 SPREAD, RANGE = 10.0, 60.0  # of the network's features inside the brain, measured on CT: standard deviation 8 to 10, range 53 to 81
 

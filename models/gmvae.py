@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, drawn, encoder, gaussian, kl_divergence, squared_error
-from models.restoration import map_restoration
+from models.parts.layers import coarse_size, decoder, drawn, encoder, gaussian, kl_divergence, squared_error
+from models.parts.restoration import map_restoration
 
 
 class Gmvae(AnomalyModel):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel
-from models.layers import blur_inside, each_brain, robust_z, tail_of
+from models.parts.layers import blur_inside, each_brain, robust_z, tail_of
 
 
 class Intensity(AnomalyModel):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import coarse_size, decoder, encoder, gaussian, generator, negative_elbo
-from models.pretext import swap_patches, turn_and_shift
+from models.parts.layers import coarse_size, decoder, encoder, gaussian, generator, negative_elbo
+from models.parts.pretext import swap_patches, turn_and_shift
 
 TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch
-from models.layers import ImageNetFeatures, generator
+from models.parts.layers import ImageNetFeatures, generator
 
 log = logging.getLogger("norma")
 AT_ONCE = 1 << 20  # numbers of the memory that are held in float32 at a time; more leave the processor's cache

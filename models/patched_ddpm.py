@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import generator
+from models.parts.layers import generator
 
 PERIODS = {"gaussian": (1,), "coarse": (8,), "octaves": (64, 32, 16, 8, 4, 2)}
 """Distance in pixels of the knots of each octave of a noise."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
-from models.layers import blur_inside
+from models.parts.layers import blur_inside
 
 ROWS = 512  # slices per step of the incremental fit; must not be below n_components
 

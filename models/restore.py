@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import rand, unet
-from models.pretext import CORRUPTIONS, corrupt
+from models.parts.layers import rand, unet
+from models.parts.pretext import CORRUPTIONS, corrupt
 
 
 class Restore(AnomalyModel):

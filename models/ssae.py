@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder, gaussian_blur
+from models.parts.layers import decoder, encoder, gaussian_blur
 
 
 class Ssae(AnomalyModel):

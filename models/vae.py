@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.flow import RealNvp
-from models.layers import (
+from models.parts.flow import RealNvp
+from models.parts.layers import (
     dense_coder,
     dropout_passes,
     full_precision,
@@ -22,7 +22,7 @@ from models.layers import (
     uncertain_error,
     weighted_error,
 )
-from models.restoration import map_restoration
+from models.parts.restoration import map_restoration
 
 
 class Vae(AnomalyModel):

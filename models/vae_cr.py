@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import decoder, encoder, gaussian, negative_elbo
-from models.pretext import swap_patches
+from models.parts.layers import decoder, encoder, gaussian, negative_elbo
+from models.parts.pretext import swap_patches
 
 
 class VaeCr(AnomalyModel):

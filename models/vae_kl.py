@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import dense_coder, gaussian, gaussian_blur, input_gradient, kl_divergence, mean_inside, negative_elbo, squared_error
+from models.parts.layers import (
+    dense_coder,
+    gaussian,
+    gaussian_blur,
+    input_gradient,
+    kl_divergence,
+    mean_inside,
+    negative_elbo,
+    squared_error,
+)
 
 
 class VaeKl(AnomalyModel):

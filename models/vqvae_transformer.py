@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.layers import BatchNorm2d, coarse_size
+from models.parts.layers import BatchNorm2d, coarse_size
 
 
 class VqvaeTransformer(AnomalyModel):

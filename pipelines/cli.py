@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.config import ConfigError
+from preprocessing.scans import InputError, ScanError
+
 OK, SOME_FAILED, USAGE, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 3, 130
 log = logging.getLogger("norma")
 
@@ -50,10 +53,14 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
 
 def is_user_error(error: Exception) -> bool:
     """Whether an exception is a message to the user: a config, table or scan that cannot be used, a disk that refuses."""
-    from pipelines.config import ConfigError
-    from preprocessing.scans import InputError, ScanError
-
     return isinstance(error, (ConfigError, InputError, ScanError, OSError))
+
+
+def exit_code(failed: int, total: int) -> int:
+    """0 where all went well, 1 where some of `total` scans failed, 3 where all did."""
+    if failed == total:
+        return NOTHING_DONE
+    return SOME_FAILED if failed else OK
 
 
 def error_sentence(error: BaseException) -> str:

@@ -10,8 +10,6 @@ import sys
 import time
 
 from pipelines import cli
-from pipelines.config import load_run_config
-from preprocessing.scans import read_table, write_table
 
 
 def step(verb: str, *arguments: object) -> int:
@@ -25,12 +23,16 @@ def step(verb: str, *arguments: object) -> int:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from pipelines.detect.config import load_run_config
+    from preprocessing.datasets.virtual import make_cohort
+    from preprocessing.files import read_table, write_table
+
     out = cli.writable_folder(arguments.out)
     started, workers = time.perf_counter(), min(2, os.cpu_count() or 1)
     members = load_run_config(arguments.model, arguments.overrides, arguments.preset).model.get("members", [])
     cohort, data, run = out / "cohort" / "cohort.tsv", out / "data", out / "runs" / arguments.model
-    codes = [step("cohort", "--out", cohort.parent, "--seed", arguments.seed)]
-    codes += [step("preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers)]
+    make_cohort(cohort.parent, seed=arguments.seed)
+    codes = [step("preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers)]
     for name in [*members, arguments.model]:  # an ensemble is made of finished runs beside it
         own = arguments.overrides if name == arguments.model else []
         codes += [step("train", "--model", name, "--data", data, "--out", run.parent / name, "--preset", arguments.preset, *own)]

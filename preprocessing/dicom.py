@@ -7,7 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from preprocessing.scans import InputError, Scan, _safe, is_nifti
+from preprocessing.images import is_nifti
+from preprocessing.scans import InputError, Scan, safe_name
 
 log = logging.getLogger("norma")
 
@@ -40,11 +41,11 @@ def convert(folder: Path, out: Path) -> tuple[list[Scan], dict[str, str]]:
     failures: dict[str, str] = {}
     for source in sorted({p.parent for p in folder.rglob("*") if p.is_file() and is_dicom(p)}):
         parts = source.relative_to(folder).parts or (folder.name,)
-        name = _safe("_".join(parts))
+        name = safe_name("_".join(parts))
         images, message = _run(source, out / name)
         if not images:
             failures[name] = f"{source}: dcm2niix made no volume of this series ({message})."
-        scans += [Scan(id=_safe(f"{name}_{_base(p)}"), image=p, subject=_safe(parts[0])) for p in images]
+        scans += [Scan(id=safe_name(f"{name}_{_base(p)}"), image=p, subject=safe_name(parts[0])) for p in images]
     if not scans:
         raise InputError(" ".join(failures.values()) or f"{folder}: no DICOM series found.")
     return scans, failures

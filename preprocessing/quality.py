@@ -112,7 +112,7 @@ def coverage_checks(covered: np.ndarray, brain: np.ndarray) -> list[Check]:
     ]
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
+def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Dice overlap of two bool masks of one shape; 0 where both are empty."""
     return float(2 * (a & b).sum() / max(int(a.sum()) + int(b.sum()), 1))
 

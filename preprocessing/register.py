@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessing.brain import foreground
-from preprocessing.quality import mutual_information, overlap
-from preprocessing.scans import InputError, ScanError, atomic, read_image
+from preprocessing.files import atomic
+from preprocessing.images import read_image
+from preprocessing.quality import dice, mutual_information
+from preprocessing.scans import InputError, ScanError
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -146,7 +148,7 @@ def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
 def _overlap_with(atlas: Atlas, mask: np.ndarray, affine: np.ndarray, world: np.ndarray) -> float:
     """Dice of a mask and the atlas brain on every second atlas voxel."""
     there = atlas.mask[(slice(None, None, 2),) * 3]
-    return overlap(carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there)
+    return dice(carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there)
 
 
 def fit_sequence(

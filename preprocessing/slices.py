@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.scans import InputError, atomic, each_row, save_nifti, write_table
+from preprocessing.files import atomic, each_row, write_table
+from preprocessing.images import save_nifti
+from preprocessing.scans import InputError
 
 OPEN = 64  # scans whose files stay open
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # axes of a volume (X, Y, Z), that of the slices last

@@ -58,9 +58,11 @@ def tiny_run(tmp_path_factory):
     """A run folder by the formats of pipelines/train.py: untrained tiny weights, threshold 0.2, five healthy scores."""
     import torch
 
-    from pipelines.config import load_recipe, load_run_config, write_yaml
-    from pipelines.runs import build_model, write_json
-    from pipelines.train import _write_weights
+    from pipelines.config import load_recipe, write_yaml
+    from pipelines.detect.build import build_model
+    from pipelines.detect.config import load_run_config
+    from pipelines.detect.run import write_weights
+    from preprocessing.files import write_json
 
     folder = tmp_path_factory.mktemp("run") / "vae_cr"
     folder.mkdir()
@@ -77,7 +79,7 @@ def tiny_run(tmp_path_factory):
         "voxel_quantiles": {str(q): q / 5 for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
     }
     write_json(folder / "reference.json", reference)
-    _write_weights(model, folder)
+    write_weights(model, folder)
     return folder
 
 
@@ -89,19 +91,22 @@ def _prepared():
 @pytest.fixture
 def quick_prepare(monkeypatch, _prepared):
     """Let `prepare` do its work once per image and recipe in a test session; failures are never remembered."""
-    from pipelines import preprocess
+    from pipelines.cohort import store
+    from pipelines.detect import batch
+    from preprocessing.files import file_digest
 
-    real = preprocess.prepare
+    real = store.prepare
 
     def prepare(scan, recipe):
         if not scan.image.is_file() or scan.brain_mask or scan.sequences:
             return real(scan, recipe)
-        key = (preprocess.file_digest(scan.image), recipe.model_dump_json())
+        key = (file_digest(scan.image), recipe.model_dump_json())
         if key not in _prepared:
             _prepared[key] = real(scan, recipe)
         return _prepared[key]
 
-    monkeypatch.setattr(preprocess, "prepare", prepare)
+    monkeypatch.setattr(store, "prepare", prepare)
+    monkeypatch.setattr(batch, "prepare", prepare)
     return prepare
 
 

@@ -1,0 +1,24 @@
+"""The demo's virtual cohort and its preprocessed data, made where they are not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.cohort.store import list_input, preprocess_cohort
+from pipelines.config import DEMO, load_recipe
+from preprocessing.datasets.virtual import make_cohort
+
+
+def demo_table(seed: int = 0) -> Path:
+    """The table of the demo's virtual cohort."""
+    return make_cohort(DEMO / "cohort", seed=seed)
+
+
+def demo_data(page: Callable[..., str], seed: int = 0) -> Path:
+    """The demo's preprocessed cohort; `page` makes its quality.html, as in `preprocess_cohort`."""
+    data = DEMO / "data"
+    if not (data / "scans.tsv").is_file():
+        data.mkdir(parents=True, exist_ok=True)
+        preprocess_cohort(list_input(demo_table(seed), "t1", data), load_recipe("t1"), data, page=page)
+    return data

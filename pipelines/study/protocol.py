@@ -1,0 +1,42 @@
+"""Protocols: how runs are tested and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.config import CONFIGS, config_path, merge, read_yaml, validate
+from preprocessing.recipe import Closed
+from preprocessing.scans import InputError
+
+
+class Protocol(Closed):
+    """How runs are tested and compared; configs/protocol/<name>.yaml, and named so in every output.
+
+    `seeds` runs on one split, or with `folds` one run per fold and repeat. `slices`: also per slice. `by`: columns of the
+    scan or slice table whose classes get figures of their own. `resamples` bootstrap samples of subjects.
+    """
+
+    name: str
+    seeds: int = Field(5, ge=1)
+    folds: int | None = Field(None, ge=3)
+    repeats: int = Field(1, ge=1)
+    slices: bool = True
+    by: tuple[str, ...] = ("pathology",)
+    resamples: int = Field(1000, ge=1)
+
+
+def load_protocol(name: str, overrides: list[str] | None = None) -> Protocol:
+    """The protocol of configs/protocol/<name>.yaml with overrides such as "seeds=3"."""
+    path = config_path(CONFIGS / "protocol", name, "PROTOCOL")
+    return validate(Protocol, {"name": name} | merge(read_yaml(path), overrides or []), path)
+
+
+def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol:
+    """The named protocol; by default "pictures" for pictures and "volumes" for all else."""
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; give the OUT folder of 'make preprocess' as DATA.")
+    if name is None:
+        name = "pictures" if read_yaml(data / "recipe.yaml").get("modality") == "picture" else "volumes"
+    return load_protocol(name, overrides)

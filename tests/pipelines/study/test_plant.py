@@ -1,0 +1,588 @@
+"""Synthetic lesions: shapes, places and kinds on arrays, and the command on a small cohort made by hand."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, label
+
+from evaluation import synthetic
+from evaluation.synthetic import KINDS, hemisphere, match, mirrored, place, plant, random_shape
+from pipelines import synthesise
+from pipelines.config import load_recipe, write_yaml
+from pipelines.study import plant as planting
+from preprocessing.files import read_table, write_table
+from preprocessing.images import read_image
+from preprocessing.splits import check_leaks
+from preprocessing.tables import read_scans
+from tests.conftest import oblique_affine
+
+SHAPE, SPACING = (46, 38, 30), (1.0, 1.5, 2.0)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+class Lowest:
+    """A generator whose draws are the lowest possible: strengths that a test knows."""
+
+    def uniform(self, low, high):
+        return low
+
+    def random(self):
+        return 0.0
+
+
+def ball(shape, spacing, centre, radius):
+    at = [(np.arange(n) - c) * s for n, c, s in zip(shape, centre, spacing, strict=True)]
+    return sum(a**2 for a in np.meshgrid(*at, indexing="ij")) <= radius**2
+
+
+def brain_and_image(seed=0, shape=SHAPE):
+    source = rng(seed)
+    brain = sum(((np.indices(shape)[a] - shape[a] / 2) / (0.44 * shape[a])) ** 2 for a in range(3)) < 1
+    texture = gaussian_filter(source.normal(size=shape), 3) * 300 + 15 * source.normal(size=shape)
+    return brain, np.where(brain, 400 + texture, 20).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    brain, image = brain_and_image()
+    shape = ball(SHAPE, SPACING, (26, 20, 15), 8.0)
+    donor = match(*brain_and_image(1)[::-1], image, brain)
+    return image, brain, shape, donor
+
+
+def planted(kind, scan, source=None):
+    image, brain, shape, donor = scan
+    return plant(source or rng(4), kind, image, brain, shape, SPACING, donor)
+
+
+# --- shapes and places ---
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.8, 1.4, 3), (2, 1.5, 1), (1, 1, 6)])
+@pytest.mark.parametrize("ml", [0.5, 3, 15])
+def test_a_shape_has_its_volume_and_one_piece(spacing, ml):
+    size = [round(60 / s) + k for s, k in zip(spacing, (0, 5, 9), strict=True)]
+    centre = [n // 2 for n in size]
+    for seed in range(4):
+        shape = random_shape(rng(seed), size, spacing, centre, ml)
+        assert shape.shape == tuple(size) and shape.dtype == bool and shape[tuple(centre)]
+        assert shape.sum() * np.prod(spacing) / 1000 == pytest.approx(ml, rel=0.2)
+        assert label(shape)[1] == 1
+
+
+def test_a_shape_is_as_long_in_mm_along_thick_voxels():
+    spacing = np.array([1.0, 1.0, 4.0])
+    spread = [np.std(np.argwhere(random_shape(rng(s), (70, 75, 19), spacing, (35, 37, 9), 10)) * spacing, axis=0) for s in range(30)]
+    assert np.mean(spread, axis=0) == pytest.approx([np.mean(spread)] * 3, rel=0.15)
+
+
+def test_spurs_that_thick_voxels_cut_off_are_dropped():
+    shape = random_shape(rng(371), (80, 75, 20), (1, 1, 6), (40, 37, 10), 0.5)  # this seed makes one
+    assert label(shape)[1] == 1 and 0.8 * 500 / 6 < shape.sum() < round(500 / 6)
+
+
+def test_shapes_are_long_in_one_direction_and_short_in_another(monkeypatch):
+    monkeypatch.setattr(synthetic, "BUMP_SIZE", 0.0)  # plain ellipsoids
+    spreads = [np.linalg.eigvalsh(np.cov(np.argwhere(random_shape(rng(s), (60, 50, 45), (1, 1, 1), (30, 25, 22), 5)).T)) for s in range(9)]
+    assert np.median([np.sqrt(s[2] / s[0]) for s in spreads]) > 1.2
+
+
+def test_shapes_are_seeded_and_vary():
+    make = [random_shape(rng(s), SHAPE, SPACING, (22, 20, 15), 4) for s in (1, 1, 2)]
+    assert (make[0] == make[1]).all() and (make[0] != make[2]).sum() > 0.1 * make[0].sum()
+    by_box = ball(SHAPE, SPACING, np.argwhere(make[0]).mean(0), (4000 * 3 / 4 / np.pi) ** (1 / 3))
+    assert (by_box != make[0]).sum() > 0.1 * make[0].sum()  # no plain ball
+
+
+@pytest.mark.parametrize("thickness", [1.0, 5.0])
+def test_a_picture_has_one_slice(thickness):
+    shape = random_shape(rng(2), (90, 70, 1), (1, 1.5, thickness), (40, 36, 0), 1.2)
+    assert shape.sum() * 1.5 * thickness == pytest.approx(1200, rel=0.2) and label(shape)[1] == 1
+
+
+def test_a_shape_at_the_border_keeps_its_volume_or_fills_the_array():
+    assert random_shape(rng(), SHAPE, SPACING, (0, 37, 0), 6).sum() * 3 == pytest.approx(6000, rel=0.02)
+    assert random_shape(rng(), (9, 10, 11), SPACING, (4, 4, 4), 500).all()
+    for seed in range(5):  # and no side is flat but at the border
+        shape = random_shape(rng(seed), (60, 50, 45), (1, 1, 1), (0, 49, 0), 4)
+        areas = [shape.sum(tuple(b for b in range(3) if b != a)) for a in range(3)]
+        assert all(area[np.flatnonzero(area)[end]] < 0.3 * area.max() for area, end in zip(areas, (-1, 0, -1), strict=True))
+
+
+@pytest.mark.parametrize("ml, centre", [(0, (5, 5, 5)), (float("nan"), (5, 5, 5)), (1, (5, 5, 30)), (1, (-1, 5, 5))])
+def test_impossible_shapes_are_refused(ml, centre):
+    with pytest.raises(ValueError, match=r"volume_ml|outside"):
+        random_shape(rng(), SHAPE, SPACING, centre, ml)
+
+
+@pytest.mark.parametrize("ml", [0.5, 4])
+def test_a_place_is_deep_enough(ml):
+    brain, _ = brain_and_image()
+    inside, places = [], set()
+    for seed in range(20):
+        voxel = place(rng(seed), brain, SPACING, ml, 2.0)
+        places.add(voxel)
+        assert not (ball(SHAPE, SPACING, voxel, 2.0 + 0.7 * (ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) - 2) & ~brain).any()
+        shape = random_shape(rng(seed), SHAPE, SPACING, voxel, ml)
+        inside.append((shape & brain).sum() / shape.sum())
+    assert np.mean(inside) > 0.9 and min(inside) > 0.6 and len(places) > 15
+
+
+def test_a_place_in_a_brain_that_is_small_flat_cut_or_empty():
+    tiny = ball(SHAPE, SPACING, (20, 20, 15), 4)
+    assert tiny[place(rng(), tiny, SPACING, 50, 3)]
+    x, y, z = place(rng(), np.ones((60, 50, 1), bool), (1, 1, 1), 0.1, 3)
+    assert 6 < x < 53 and 6 < y < 43 and z == 0  # clear of the picture's edge
+    with pytest.raises(ValueError, match="empty"):
+        place(rng(), np.zeros(SHAPE, bool), SPACING, 1, 3)
+
+
+def test_hemisphere_is_one_side_of_the_brain():
+    brain = np.zeros((11, 9, 8), bool)
+    brain[2:6, 3:8, 1:7] = True  # along axis 1 the middle is 5, along axis 0 it is 3.5
+    sides = {tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 1))[:, 1])) for s in range(20)}
+    assert sides == {(3, 4), (6, 7)}
+    assert {tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 0))[:, 0])) for s in range(20)} == {(2, 3), (4, 5)}
+
+
+# --- kinds ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_changes_the_mask_and_nothing_else(kind, scan):
+    image, brain, shape, _ = scan
+    before = image.copy()
+    new, mask = planted(kind, scan)
+    assert new.dtype == np.float32 and (mask == (shape & brain)).all() and (image == before).all()
+    assert new[~mask].tobytes() == image[~mask].tobytes()
+    low, high = np.percentile(image[brain], (5, 95))
+    assert np.abs(new - image)[mask].mean() > 0.05 * (high - low)
+    assert (new != image)[mask].mean() > 0.9
+    again, _ = planted(kind, scan)
+    other, _ = planted(kind, scan, rng(5))
+    assert again.tobytes() == new.tobytes() and (other != new).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_across_the_surface_stays_in_the_brain(kind, scan):
+    image, brain, _, donor = scan
+    shape = ball(SHAPE, SPACING, np.argwhere(brain)[0], 9.0)
+    new, mask = plant(rng(), kind, image, brain, shape, SPACING, donor)
+    assert 0 < mask.sum() < shape.sum() and not (mask & ~brain).any() and (new[~brain] == image[~brain]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_works_in_one_slice(kind):
+    brain = ball((64, 50, 1), (1, 1, 1), (32, 25, 0), 22)
+    image = gaussian_filter(rng(1).normal(size=brain.shape), 2).astype(np.float32)
+    shape = random_shape(rng(1), brain.shape, (1, 1, 1), (38, 25, 0), 0.15)
+    new, mask = plant(rng(1), kind, image, brain, shape, (1, 1, 1), image[::-1])
+    assert (new != image)[mask].mean() > 0.8 and (new == image)[~mask].all()
+
+
+def test_bright_and_dark_shift_by_a_share_of_the_range_with_a_soft_edge(scan):
+    image, brain, _, _ = scan
+    low, high = np.percentile(image[brain], (5, 95))
+    bright, mask = planted("bright", scan, Lowest())
+    dark, _ = planted("dark", scan, Lowest())
+    assert bright[mask].mean() > image[mask].mean() + 0.2 * (high - low)
+    assert dark[mask].mean() < image[mask].mean() - 0.1 * (high - low)
+    core = ball(SHAPE, SPACING, (26, 20, 15), 5.0)
+    np.testing.assert_allclose((bright - image)[core], 0.3 * (high - low), rtol=1e-3)
+    rim = (bright - image)[26 + 8, 20, 15] / (0.3 * (high - low))
+    assert rim == pytest.approx(0.5, abs=0.01)  # 1 mm deep, half a voxel in, over an edge of 1 mm
+
+
+def test_dark_never_falls_below_fluid(scan):
+    image, brain, _, _ = scan
+    floor = np.percentile(image[brain], 1)
+    dark, mask = planted("dark", scan, rng(3))
+    assert (dark[mask] >= np.minimum(image[mask], floor) - 1e-3).all() and (dark[mask] < floor + 1e-3).any()
+
+
+def test_blend_mixes_by_alpha(scan):
+    np.testing.assert_allclose(synthetic._mixed(np.array([10.0, 20.0]), np.array([30.0, 0.0]), 0.75), [25.0, 5.0])
+    image, _, _, donor = scan
+    new, _ = planted("blend", scan, Lowest())  # alpha 0.5
+    core = ball(SHAPE, SPACING, (26, 20, 15), 5.0)
+    np.testing.assert_allclose(new[core], (image[core] + donor[core]) / 2, rtol=1e-5)
+
+
+def test_visibility_is_the_mean_change_in_the_mask_as_a_share_of_the_range():
+    image = np.linspace(0, 100, 101).reshape(101, 1, 1)  # 5th and 95th percentile are 5 and 95
+    new, mask = image.copy(), image < 2
+    new[0], new[1] = 27, -17
+    assert synthetic.visibility(image, new, image >= 0, mask) == pytest.approx((27 + 18) / 2 / 90)
+    assert synthetic.visibility(0 * image, new, image >= 0, mask) == 0
+
+
+def test_match_gives_mean_and_spread_of_the_brain():
+    donor, image = np.array([[2.0, 4.0, 900.0]]), np.array([[10.0, 30.0, -5.0]])
+    both = np.array([[True, True, False]])
+    np.testing.assert_allclose(match(donor, both, image, both)[both], [10, 30])
+
+
+def test_deform_pushes_from_the_centre():
+    at = [np.arange(n) - c for n, c in zip((48, 45, 42), (24, 22, 20), strict=True)]
+    away = np.sqrt(sum(a**2 for a in np.meshgrid(*at, indexing="ij"))).astype(np.float32)
+    new, mask = plant(Lowest(), "deform", -away, away < 20, away <= 15, (1, 1, 1))  # pushed by 0.6
+    expected = away * (1 - 0.6 * (1 - (away / 15.5) ** 2))
+    assert np.abs(new + expected)[mask].max() < 1.2 and np.abs(new + expected)[mask].mean() < 0.4
+    assert (new + away)[mask & (away > 14.5)].mean() < 0.3 * (new + away)[mask].max()
+
+
+def test_noise_is_smooth_grain_about_the_same_mean(scan):
+    image, brain, _, _ = scan
+    low, high = np.percentile(image[brain], (5, 95))
+    shape = ball(SHAPE, SPACING, (24, 20, 15), 16.0)
+    new, _ = plant(rng(7), "noise", image, brain, shape, SPACING)
+    grain = (new - image)[8:40, 12:28, 11:20] / (high - low)
+    assert 0.12 < grain.std() < 0.45 and abs(grain.mean()) < 0.1
+    assert 0.5 < np.corrcoef(grain[1:].ravel(), grain[:-1].ravel())[0, 1] < 0.97
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirror_takes_the_place_across_the_mid_plane(axis):
+    brain = np.zeros(SHAPE, bool)
+    brain[5:43, 3:36, 2:25] = True  # the brain's middle is not the array's
+    image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) + 1
+    image[:, :, :3] += 50000  # no low value in a mirrored place
+    centre = np.array([24, 19, 13])
+    centre[axis] += 6
+    shape = ball(SHAPE, SPACING, centre, 6.0)
+    new, _ = plant(Lowest(), "mirror", image, brain, shape, SPACING, lr_axis=axis)
+    voxel = tuple(centre)
+    twin = list(centre)
+    twin[axis] = (5 + 42, 3 + 35, 2 + 24)[axis] - twin[axis]
+    assert new[voxel] == image[tuple(twin)] != image[voxel]
+    assert mirrored(brain, brain, axis)[brain].all()
+
+
+def test_swap_takes_one_patch_from_elsewhere(scan):
+    _, brain, shape, _ = scan
+    image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    new, mask = plant(rng(1), "swap", image, brain, shape, SPACING)
+    core = ball(SHAPE, SPACING, (26, 20, 15), 4.5)
+    moved = np.unique(new[core] - image[core])
+    assert len(moved) == 1 and moved[0] != 0
+    source = np.array(np.unravel_index((image[mask] + moved[0]).astype(int), SHAPE))
+    assert brain[tuple(source)].mean() >= 0.95 and mask[tuple(source)].mean() <= 0.05
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        ("brigth", {}, "unknown kind 'brigth'"),
+        ("blend", {"donor": None}, "donor"),
+        ("dark", {"shape": np.zeros(SHAPE, bool)}, "no voxel"),
+        ("dark", {"brain": np.ones((3, 4, 5), bool)}, "image and brain"),
+    ],
+)
+def test_what_cannot_be_planted_is_refused(kind, change, message, scan):
+    values = dict(zip(("image", "brain", "shape", "donor"), scan, strict=True)) | change
+    with pytest.raises(ValueError, match=message):
+        plant(rng(), kind, spacing=SPACING, **values)
+
+
+# --- the command ---
+
+AXES = (55.0, 68.0, 48.0)  # half axes of the brain in atlas mm, about the origin
+ATLAS = np.diag([3.0, 3.0, 3.0, 1.0])
+ATLAS[:3, 3] = (-66.0, -78.0, -57.0)
+ATLAS_SHAPE = (45, 53, 39)
+
+
+def world_of(number):
+    """Atlas mm to scan mm: a turn about the third axis and a shift."""
+    angle = np.deg2rad(6.0 * (number - 1))
+    world = np.eye(4)
+    world[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    world[:3, 3] = (9.0 * number - 5, 4.0, -7.0 * number)
+    return world
+
+
+def atlas_mm(shape, affine, world):
+    grid = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    back = np.linalg.inv(world)
+    return np.moveaxis(grid @ back[:3, :3].T + back[:3, 3], -1, 0)
+
+
+def level(mm):
+    """1 at the surface of the brain."""
+    return np.sqrt(sum((mm[a] / AXES[a]) ** 2 for a in range(3)))
+
+
+def anatomy(mm):
+    """Smooth tissue in a bright skull, the same in every subject, left and right not alike."""
+    tissue = 90 + 35 * np.cos(mm[0] / 13 + 0.7) * np.cos(mm[1] / 17) + 25 * np.sin(mm[2] / 15 + mm[0] / 40)
+    return np.where(level(mm) < 1, tissue, np.where(level(mm) < 1.12, 220, 5))
+
+
+def add_subject(data, number, zooms, shape, dtype):
+    """A raw scan, its brain mask in the atlas, and its sidecar, by hand; its row."""
+    world, name = world_of(number), f"sub-{number:02d}"
+    centre = (world @ [0, 0, 0, 1])[:3]
+    affine = oblique_affine(shape, zooms, centre, 8.0)
+    if number == 2:  # axes in another order: posterior, inferior, right
+        affine = affine @ np.array([[0, 0, -1.0, shape[0] - 1], [1, 0, 0, 0], [0, -1, 0, shape[2] - 1], [0, 0, 0, 1]])
+        shape = (shape[1], shape[2], shape[0])
+    values = anatomy(atlas_mm(shape, affine, world)) * (1 if number == 3 else number)
+    values = values + rng(number).normal(size=shape)
+    folder = data / name
+    folder.mkdir(parents=True)
+    raw = data / "raw" / f"{name}_T1w.nii.gz"
+    raw.parent.mkdir(exist_ok=True)
+    stored = (
+        np.rint(np.clip(values, 0, 255 if dtype == np.uint8 else None)).astype(dtype)
+        if np.dtype(dtype).kind in "iu"
+        else values.astype(dtype)
+    )
+    nib.save(nib.Nifti1Image(stored, affine), raw)
+    in_atlas = level(atlas_mm(ATLAS_SHAPE, ATLAS, np.eye(4))) < 1
+    nib.save(nib.Nifti1Image(in_atlas.astype(np.uint8), ATLAS), folder / f"{name}_brain.nii.gz")
+    side = {"world": world.tolist(), "native_shape": list(shape), "native_affine": nib.load(raw).affine.tolist()}
+    (folder / f"{name}_preproc.json").write_text(json.dumps(side))
+    return {
+        "id": name,
+        "image": raw,
+        "subject": name,
+        "split": "test",
+        "label": "healthy",
+        "pathology": "",
+        "mask": "",
+        "brain_mask": "",
+        "slice_labels": "",
+        "brain": f"{name}/{name}_brain.nii.gz",
+        "sidecar": f"{name}/{name}_preproc.json",
+    }
+
+
+GRIDS = [((3.0, 3.5, 4.0), (52, 55, 40), np.int16), ((3.5, 3.0, 4.0), (46, 62, 38), np.float32), ((4.0, 3.0, 3.5), (41, 60, 44), np.uint8)]
+
+
+def add_cohort(data, grids=GRIDS):
+    rows = [add_subject(data, i, *grid) for i, grid in enumerate(grids, start=1)]
+    others = [rows[0] | {"id": f"x-{s}", "subject": f"x-{s}", "image": "/no/such.nii.gz", "split": s, "label": la} for s, la in (
+        ("train", "healthy"), ("val", "healthy"), ("test", "abnormal"))]  # fmt: skip
+    write_table(data / "scans.tsv", others + rows)
+    (data / "recipe.yaml").write_text(write_yaml(load_recipe("t1")))
+    return data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return add_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+def run(*arguments):
+    return synthesise.main(synthesise.build_parser().parse_args([str(a) for a in arguments]))
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    assert run("--data", data, "--out", out, "--per-scan", 7, "--volumes", "2,15") == 0
+    return out
+
+
+def arrays(folder):
+    return {p.relative_to(folder): np.asarray(nib.load(p).dataobj).tobytes() for p in sorted(folder.rglob("*.nii.gz"))}
+
+
+def test_the_table_is_a_cohort(data, made, left_behind):
+    scans = read_scans(made / "cohort.tsv", "t1")
+    check_leaks(scans)
+    healthy = [s for s in scans if s.label == "healthy"]
+    planted = [s for s in scans if s.label == "abnormal"]
+    assert [s.id for s in healthy] == ["sub-01", "sub-02", "sub-03"] and len(planted) == 21
+    assert [s.image for s in healthy] == [data / "raw" / f"{s.id}_T1w.nii.gz" for s in healthy]
+    assert not any(s.mask or s.pathology for s in healthy) and {s.split for s in scans} == {"test"}
+    kinds = [s.pathology.removeprefix("synthetic ") for s in planted]
+    assert kinds == list(KINDS) * 3
+    for scan in planted:
+        assert scan.pathology.startswith("synthetic ") and "synthetic" in scan.image.name and "synthetic" in scan.id
+        assert b"synthetic" in nib.load(scan.image).header["descrip"].item()
+        assert scan.image.is_file() and scan.mask.is_file() and scan.subject == scan.image.parent.name
+    assert not read_table(made / "failures.tsv") and left_behind(made) == []
+    assert not any(r["image"].startswith("/") for r in read_table(made / "cohort.tsv") if r["label"] == "abnormal")
+
+
+def test_lesions_lie_in_the_brain_on_the_scans_own_grid(data, made):
+    originals = {r["id"]: read_image(data / "raw" / f"{r['id']}_T1w.nii.gz") for r in read_table(data / "scans.tsv")[3:]}
+    record = json.loads((made / "synthetic.json").read_text())
+    assert record["synthetic"] is True and record["settings"]["seed"] == 0 and "numpy" in record["versions"]
+    assert len(record["lesions"]) == 21
+    for lesion in record["lesions"]:
+        original, mask = originals[lesion["original"]], nib.load(made / lesion["mask"])
+        image = read_image(made / lesion["image"])
+        assert mask.shape == image.shape == original.shape and mask.get_data_dtype() == np.uint8
+        assert (mask.affine == original.affine).all() and (image.affine == original.affine).all()
+        inside = np.asarray(mask.dataobj) > 0
+        where = level(atlas_mm(inside.shape, mask.affine, world_of(int(lesion["original"][4:]))))
+        assert where[inside].max() < 1.06
+        before, after = np.asarray(original.dataobj), np.asarray(image.dataobj)
+        assert (before[~inside] == after[~inside]).all() and (before != after)[inside].mean() > 0.4
+        volume = inside.sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+        assert lesion["volume_ml"] == pytest.approx(volume) and 2 <= lesion["wanted_ml"] <= 15
+        assert 0.5 * lesion["wanted_ml"] < volume < 1.2 * lesion["wanted_ml"]
+        centre = np.argwhere(inside).mean(0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        assert np.linalg.norm(centre - lesion["centre_mm"]) < 8
+        assert (lesion["donor"] is not None) == (lesion["kind"] == "blend") and lesion["donor"] != lesion["original"]
+    assert len({tuple(x["centre_mm"]) for x in record["lesions"]}) == len({x["wanted_ml"] for x in record["lesions"]}) == 21
+
+
+def test_a_scan_keeps_its_type_unless_a_value_would_not_fit(made):
+    found = {p.name[:6]: set() for p in made.rglob("*_synthetic-*")}
+    for path in made.rglob("*_synthetic-*"):
+        if "_mask" not in path.name:
+            found[path.name[:6]].add((nib.load(path).get_data_dtype().name, path.name.split("-")[-1][:-7]))
+    assert {t for t, _ in found["sub-01"]} == {"int16"} and {t for t, _ in found["sub-02"]} == {"float32"}
+    assert {t for t, kind in found["sub-03"] if kind in ("deform", "mirror", "swap")} == {"uint8"}
+
+
+def test_what_does_not_fit_gets_a_wider_type():
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4))
+    image.header.set_data_dtype(np.uint8)
+    head = planting.Head({}, image, np.ones((3, 4, 5), bool), np.eye(4))
+    for value, expected, dtype in ((200.6, 201, np.uint8), (300.2, 300, np.int16), (-3.7, -4, np.int16), (40000, 40000, np.int32)):
+        stored = planting._as_stored(np.full((3, 4, 5), value, np.float32), head)
+        assert stored.dtype == dtype and (stored == expected).all()
+
+
+def test_the_same_call_gives_the_same_arrays_and_another_seed_others(data, made, tmp_path):
+    arguments = ("--data", data, "--per-scan", 7, "--volumes", "2,15")
+    assert run(*arguments, "--out", tmp_path / "again") == 0 and arrays(tmp_path / "again") == arrays(made)
+    assert run(*arguments, "--out", tmp_path / "other", "--seed", 1) == 0
+    same, other = arrays(made), arrays(tmp_path / "other")
+    assert same.keys() == other.keys() and not any(same[k] == other[k] for k in same)
+
+
+def test_a_donor_comes_through_both_worlds(data):
+    rows = {r["id"]: r for r in read_table(data / "scans.tsv")}
+    head, donor = (planting.load_head(data, rows[name]) for name in ("sub-01", "sub-02"))
+    there, both = planting.donor_on(head, donor)
+    assert there.shape == head.data.shape and both.sum() > 0.9 * head.brain.sum() and not (both & ~head.brain).any()
+    deep = level(atlas_mm(head.data.shape, head.image.affine, head.world)) < 0.85
+    assert np.abs(there - head.data)[deep].mean() < 5 < 0.3 * head.data[deep].std()  # the same anatomy, twice as bright
+
+
+def test_one_subject_has_no_donor(tmp_path, command):
+    add_cohort(tmp_path / "data", GRIDS[:1])
+    done = command("synthesise", "--data", tmp_path / "data", "--out", tmp_path / "out", "--kinds", "blend,dark")
+    assert done.code == 0 and any("'blend' is left out" in line for line in done.sentences)
+    assert {r["pathology"] for r in read_table(tmp_path / "out" / "cohort.tsv")} == {"", "synthetic dark"}
+    last = done.out.strip().splitlines()[-1]
+    assert str(tmp_path / "out" / "cohort.tsv") in last and "make preprocess IN=" in last and "MODALITY=t1" in last
+    assert "%|" in done.err
+    done = command("synthesise", "--data", tmp_path / "data", "--out", tmp_path / "out", "--kinds", "blend")
+    assert done.code == 2 and "needs a second one" in done.error
+
+
+def test_shapes_from_masks_keep_volume_and_pose(data, tmp_path):
+    bar = np.zeros((40, 30, 64), np.uint8)
+    bar[18:23, 12:16, 10:52] = 1  # 42 x 2 mm along the third axis, which is the world's first
+    bar[2, 2, 2] = 1  # a speck: not the largest piece
+    affine = np.array([[0, 0, 1.0, 30], [2, 0, 0, -9], [0, -2.0, 0, 50], [0, 0, 0, 1]])
+    (tmp_path / "masks" / "deep").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(bar, affine), tmp_path / "masks" / "deep" / "bar.nii.gz")
+    out = tmp_path / "out"
+    assert run("--data", data, "--out", out, "--masks", tmp_path / "masks", "--kinds", "bright", "--per-scan", 2) == 0
+    lesions = json.loads((out / "synthetic.json").read_text())["lesions"]
+    assert len(lesions) == 6
+    for lesion in lesions:
+        mask = nib.load(out / lesion["mask"])
+        mm = np.argwhere(np.asarray(mask.dataobj)) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        assert lesion["shape"].endswith("bar.nii.gz") and lesion["wanted_ml"] == pytest.approx(42 * 20 * 4 / 1000)
+        assert lesion["volume_ml"] == pytest.approx(3.36, rel=0.35)
+        assert np.argmax(np.ptp(mm, axis=0)) == 0 and 30 < np.ptp(mm, axis=0)[0] < 50
+        np.testing.assert_allclose(mm.mean(0), lesion["centre_mm"], atol=8)  # where the surface cuts it
+
+
+def test_pictures_are_written_as_pictures(tmp_path):
+    from skimage import io
+
+    data = tmp_path / "data"
+    data.mkdir()
+    brain = ball((70, 60, 1), (1, 1, 1), (34, 30, 0), 25)
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), np.eye(4)), data / "brain.nii.gz")
+    (data / "side.json").write_text(
+        json.dumps({"world": np.eye(4).tolist(), "native_shape": [70, 60, 1], "native_affine": np.eye(4).tolist()})
+    )
+    rows, source = [], rng(3)
+    for name in ("p1", "p2"):
+        picture = np.where(brain[..., 0], 120 + 600 * gaussian_filter(source.random((70, 60)) - 0.5, 2), 0).astype(np.uint8)
+        io.imsave(data / f"{name}.png", picture[::-1, ::-1].T, check_contrast=False)
+        row = {"id": name, "image": data / f"{name}.png", "subject": name, "split": "test", "label": "", "brain_mask": ""}
+        rows.append(row | {"brain": "brain.nii.gz", "sidecar": "side.json"})
+    write_table(data / "scans.tsv", rows)
+    (data / "recipe.yaml").write_text(write_yaml(load_recipe("picture")))
+    out = tmp_path / "out"
+    assert run("--data", data, "--out", out, "--volumes", "0.1,0.4", "--per-scan", 7) == 0
+    scans = read_scans(out / "cohort.tsv", "picture")
+    assert len(scans) == 16 and sum(s.label == "abnormal" for s in scans) == 14
+    for scan in scans:
+        if scan.mask:
+            before, after, mask = (np.asarray(read_image(p).dataobj) for p in (data / f"{scan.subject}.png", scan.image, scan.mask))
+            assert mask.shape == after.shape == (70, 60, 1) and not (mask[~brain] > 0).any() and mask.sum() > 50
+            np.testing.assert_allclose(before[mask == 0], after[mask == 0], atol=1e-6)
+            assert np.abs(before - after)[mask > 0].mean() > 0.01
+
+
+def test_a_bad_scan_is_left_out_and_named(tmp_path, command):
+    data = add_cohort(tmp_path / "data", GRIDS[:2])
+    (data / "raw" / "sub-01_T1w.nii.gz").write_bytes(b"no scan")
+    done = command("synthesise", "--data", data, "--out", tmp_path / "out", "--kinds", "dark", "--per-scan", 1)
+    assert done.code == 1 and [r["id"] for r in read_table(tmp_path / "out" / "cohort.tsv")] == ["sub-02", "sub-02_synthetic-01-dark"]
+    assert [r["id"] for r in read_table(tmp_path / "out" / "failures.tsv")] == ["sub-01"]
+    assert any(line.startswith("left out: ") and "sub-01_T1w" in line for line in done.sentences)
+    side = json.loads((data / "sub-02" / "sub-02_preproc.json").read_text())
+    (data / "sub-02" / "sub-02_preproc.json").write_text(json.dumps(side | {"native_shape": [1, 2, 3]}))
+    done = command("synthesise", "--data", data, "--out", tmp_path / "none")
+    assert done.code == 3 and not (tmp_path / "none" / "cohort.tsv").exists()
+    assert "run 'make preprocess' again" in (tmp_path / "none" / "failures.tsv").read_text()
+
+
+def test_a_lesion_that_nobody_sees_is_drawn_again(data, monkeypatch):
+    head = planting.load_head(data, read_table(data / "scans.tsv")[3])
+    plan = planting.Plan(["swap"], 1, (2.0, 2.0), [], 0)
+    rated = iter([0.02, 0.05, 0.01, 0.3, 0.9])
+    monkeypatch.setattr(synthetic, "visibility", lambda *_: next(rated))
+    assert planting.plant_one(head, "swap", plan, rng(), None)[2]["change"] == 0.3
+    rated = iter([0.02, 0.05, 0.01, 0.04, 0.03])
+    image, mask, about = planting.plant_one(head, "swap", plan, rng(), None)
+    assert about["change"] == 0.05 and mask[about["centre_voxel"]] and ((image != head.data) & ~mask).sum() == 0
+
+
+def test_a_lesion_larger_than_the_brain_is_refused(data, tmp_path):
+    assert run("--data", data, "--out", tmp_path, "--volumes", "2000,2000") == 3
+    assert "give smaller --volumes" in (tmp_path / "failures.tsv").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--kinds", "bright,drak"), ("'drak'", "did you mean 'dark'?", "swap")),
+        (("--volumes", "0,5"), ("--volumes", "'0,5'", "positive")),
+        (("--volumes", "9,5"), ("smallest and largest",)),
+        (("--volumes", "many"), ("'many'",)),
+        (("--volumes", "1,inf"), ("'1,inf'",)),
+        (("--per-scan", "0"), ("--per-scan", "at least one")),
+        (("--seed", "-1"), ("--seed",)),
+        (("--masks", "EMPTY"), ("no .nii or .nii.gz",)),
+        (("--masks", "EMPTY", "--volumes", "1,2"), ("give one of the two",)),
+        (("--data", "EMPTY"), ("scans.tsv", "make preprocess")),
+        (("--data", "ILL"), ("no healthy scans in split 'test'",)),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(arguments, words, data, tmp_path, command):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "ILL").mkdir()
+    write_table(tmp_path / "ILL" / "scans.tsv", read_table(data / "scans.tsv")[:3])
+    given = [str(tmp_path / a) if a in ("EMPTY", "ILL") else a for a in arguments]
+    done = command("synthesise", "--data", data, "--out", tmp_path / "out", *given)
+    assert done.code == 2 and all(word in done.error for word in words) and not (tmp_path / "out").exists()
