@@ -41,18 +41,40 @@ def inference(scan: Path, repeats: int) -> list[Row]:
         if name == "patchcore":
             remember_anything(model)
         network = partial(slicewise, model.anomaly_map, config, device=cpu)
-        pieces = [(prepared.image[..., [i]], prepared.mask[..., [i]]) for i in np.flatnonzero(prepared.mask.any((0, 1)))]
+        pieces = [
+            (prepared.image[..., [i]], prepared.mask[..., [i]])
+            for i in np.flatnonzero(prepared.mask.any((0, 1)))
+        ]
         ways: dict[str, Callable[[], Any]] = {
             "whole": partial(network, prepared.image, prepared.mask),
             "slices": partial(apply_all, network, pieces),
         }
         taken = alternate(ways, repeats)
-        rows.append(row(f"network part of a 1 mm volume, {name}", taken["whole"], "s", "slice by slice", taken["slices"]))
-        run = Run(Path("run"), model, config, recipe, {"quantile": {"voxel": 0.2, "scan": None}}, {"scans": [{"score": 0.1}]}, cpu)
+        rows.append(
+            row(
+                f"network part of a 1 mm volume, {name}",
+                taken["whole"],
+                "s",
+                "slice by slice",
+                taken["slices"],
+            )
+        )
+        run = Run(
+            Path("run"),
+            model,
+            config,
+            recipe,
+            {"quantile": {"voxel": 0.2, "scan": None}},
+            {"scans": [{"score": 0.1}]},
+            cpu,
+        )
         with tempfile.TemporaryDirectory() as folder:
             one = [Scan("s", scan, "s")]
             with peak_memory() as peak:
-                value = statistics.median(seconds(lambda: score_in_turn(run, one, start, Path(folder))) for _ in range(repeats))  # noqa: B023
+                value = statistics.median(
+                    seconds(lambda: score_in_turn(run, one, start, Path(folder)))
+                    for _ in range(repeats)
+                )  # noqa: B023
             rows.append(row(f"raw T1 scan to mask, map and report, {name}, warm", value, "s"))
             rows.append(row(f"peak memory of that process, {name}", peak[0], "MB"))
             if name == "vae_cr":
@@ -63,7 +85,15 @@ def inference(scan: Path, repeats: int) -> list[Row]:
                 }
                 both = alternate(folders, max(1, repeats - 1))
                 peer = "one after the other"
-                rows.append(row("folder of four raw T1 scans, one prepared ahead", both["streamed"], "s", peer, both["in turn"]))
+                rows.append(
+                    row(
+                        "folder of four raw T1 scans, one prepared ahead",
+                        both["streamed"],
+                        "s",
+                        peer,
+                        both["in turn"],
+                    )
+                )
     return rows
 
 

@@ -15,12 +15,32 @@ Row = dict[str, Any]
 NOTES: list[str] = []
 
 
-def row(name: str, value: float, unit: str, peer: str = "", peer_value: float | None = None, more: bool = False) -> Row:
+def row(
+    name: str,
+    value: float,
+    unit: str,
+    peer: str = "",
+    peer_value: float | None = None,
+    more: bool = False,
+) -> Row:
     """A figure and its peer's; `more` where a higher value is better."""
-    ratio = None if not peer_value or not value else (value / peer_value if more else peer_value / value)
+    ratio = (
+        None
+        if not peer_value or not value
+        else (value / peer_value if more else peer_value / value)
+    )
     shown = {"value": value, "peer_value": peer_value, "ratio": ratio}
-    made = {"name": name, "unit": unit, "peer": peer, **{k: None if v is None else float(f"{v:.4g}") for k, v in shown.items()}}
-    print(f"{name}: {made['value']} {unit}" + (f"; {peer}: {made['peer_value']}; ratio {made['ratio']}" if peer else ""), flush=True)
+    made = {
+        "name": name,
+        "unit": unit,
+        "peer": peer,
+        **{k: None if v is None else float(f"{v:.4g}") for k, v in shown.items()},
+    }
+    print(
+        f"{name}: {made['value']} {unit}"
+        + (f"; {peer}: {made['peer_value']}; ratio {made['ratio']}" if peer else ""),
+        flush=True,
+    )
     return {k: made[k] for k in ("name", "value", "unit", "peer", "peer_value", "ratio")}
 
 

@@ -31,7 +31,9 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing.files import read_json, write_rows
     from preprocessing.images import read_image
 
-    given = {modality: path for modality, path in (("t1", arguments.t1), ("ct", arguments.ct)) if path}
+    given = {
+        modality: path for modality, path in (("t1", arguments.t1), ("ct", arguments.ct)) if path
+    }
     for path in given.values():
         read_image(path)  # a scan that cannot be read is told now, not in half an hour
     with tempfile.TemporaryDirectory() as folder:
@@ -47,21 +49,31 @@ def main(arguments: argparse.Namespace) -> int:
         }
         before = read_json(arguments.out) if arguments.out.is_file() else {}
         for part in arguments.only or PARTS:
-            rows = [r for r in before.get("rows", []) if r["part"] != part] + [{"part": part, **r} for r in made[part]()]
+            rows = [r for r in before.get("rows", []) if r["part"] != part] + [
+                {"part": part, **r} for r in made[part]()
+            ]
             notes = sorted({*before.get("notes", []), *NOTES})
             before = {"rows": rows, "notes": notes, "scans": {k: p.name for k, p in scans.items()}}
-            before |= {"repeats": arguments.repeats, "machine": {"cores": os.cpu_count()}, "versions": versions()}
+            before |= {
+                "repeats": arguments.repeats,
+                "machine": {"cores": os.cpu_count()},
+                "versions": versions(),
+            }
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_rows(arguments.out, before)
     return cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=(__doc__ or "").splitlines()[0])
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.performance", description=(__doc__ or "").splitlines()[0]
+    )
     p.add_argument("--t1", type=Path, help="a raw T1 scan")
     p.add_argument("--ct", type=Path, help="a raw head CT")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--only", choices=PARTS, action="append", help="a part; the rows of others in OUT stay")
+    p.add_argument(
+        "--only", choices=PARTS, action="append", help="a part; the rows of others in OUT stay"
+    )
     p.add_argument("--out", required=True, type=Path, help="JSON file")
     return p
 

@@ -13,7 +13,9 @@ from benchmarks.measure import NOTES, Row, laps, row, seconds
 from pipelines.config import load_recipe
 
 
-def slow_chain(path: Path, modality: str, out: Path) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def slow_chain(
+    path: Path, modality: str, out: Path
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The chain of the thesis: ANTs resampling, BET, ANTs `Rigid` with its default settings, one NIfTI per slice.
 
     Seconds per step, the map from atlas to scan world (4x4, RAS+) and the brain mask at 1 mm.
@@ -44,13 +46,17 @@ def slow_chain(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     there = ants.apply_transforms(fixed, moving, done["fwdtransforms"]).numpy()
     lap("resample to atlas")
     for z in np.flatnonzero(atlas.mask.any((0, 1))):
-        nib.save(nib.Nifti1Image(there[:, :, z : z + 1], atlas.affine), out / f"slow-{z:03d}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(there[:, :, z : z + 1], atlas.affine), out / f"slow-{z:03d}.nii.gz"
+        )
     lap("write")
     flip = np.diag([-1.0, -1, 1, 1])
     return taken, flip @ register.read_matrix(Path(done["fwdtransforms"][0])) @ flip, mask
 
 
-def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def fast_steps(
+    path: Path, modality: str, out: Path
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Norma's own steps on the same scan, as `chain` takes them, one by one."""
     import nibabel as nib
 
@@ -68,10 +74,20 @@ def fast_steps(path: Path, modality: str, out: Path) -> tuple[dict[str, float], 
     atlas = register.load_atlas(recipe.template, recipe.grid)
     lap("load atlas")
     shown = prepare.registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, _ = register.fit(shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing)
+    world, _ = register.fit(
+        shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing
+    )
     lap("rigid registration")
     inside = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
-    image = register.resample(np.asarray(native.dataobj), native.affine, atlas.shape, atlas.affine, world, pad=None, within=inside)
+    image = register.resample(
+        np.asarray(native.dataobj),
+        native.affine,
+        atlas.shape,
+        atlas.affine,
+        world,
+        pad=None,
+        within=inside,
+    )
     image = prepare.scale_intensity(image, inside, recipe.intensity)
     lap("resample to atlas")
     slices.write_arrays(out, "fast", image, inside, slices.select(inside, recipe.min_brain_pixels))
@@ -90,15 +106,37 @@ def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
         recipe, fast, slow, whole = load_recipe(modality), [], [], []
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            first = seconds(lambda: store.preprocess_scan(Scan("first", path, "first"), recipe, out))  # noqa: B023 (called at once)
+            first = seconds(
+                lambda: store.preprocess_scan(Scan("first", path, "first"), recipe, out)
+            )  # noqa: B023 (called at once)
             for i in range(repeats):
-                whole.append(seconds(lambda: store.preprocess_scan(Scan(f"s{i}", path, f"s{i}"), recipe, out)))  # noqa: B023
+                whole.append(
+                    seconds(
+                        lambda: store.preprocess_scan(Scan(f"s{i}", path, f"s{i}"), recipe, out)
+                    )
+                )  # noqa: B023
                 fast.append(fast_steps(path, modality, out))
                 slow.append(slow_chain(path, modality, out))
         peer = "ANTs Rigid, BET, NIfTI per slice"
         total = statistics.median(sum(t.values()) for t, _, _ in slow)
-        rows.append(row(f"preprocess {modality}: first scan of a process, with checks and pictures", first, "s", peer, total))
-        rows.append(row(f"preprocess {modality}: a scan, with checks and pictures", statistics.median(whole), "s", peer, total))
+        rows.append(
+            row(
+                f"preprocess {modality}: first scan of a process, with checks and pictures",
+                first,
+                "s",
+                peer,
+                total,
+            )
+        )
+        rows.append(
+            row(
+                f"preprocess {modality}: a scan, with checks and pictures",
+                statistics.median(whole),
+                "s",
+                peer,
+                total,
+            )
+        )
         for step in fast[0][0]:
             ours, theirs = (statistics.median(t[step] for t, _, _ in runs) for runs in (fast, slow))
             rows.append(row(f"preprocess {modality}: {step}", ours, "s", peer, theirs))
@@ -106,8 +144,19 @@ def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
             from preprocessing.quality import dice
 
             for name, mask in (("Norma", fast[0][2]), ("BET", slow[0][2])):
-                rows.append(row(f"brain mask t1: Dice of {name} with ROBEX", dice(mask, reference), "Dice"))
-                rows.append(row(f"brain mask t1: volume of {name}", mask.sum() / 1000, "ml", "ROBEX", reference.sum() / 1000, more=True))
+                rows.append(
+                    row(f"brain mask t1: Dice of {name} with ROBEX", dice(mask, reference), "Dice")
+                )
+                rows.append(
+                    row(
+                        f"brain mask t1: volume of {name}",
+                        mask.sum() / 1000,
+                        "ml",
+                        "ROBEX",
+                        reference.sum() / 1000,
+                        more=True,
+                    )
+                )
     return rows + poses() + round_trip()
 
 
@@ -152,7 +201,15 @@ def poses(count: int = 2) -> list[Row]:
                 found = points @ world[:3, :3].T + world[:3, 3]
                 errors[name].append(float(np.linalg.norm(found - true, axis=1).mean()))
     ours, theirs = (statistics.median(v) for v in errors.values())
-    return [row(f"rigid pose: distance from the drawn pose, median of {count} virtual scans", ours, "mm", "ANTs Rigid", theirs)]
+    return [
+        row(
+            f"rigid pose: distance from the drawn pose, median of {count} virtual scans",
+            ours,
+            "mm",
+            "ANTs Rigid",
+            theirs,
+        )
+    ]
 
 
 def round_trip() -> list[Row]:
@@ -173,4 +230,10 @@ def round_trip() -> list[Row]:
     blob = gaussian_filter(blob, 5 / np.linalg.norm(affine[:3, :3], axis=0))
     there = register.resample(blob, affine, atlas.shape, atlas.affine, world)
     back = register.resample(there, atlas.affine, image.shape, affine, np.linalg.inv(world))
-    return [row("map round trip: correlation of a 5 mm blob with itself", float(np.corrcoef(blob.ravel(), back.ravel())[0, 1]), "r")]
+    return [
+        row(
+            "map round trip: correlation of a 5 mm blob with itself",
+            float(np.corrcoef(blob.ravel(), back.ravel())[0, 1]),
+            "r",
+        )
+    ]

@@ -24,20 +24,47 @@ def recommended(repeats: int) -> list[Row]:
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")["compare"]
     for choice in read_yaml(CHOICES)["choices"]:
         model, plan = choice["model"], plans[choice["measured"]]
-        runs = [run for name in (model, "intensity") if (run := finished(ROOT / "runs" / plan["data"] / name))]
+        runs = [
+            run
+            for name in (model, "intensity")
+            if (run := finished(ROOT / "runs" / plan["data"] / name))
+        ]
         if len(runs) < 2:
-            NOTES.append(f"`{choice['command']}`: no finished run of it here; `make reproduce ONLY={choice['measured']}` makes it")
+            NOTES.append(
+                f"`{choice['command']}`: no finished run of it here; `make reproduce ONLY={choice['measured']}` makes it"
+            )
             continue
         try:
             scan = raw_scan(runs[0])
             with tempfile.TemporaryDirectory() as folder:
-                taken = [[process(run, scan, Path(folder) / f"{i}") for run in runs] for i in range(repeats)]
+                taken = [
+                    [process(run, scan, Path(folder) / f"{i}") for run in runs]
+                    for i in range(repeats)
+                ]
         except (InputError, OSError) as error:  # costs this choice alone
             NOTES.append(f"`{choice['command']}`: {error_sentence(error)}")
             continue
-        (own, peer), (peak, peer_peak) = ([statistics.median(t[i][what] for t in taken) for i in (0, 1)] for what in (0, 1))
-        rows.append(row(f"make infer of one raw scan, {choice['command']}", own, "s", "MODEL=intensity", peer))
-        rows.append(row(f"peak memory of make infer, {choice['command']}", peak, "MB", "MODEL=intensity", peer_peak))
+        (own, peer), (peak, peer_peak) = (
+            [statistics.median(t[i][what] for t in taken) for i in (0, 1)] for what in (0, 1)
+        )
+        rows.append(
+            row(
+                f"make infer of one raw scan, {choice['command']}",
+                own,
+                "s",
+                "MODEL=intensity",
+                peer,
+            )
+        )
+        rows.append(
+            row(
+                f"peak memory of make infer, {choice['command']}",
+                peak,
+                "MB",
+                "MODEL=intensity",
+                peer_peak,
+            )
+        )
     return rows
 
 
@@ -57,10 +84,24 @@ def raw_scan(run: Path) -> Path:
 
 def process(run: Path, scan: Path, out: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of `pipelines.infer` as a process of its own."""
-    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run), "--input", str(scan), "--out", str(out / run.parent.name)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.infer",
+        "--run",
+        str(run),
+        "--input",
+        str(scan),
+        "--out",
+        str(out / run.parent.name),
+    ]
     started = time.perf_counter()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _, status, used = os.wait4(child.pid, 0)
     if status:
-        raise InputError(f"python {' '.join(command[1:])} ended with {os.waitstatus_to_exitcode(status)}; run it to see why.")
+        raise InputError(
+            f"python {' '.join(command[1:])} ended with {os.waitstatus_to_exitcode(status)}; run it to see why."
+        )
     return time.perf_counter() - started, used.ru_maxrss / 1024

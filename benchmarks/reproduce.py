@@ -22,12 +22,25 @@ from pipelines.study.compare import kind_of
 def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[str]:
     """ "model.key=value" of every setting that concerns one of the models."""
     concerned = {"all", *models, *(kind_of(m) for m in models)}
-    return [f"{model}.{key}={value}" for model, own in settings.items() if model in concerned for key, value in own.items()]
+    return [
+        f"{model}.{key}={value}"
+        for model, own in settings.items()
+        if model in concerned
+        for key, value in own.items()
+    ]
 
 
 def compare_command(name: str, plan: dict[str, Any], full: bool) -> list[str]:
     """The command of one comparison; its runs lie in runs/<data>, shared with every other comparison on that data."""
-    command = ["pipelines.compare", "--data", f"work/{plan['data']}", "--models", " ".join(plan["models"]), "--out", f"runs/{plan['data']}"]
+    command = [
+        "pipelines.compare",
+        "--data",
+        f"work/{plan['data']}",
+        "--models",
+        " ".join(plan["models"]),
+        "--out",
+        f"runs/{plan['data']}",
+    ]
     command += ["--test", f"work/{plan['test']}"] if "test" in plan else []
     command += ["--name", name] if name != plan.get("test", plan["data"]) else []
     for key in ("protocol", "seeds", "baseline"):
@@ -41,7 +54,14 @@ def choose_commands(name: str, plan: dict[str, Any], full: bool) -> list[list[st
     data, listed = ["--data", f"work/{plan['data']}"], []
     for run, settings in plan["runs"].items():
         own = settings | ({} if full else plan["budget"].get(settings["model"], {}))
-        command = ["pipelines.train", *data, "--out", f"runs/{name}/{run}", "--model", own.pop("model")]
+        command = [
+            "pipelines.train",
+            *data,
+            "--out",
+            f"runs/{name}/{run}",
+            "--model",
+            own.pop("model"),
+        ]
         listed.append([*command, *(f"{key}={value}" for key, value in own.items())])
     command = ["pipelines.choose", *data, "--kinds", plan["kinds"], "--volumes", plan["volumes"]]
     command += ["--out", f"docs/results/{name}.tsv"]
@@ -50,24 +70,75 @@ def choose_commands(name: str, plan: dict[str, Any], full: bool) -> list[list[st
 
 def commands(plans: dict[str, Any], data: Path, only: str | None, full: bool) -> list[list[str]]:
     """Every command in order; with `only`, that comparison or ranking and what its data need."""
-    ranked, wanted = ({k: v for k, v in plans[what].items() if only in (None, k)} for what in ("choose", "compare"))
-    sets = {plan[key] for plan in (*ranked.values(), *wanted.values()) for key in ("data", "test") if key in plan}
+    ranked, wanted = (
+        {k: v for k, v in plans[what].items() if only in (None, k)}
+        for what in ("choose", "compare")
+    )
+    sets = {
+        plan[key]
+        for plan in (*ranked.values(), *wanted.values())
+        for key in ("data", "test")
+        if key in plan
+    }
     synthetic = {name: plan for name, plan in plans["synthesise"].items() if name in sets}
-    raw = {name: plan for name, plan in plans["preprocess"].items() if not only or name in sets | {p["data"] for p in synthetic.values()}}
+    raw = {
+        name: plan
+        for name, plan in plans["preprocess"].items()
+        if not only or name in sets | {p["data"] for p in synthetic.values()}
+    }
     listed = [["benchmarks.real_tables", "--data", str(data), "--out", "work/tables"]]
     for name, plan in raw.items():
         source = f"work/tables/{plan['table']}" if "table" in plan else str(data / plan["folder"])
         listed.append(
-            ["pipelines.preprocess", "--input", source, "--modality", plan["modality"], "--out", f"work/{name}", *plan.get("settings", [])]
+            [
+                "pipelines.preprocess",
+                "--input",
+                source,
+                "--modality",
+                plan["modality"],
+                "--out",
+                f"work/{name}",
+                *plan.get("settings", []),
+            ]
         )
     for name, plan in synthetic.items():
         folder = f"work/synthetic/{plan['data']}"
-        listed.append(["pipelines.synthesise", "--data", f"work/{plan['data']}", "--out", folder, "--per-scan", "7"])
-        listed.append(["pipelines.preprocess", "--input", f"{folder}/cohort.tsv", "--modality", plan["modality"], "--out", f"work/{name}"])
-    listed += [command for name, plan in ranked.items() for command in choose_commands(name, plan, full)]
+        listed.append(
+            [
+                "pipelines.synthesise",
+                "--data",
+                f"work/{plan['data']}",
+                "--out",
+                folder,
+                "--per-scan",
+                "7",
+            ]
+        )
+        listed.append(
+            [
+                "pipelines.preprocess",
+                "--input",
+                f"{folder}/cohort.tsv",
+                "--modality",
+                plan["modality"],
+                "--out",
+                f"work/{name}",
+            ]
+        )
+    listed += [
+        command for name, plan in ranked.items() for command in choose_commands(name, plan, full)
+    ]
     listed += [compare_command(name, plan, full) for name, plan in wanted.items()]
-    folders = dict.fromkeys([*(f"runs/{plan['data']}" for plan in wanted.values()), *(f"work/{name}" for name in (*raw, *synthetic))])
-    return [*listed, ["pipelines.results", *[part for folder in folders for part in ("--add", folder)]]]
+    folders = dict.fromkeys(
+        [
+            *(f"runs/{plan['data']}" for plan in wanted.values()),
+            *(f"work/{name}" for name in (*raw, *synthetic)),
+        ]
+    )
+    return [
+        *listed,
+        ["pipelines.results", *[part for folder in folders for part in ("--add", folder)]],
+    ]
 
 
 def main() -> int:
@@ -80,12 +151,17 @@ def main() -> int:
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
     known = [*plans["choose"], *plans["compare"]]
     if arguments.only and arguments.only not in known:
-        parser.error(f"--only {arguments.only}: no such comparison or ranking; known: {', '.join(known)}")
+        parser.error(
+            f"--only {arguments.only}: no such comparison or ranking; known: {', '.join(known)}"
+        )
     for command in commands(plans, arguments.data, arguments.only, arguments.budget == "full"):
         print("python -m " + shlex.join(command), flush=True)
         if not arguments.dry_run:
             done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
-            if done.returncode not in (0, 1):  # 1: some scans failed, said in failures.tsv; the rest stands
+            if done.returncode not in (
+                0,
+                1,
+            ):  # 1: some scans failed, said in failures.tsv; the rest stands
                 return done.returncode
     return 0
 

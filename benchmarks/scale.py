@@ -38,7 +38,13 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
     scans = []
     for i in range(count):
         split = {3: "val", 4: "test"}.get(i % 5, "train")
-        scan = Scan(f"s{i:06d}", raw / f"s{i:06d}.nii", f"s{i:06d}", split, "abnormal" if i % 10 == 4 else "healthy")
+        scan = Scan(
+            f"s{i:06d}",
+            raw / f"s{i:06d}.nii",
+            f"s{i:06d}",
+            split,
+            "abnormal" if i % 10 == 4 else "healthy",
+        )
         image = (0.5 + 0.1 * rng.normal(size=shape)).clip(0, 1).astype(np.float32) * mask
         scan.image.write_bytes(b"raw")
         folder = out / scan.subject
@@ -54,8 +60,17 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
             "formats": [],
         }
         about |= {"fingerprint": str(i), "digest": str(i), "files": list(files.values()), **files}
-        about |= {"world": np.eye(4), "native_shape": shape, "native_affine": np.eye(4), "brain_method": "none", "z": z}
-        write_json(sidecar_of(scan, out), about | {"brain_px": mask.sum((0, 1))[z], "checks": [], "flags": []})
+        about |= {
+            "world": np.eye(4),
+            "native_shape": shape,
+            "native_affine": np.eye(4),
+            "brain_method": "none",
+            "z": z,
+        }
+        write_json(
+            sidecar_of(scan, out),
+            about | {"brain_px": mask.sum((0, 1))[z], "checks": [], "flags": []},
+        )
         scans.append(scan)
     write_cohort([(s, None) for s in scans], recipe, out)
     (out / "recipe.yaml").write_text(write_yaml(recipe))
@@ -76,7 +91,10 @@ def cohort_costs(folder: Path) -> dict[str, float]:
     data, recipe, taken = folder / "data", load_recipe("t1"), {}
     (folder / "table.csv").write_text(
         "image,id,subject,split,label\n"
-        + "".join(f"{r['image']},{r['id']},{r['subject']},{r['split']},{r['label']}\n" for r in cohort_rows(data))
+        + "".join(
+            f"{r['image']},{r['id']},{r['subject']},{r['split']},{r['label']}\n"
+            for r in cohort_rows(data)
+        )
     )
 
     def lap(name: str, function: Callable[[], Any]) -> Any:
@@ -91,19 +109,30 @@ def cohort_costs(folder: Path) -> dict[str, float]:
         return scans
 
     scans = lap("list, split, check for leaks", listed)
-    failed = lap("resume a finished preprocess", lambda: [f for f in (try_preprocess(s, recipe, data) for s in scans) if f])
+    failed = lap(
+        "resume a finished preprocess",
+        lambda: [f for f in (try_preprocess(s, recipe, data) for s in scans) if f],
+    )
     assert not failed, failed[0]
-    lap("write tables, index and quality page", lambda: write_cohort([(s, None) for s in scans], recipe, data))
+    lap(
+        "write tables, index and quality page",
+        lambda: write_cohort([(s, None) for s in scans], recipe, data),
+    )
     store = lap("open the slice index", lambda: SliceStore(data / "slices"))
     order = np.random.default_rng(0).integers(0, len(store), 2000)
-    lap("2,000 random slices", lambda: [store.batch(part) for part in order.reshape(-1, 8).tolist()])
+    lap(
+        "2,000 random slices", lambda: [store.batch(part) for part in order.reshape(-1, 8).tolist()]
+    )
     settings = ["image_size=[32,32]", "loop.loader_workers=0", "postprocess.rim_mm=0"]
     config = load_run_config("atlas", settings)
     with quiet():
         lap("healthy reference and thresholds", lambda: train(config, data, _made(folder / "run")))
         run = load_run(folder / "run", "cpu")
         protocol = load_protocol("volumes", ["resamples=100"])
-        lap("evaluate the test fifth", lambda: evaluate(run, data, folder / "evaluation", protocol, pictures=False))
+        lap(
+            "evaluate the test fifth",
+            lambda: evaluate(run, data, folder / "evaluation", protocol, pictures=False),
+        )
     taken["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return taken
 
@@ -132,7 +161,13 @@ def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             toy_cohort(Path(folder) / "data", count)
-            done = subprocess.run([sys.executable, "-c", COSTS, folder], cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", COSTS, folder],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 raise SystemExit(done.stderr)
             found[count] = json.loads(done.stdout.splitlines()[-1])
@@ -142,11 +177,19 @@ def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
             times = 1 if name in CONSTANT else count / first
             peer = f"{first:,} scans" + ("" if name in CONSTANT else f", times {times:g}")
             unit = "MB" if name == "peak memory" else "s"
-            rows.append(row(f"{count:,} small scans: {name}", value, unit, peer, found[first][name] * times))
+            rows.append(
+                row(f"{count:,} small scans: {name}", value, unit, peer, found[first][name] * times)
+            )
     last = counts[-1]
     for name in found[last]:
         if name not in CONSTANT:
-            rows.append(row(f"100,000 small scans, extrapolated: {name}", found[last][name] * 100_000 / last, "s"))
+            rows.append(
+                row(
+                    f"100,000 small scans, extrapolated: {name}",
+                    found[last][name] * 100_000 / last,
+                    "s",
+                )
+            )
     return rows
 
 
@@ -161,7 +204,14 @@ def workers(repeats: int) -> list[Row]:
 
     recipe, names = load_recipe("t1"), iter(range(1000))
     with tempfile.TemporaryDirectory() as folder:
-        table = make_cohort(Path(folder) / "cohort", seed=5, n_train=12, n_val=0, n_test_healthy=0, n_test_abnormal=0)
+        table = make_cohort(
+            Path(folder) / "cohort",
+            seed=5,
+            n_train=12,
+            n_val=0,
+            n_test_healthy=0,
+            n_test_abnormal=0,
+        )
         scans = read_scans(table, "t1")
         os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -178,7 +228,14 @@ def workers(repeats: int) -> list[Row]:
     rate = {k: 3600 * len(scans) / v for k, v in taken.items()}
     alone = alternate({"two": lambda: compute(2), "one": lambda: compute(1)}, 2 * repeats + 1)
     return [
-        row("twelve virtual T1 scans by two workers, start-up included", rate["two"], "scans/h", "by one", rate["one"], more=True),
+        row(
+            "twelve virtual T1 scans by two workers, start-up included",
+            rate["two"],
+            "scans/h",
+            "by one",
+            rate["one"],
+            more=True,
+        ),
         row(
             "arithmetic in the processor's cache by two processes, what this machine can give",
             2 / alone["two"],
@@ -196,6 +253,8 @@ ARITHMETIC = "import numpy as np\na = np.random.default_rng(0).random(4096)\nfor
 def compute(count: int) -> None:
     """So many processes at once, each with the same arithmetic on 32 KB: no memory, no disk, no word between them."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", ARITHMETIC], env=environment) for _ in range(count)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", ARITHMETIC], env=environment) for _ in range(count)
+    ]
     for process in running:
         process.wait()

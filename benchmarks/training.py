@@ -34,7 +34,12 @@ def cohort_of(scan: Path, modality: str, copies: int, out: Path) -> Path:
     for i in range(copies):
         for name, data in (("image", image), ("mask", mask)):
             np.save(out / "slices" / f"c{i}_{name}.npy", data)
-        about = {"scan": f"c{i}", "subject": f"c{i}", "split": "val" if i == copies - 1 else "train", "label": "healthy"}
+        about = {
+            "scan": f"c{i}",
+            "subject": f"c{i}",
+            "split": "val" if i == copies - 1 else "train",
+            "label": "healthy",
+        }
         rows += [about | {"row": k, "z": k, "brain_px": int(m.sum())} for k, m in enumerate(mask)]
     slices.write_index(out / "slices", rows)
     return out / "slices"
@@ -54,9 +59,14 @@ def loading(scan: Path, repeats: int) -> list[Row]:
         files = []
         for i in range(len(store)):
             files.append(Path(folder) / f"{i:05d}.nii.gz")
-            nib.save(nib.Nifti1Image(store[i]["image"][0].astype(np.float32)[..., None], np.eye(4)), files[-1])
+            nib.save(
+                nib.Nifti1Image(store[i]["image"][0].astype(np.float32)[..., None], np.eye(4)),
+                files[-1],
+            )
         order = rng.integers(0, len(store), 600)
-        chain = Compose([LoadImaged("image"), EnsureChannelFirstd("image", channel_dim="no_channel")])
+        chain = Compose(
+            [LoadImaged("image"), EnsureChannelFirstd("image", channel_dim="no_channel")]
+        )
         items = [{"image": str(f)} for f in files]
         kept = PersistentDataset(items, chain, cache_dir=Path(folder) / "cache")
         cached = CacheDataset(items, chain, progress=False, num_workers=0)
@@ -64,7 +74,9 @@ def loading(scan: Path, repeats: int) -> list[Row]:
             kept[int(i)]
         ways: dict[str, Callable[[], Any]] = {
             "Norma": lambda: [store.batch(part) for part in order.reshape(-1, 8).tolist()],
-            "NIfTI per slice (nibabel)": lambda: [np.asarray(nib.Nifti1Image.from_filename(files[int(i)]).dataobj) for i in order],
+            "NIfTI per slice (nibabel)": lambda: [
+                np.asarray(nib.Nifti1Image.from_filename(files[int(i)]).dataobj) for i in order
+            ],
             "MONAI PersistentDataset": lambda: [kept[int(i)] for i in order],
             "MONAI CacheDataset": lambda: [cached[int(i)] for i in order],
         }
@@ -72,7 +84,9 @@ def loading(scan: Path, repeats: int) -> list[Row]:
         for name in taken:
             if name != "Norma":
                 value, other = (len(order) / taken[k] for k in ("Norma", name))
-                rows.append(row("random slices, image and mask", value, "1/s", name, other, more=True))
+                rows.append(
+                    row("random slices, image and mask", value, "1/s", name, other, more=True)
+                )
         ways.clear()
         grown = []
         for part in (2, 12):
@@ -81,7 +95,15 @@ def loading(scan: Path, repeats: int) -> list[Row]:
             for eight in rng.integers(0, len(small), (375, 8)).tolist():
                 small.batch(eight)
             grown.append(max(resident_mb() - before, 0.0))
-        rows.append(row("memory that 3,000 random reads of 12 scans leave", grown[1], "MB", "of 2 scans", grown[0]))
+        rows.append(
+            row(
+                "memory that 3,000 random reads of 12 scans leave",
+                grown[1],
+                "MB",
+                "of 2 scans",
+                grown[0],
+            )
+        )
     return rows
 
 
@@ -99,7 +121,10 @@ class Bare:
         scans, config = [f"c{i}" for i in range(TRAINING_SCANS)], load_run_config("vae_cr")
         self.data = SliceDataset(folder, scans, SIZE, config.augmentation)
         data = SliceDataset(folder, scans[:3], SIZE)
-        self.tensors = {k: torch.stack([data[(i, i)][k] for i in range(len(data))]) for k in ("image", "mask", "z", "seed")}
+        self.tensors = {
+            k: torch.stack([data[(i, i)][k] for i in range(len(data))])
+            for k in ("image", "mask", "z", "seed")
+        }
         self.model, self.update = model, model.updates(model.stages[-1])[0]
         self.optimizer = torch.optim.Adam(list(self.update.parameters), lr=1e-4)
 
@@ -109,7 +134,11 @@ class Bare:
 
         from pipelines.training.data import as_it_is
 
-        order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH].reshape(steps, BATCH)
+        order = (
+            np.random.default_rng(0)
+            .permutation(len(self.data))[: steps * BATCH]
+            .reshape(steps, BATCH)
+        )
         plan = [[(int(i), int(i)) for i in batch] for batch in order]
         return DataLoader(self.data, batch_sampler=plan, collate_fn=as_it_is)
 
@@ -141,7 +170,9 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
     from pipelines.training.data import Batches, SliceDataset
     from pipelines.training.loop import laid_out, make_optimizer, train_epoch
 
-    config = load_run_config("vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings])
+    config = load_run_config(
+        "vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings]
+    )
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.loop.precision)
     torch.manual_seed(0)
     model = build_model(config)
@@ -149,13 +180,19 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
     updates = model.updates("finetune")
     for update in updates:
         module.mark_forward_method(update.loss.__name__)
-    steppers = [fabric.setup_optimizers(make_optimizer(u, config.stages["finetune"])) for u in updates]
+    steppers = [
+        fabric.setup_optimizers(make_optimizer(u, config.stages["finetune"])) for u in updates
+    ]
     data = SliceDataset(folder, [f"c{i}" for i in range(TRAINING_SCANS)], SIZE, config.augmentation)
 
     def epoch(steps: int) -> float:
         batches = Batches(data, config.loop, shuffle=True, stream=0, steps=steps)
         with quiet():
-            return seconds(lambda: train_epoch(0, "finetune", module, updates, steppers, batches, config, fabric))
+            return seconds(
+                lambda: train_epoch(
+                    0, "finetune", module, updates, steppers, batches, config, fabric
+                )
+            )
 
     epoch(1)
     return epoch
@@ -182,13 +219,36 @@ def training(scan: Path, repeats: int, steps: int = 20) -> list[Row]:
         taken = alternate(ways, repeats)
         for name in list(ways)[1:]:
             value, other = taken["Norma"] / steps, taken[name] / steps
-            rows.append(row("training step of vae_cr, 64 slices of 128 x 128, loading and augmentation included", value, "s", name, other))
+            rows.append(
+                row(
+                    "training step of vae_cr, 64 slices of 128 x 128, loading and augmentation included",
+                    value,
+                    "s",
+                    name,
+                    other,
+                )
+            )
         if not find_spec("anomalib"):
             NOTES.append("anomalib: not installed (it needs torchvision)")
-        for setting in ("loop.channels_last=true", "loop.compile=true", "loop.precision=bf16-mixed", "loop.loader_workers=1"):
+        for setting in (
+            "loop.channels_last=true",
+            "loop.compile=true",
+            "loop.precision=bf16-mixed",
+            "loop.loader_workers=1",
+        ):
             other_way = own_epoch(slices, (setting,))
-            both = alternate({"with": lambda: other_way(steps), "without": lambda: plain(steps)}, repeats)  # noqa: B023
-            rows.append(row(f"training step with {setting}", both["with"] / steps, "s", "without", both["without"] / steps))
+            both = alternate(
+                {"with": lambda: other_way(steps), "without": lambda: plain(steps)}, repeats
+            )  # noqa: B023
+            rows.append(
+                row(
+                    f"training step with {setting}",
+                    both["with"] / steps,
+                    "s",
+                    "without",
+                    both["without"] / steps,
+                )
+            )
         for side in (64, 128, 192):
             rows.append(row(f"training step of 64 slices of {side} x {side}", step_at(side), "s"))
         rows += augmentation(slices, repeats)
@@ -240,8 +300,15 @@ def step_at(side: int, repeats: int = 3) -> float:
     torch.manual_seed(0)
     model = build_model(load_run_config("vae_cr", [f"image_size=[{side},{side}]"]))
     update, x = model.updates("finetune")[0], torch.rand(BATCH, 1, side, side)
-    batch = {"image": x, "mask": torch.ones_like(x), "z": torch.zeros(BATCH, dtype=torch.long), "seed": torch.arange(BATCH)}
-    return statistics.median(seconds(lambda: update.loss(batch)["loss"].backward()) for _ in range(repeats))
+    batch = {
+        "image": x,
+        "mask": torch.ones_like(x),
+        "z": torch.zeros(BATCH, dtype=torch.long),
+        "seed": torch.arange(BATCH),
+    }
+    return statistics.median(
+        seconds(lambda: update.loss(batch)["loss"].backward()) for _ in range(repeats)
+    )
 
 
 def augmentation(folder: Path, repeats: int) -> list[Row]:
@@ -254,7 +321,10 @@ def augmentation(folder: Path, repeats: int) -> list[Row]:
 
     a = load_run_config("vae_cr").augmentation
     data = SliceDataset(folder, ["c0"], SIZE)
-    batch = {k: torch.stack([data[(i, i)][k] for i in range(BATCH)]) for k in ("image", "mask", "z", "seed", "label")}
+    batch = {
+        k: torch.stack([data[(i, i)][k] for i in range(BATCH)])
+        for k in ("image", "mask", "z", "seed", "label")
+    }
     keys, turn = ("image", "mask"), np.deg2rad(a.rotate)
     shift = [a.translate * s for s in SIZE]
     chain = mt.Compose(
@@ -273,9 +343,21 @@ def augmentation(folder: Path, repeats: int) -> list[Row]:
         ]
     )
     items = [{k: batch[k][i] for k in keys} for i in range(BATCH)]
-    taken = alternate({"own": lambda: augment(batch, a), "monai": lambda: [chain(dict(item)) for item in items]}, 2 * repeats + 1)
+    taken = alternate(
+        {"own": lambda: augment(batch, a), "monai": lambda: [chain(dict(item)) for item in items]},
+        2 * repeats + 1,
+    )
     peer = "MONAI per item"
-    return [row("augmented slices of 128 x 128, one process", BATCH / taken["own"], "1/s", peer, BATCH / taken["monai"], more=True)]
+    return [
+        row(
+            "augmented slices of 128 x 128, one process",
+            BATCH / taken["own"],
+            "1/s",
+            peer,
+            BATCH / taken["monai"],
+            more=True,
+        )
+    ]
 
 
 STEP = """
@@ -305,15 +387,33 @@ def start_up(repeats: int) -> list[Row]:
         data = Path(folder) / "data"
         toy_cohort(data, 4)
         python = [sys.executable, "-m"]
-        call: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
-        help_taken = alternate({"help": lambda: subprocess.run([*python, "pipelines.preprocess", "--help"], **call)}, 2 * repeats + 1)
+        call: dict[str, Any] = {
+            "cwd": ROOT,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "check": True,
+        }
+        help_taken = alternate(
+            {"help": lambda: subprocess.run([*python, "pipelines.preprocess", "--help"], **call)},
+            2 * repeats + 1,
+        )
         count = iter(range(1000))
         batch = data / "slices" / "batch.npy"
         np.save(batch, np.random.default_rng(0).random((64, 1, 32, 32)).astype(np.float16))
         settings = ["image_size=[128,128]", "loop.batch_size=64", "loop.loader_workers=0"]
 
         def train() -> None:
-            command = ["-c", STEP, "--model", "vae_cr", "--data", str(data), "--out", f"{folder}/run{next(count)}", *settings]
+            command = [
+                "-c",
+                STEP,
+                "--model",
+                "vae_cr",
+                "--data",
+                str(data),
+                "--out",
+                f"{folder}/run{next(count)}",
+                *settings,
+            ]
             subprocess.run([sys.executable, *command], **call)
 
         def bare() -> None:
@@ -322,5 +422,11 @@ def start_up(repeats: int) -> list[Row]:
         taken = alternate({"train": train, "bare": bare}, repeats)
     return [
         row("python -m pipelines.preprocess --help", help_taken["help"], "s"),
-        row("start of a training to its first step", taken["train"], "s", "bare PyTorch script", taken["bare"]),
+        row(
+            "start of a training to its first step",
+            taken["train"],
+            "s",
+            "bare PyTorch script",
+            taken["bare"],
+        ),
     ]

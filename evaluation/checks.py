@@ -41,7 +41,11 @@ def check_not_negative(value: float, name: str) -> None:
 def check_affine(affine: np.ndarray) -> np.ndarray:
     """Return the voxel-to-world matrix as float64 (4, 4); ValueError when it is not one or is singular."""
     affine = np.asarray(affine, dtype=float)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    if (
+        affine.shape != (4, 4)
+        or not np.isfinite(affine).all()
+        or np.linalg.det(affine[:3, :3]) == 0
+    ):
         raise ValueError(f"affine must be an invertible 4x4 voxel-to-world matrix, got {affine!r}")
     return affine
 
@@ -55,5 +59,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
         hits = np.flatnonzero(mask.any(axis=others))
         if hits.size == 0:
             return None
-        box.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, mask.shape[axis])))
+        box.append(
+            slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, mask.shape[axis]))
+        )
     return tuple(box)

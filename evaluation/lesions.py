@@ -28,10 +28,18 @@ def hausdorff95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[flo
     box = bounding_box(prediction | truth, margin=1)
     if box is None or not (prediction.any() and truth.any()):
         return float("nan")
-    first, second = (mask[box][None, None] for mask in (prediction, truth))  # MONAI wants a batch and a class axis
+    first, second = (
+        mask[box][None, None] for mask in (prediction, truth)
+    )  # MONAI wants a batch and a class axis
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI calls a helper with an argument of its own that it deprecates
-        return float(compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=sizes))
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # MONAI calls a helper with an argument of its own that it deprecates
+        return float(
+            compute_hausdorff_distance(
+                first, second, include_background=True, percentile=95, spacing=sizes
+            )
+        )
 
 
 def lesions_of(truth: np.ndarray) -> np.ndarray:
@@ -48,14 +56,22 @@ def lesions_of(truth: np.ndarray) -> np.ndarray:
     if box is None:
         return lesions
     inside = truth[box]
-    if not (np.isfinite(inside).all() and (inside >= 0).all() and (inside == np.rint(inside)).all()):
+    if not (
+        np.isfinite(inside).all() and (inside >= 0).all() and (inside == np.rint(inside)).all()
+    ):
         raise ValueError("truth must hold whole numbers of at least 0; binarise it first")
-    lesions[box] = label(inside.astype(np.int32), connectivity=3)  # neighbours join only where their values are equal
+    lesions[box] = label(
+        inside.astype(np.int32), connectivity=3
+    )  # neighbours join only where their values are equal
     return lesions
 
 
 def match(
-    prediction: np.ndarray, anomaly_map: np.ndarray, truth: np.ndarray, spacing: Sequence[float], min_overlap: float = 0.1
+    prediction: np.ndarray,
+    anomaly_map: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float],
+    min_overlap: float = 0.1,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the lesions of `truth` and the candidates (26-connected components of the mask `prediction`) of one scan.
 
@@ -67,7 +83,11 @@ def match(
     """
     from skimage.measure import label
 
-    prediction, anomaly_map, truth = as_mask(prediction, "prediction"), np.asarray(anomaly_map), np.asarray(truth)
+    prediction, anomaly_map, truth = (
+        as_mask(prediction, "prediction"),
+        np.asarray(anomaly_map),
+        np.asarray(truth),
+    )
     check_same_shape(prediction, anomaly_map, "prediction and anomaly_map")
     check_same_shape(prediction, truth, "prediction and truth")
     voxel_ml = np.prod(check_spacing(spacing)) / 1000
@@ -77,15 +97,21 @@ def match(
     if box is None:
         return {"lesions": [], "candidates": []}
     lesions, candidates = lesions_of(truth[box]), label(prediction[box], connectivity=3)
-    lesion_size, candidate_size = (np.bincount(labels.ravel())[1:] for labels in (lesions, candidates))
+    lesion_size, candidate_size = (
+        np.bincount(labels.ravel())[1:] for labels in (lesions, candidates)
+    )
     marked, scores = candidates > 0, np.full(candidate_size.size, -np.inf)
     np.maximum.at(scores, candidates[marked] - 1, anomaly_map[box][marked])
     if not (np.isfinite(anomaly_map[prediction]).all() and (scores > 0).all()):
-        raise ValueError("the anomaly map must be finite in the prediction and exceed 0 in each of its components; shift the map")
+        raise ValueError(
+            "the anomaly map must be finite in the prediction and exceed 0 in each of its components; shift the map"
+        )
 
     both = marked & (lesions > 0)
     codes = (lesions[both] - 1) * np.int64(candidate_size.size) + candidates[both] - 1
-    pairs, shared = np.unique(codes, return_counts=True)  # the pairs that overlap, and the voxels they share
+    pairs, shared = np.unique(
+        codes, return_counts=True
+    )  # the pairs that overlap, and the voxels they share
     lesion, candidate = np.divmod(pairs, max(candidate_size.size, 1))
     covered = np.bincount(lesion, shared, lesion_size.size) / lesion_size
     on_truth = np.bincount(candidate, shared, candidate_size.size) / candidate_size
@@ -99,31 +125,50 @@ def match(
     }
 
 
-def by_size(lesions: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> list[dict[str, Any]]:
+def by_size(
+    lesions: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_EDGES_ML
+) -> list[dict[str, Any]]:
     """Return the detected share of the lesions, pooled over scans, with from_ml <= volume_ml < to_ml.
 
     A lesion is detected when its score is above 0; the sensitivity of an empty bin is NaN. ValueError unless the
     edges in ml rise.
     """
     bins = _bins([(lesion["volume_ml"], lesion["score"] > 0) for lesion in lesions], edges_ml)
-    return [{"from_ml": a, "to_ml": b, "n": n, "detected": hits, "sensitivity": _share(hits, n)} for a, b, n, hits in bins]
+    return [
+        {"from_ml": a, "to_ml": b, "n": n, "detected": hits, "sensitivity": _share(hits, n)}
+        for a, b, n, hits in bins
+    ]
 
 
-def precision_by_size(candidates: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> list[dict[str, Any]]:
+def precision_by_size(
+    candidates: Sequence[dict[str, Any]], edges_ml: Sequence[float] = SIZE_EDGES_ML
+) -> list[dict[str, Any]]:
     """Return the true share of the candidates, pooled over scans, with from_ml <= volume_ml < to_ml; as `by_size`."""
-    bins = _bins([(candidate["volume_ml"], candidate["true"]) for candidate in candidates], edges_ml)
-    return [{"from_ml": a, "to_ml": b, "n": n, "true": hits, "precision": _share(hits, n)} for a, b, n, hits in bins]
+    bins = _bins(
+        [(candidate["volume_ml"], candidate["true"]) for candidate in candidates], edges_ml
+    )
+    return [
+        {"from_ml": a, "to_ml": b, "n": n, "true": hits, "precision": _share(hits, n)}
+        for a, b, n, hits in bins
+    ]
 
 
-def _bins(found: Sequence[tuple[float, bool]], edges_ml: Sequence[float]) -> list[tuple[float, float, int, int]]:
+def _bins(
+    found: Sequence[tuple[float, bool]], edges_ml: Sequence[float]
+) -> list[tuple[float, float, int, int]]:
     """Return (from, to, count, hits) per bin of (volume in ml, hit)."""
     if len(edges_ml) < 2 or not np.all(np.diff(edges_ml) > 0):
         raise ValueError(f"edges_ml must be two or more rising numbers, got {edges_ml!r}")
-    sets = [(low, high, [hit for volume, hit in found if low <= volume < high]) for low, high in pairwise(edges_ml)]
+    sets = [
+        (low, high, [hit for volume, hit in found if low <= volume < high])
+        for low, high in pairwise(edges_ml)
+    ]
     return [(low, high, len(hits), sum(hits)) for low, high, hits in sets]
 
 
-def froc(lesions: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]], n_scans: int) -> dict[str, list[float]]:
+def froc(
+    lesions: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]], n_scans: int
+) -> dict[str, list[float]]:
     """Return the free-response ROC curve of `n_scans` pooled scans (Chakraborty 1989), a point per distinct score.
 
     From the highest cut down, a candidate is kept and a lesion is found where its score is >= cut, so a lesion goes with
@@ -153,4 +198,7 @@ def _share(part: int, whole: int) -> float:
 
 def _rows(**columns: np.ndarray) -> list[dict[str, Any]]:
     """Return one dictionary of Python numbers per row of the equally long `columns`."""
-    return [dict(zip(columns, row, strict=True)) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
+    return [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True)
+    ]

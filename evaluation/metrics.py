@@ -82,7 +82,9 @@ class VoxelHistogram:
 
     def __init__(self, maximum: float = 1e4, bins: int = 2**16) -> None:
         if not (np.isfinite(maximum) and maximum > 0 and bins >= 3):
-            raise ValueError(f"a positive maximum and at least 3 bins are needed, got {maximum} and {bins}")
+            raise ValueError(
+                f"a positive maximum and at least 3 bins are needed, got {maximum} and {bins}"
+            )
         self.maximum, self.bins = float(maximum), int(bins)
         positive = np.geomspace(maximum / 10.0**DECADES, maximum, bins - 1)
         self.edges = np.concatenate([[0.0], positive]).astype(np.float32)
@@ -103,7 +105,9 @@ class VoxelHistogram:
     def __add__(self, other: VoxelHistogram) -> VoxelHistogram:
         """Return the histogram of both sets of voxels; ValueError when their bins differ."""
         if (self.maximum, self.bins) != (other.maximum, other.bins):
-            raise ValueError("only histograms with the same maximum and number of bins can be added")
+            raise ValueError(
+                "only histograms with the same maximum and number of bins can be added"
+            )
         total = VoxelHistogram(self.maximum, self.bins)
         total.counts = self.counts + other.counts
         return total
@@ -117,12 +121,17 @@ class VoxelHistogram:
             raise ValueError(f"{self.bins - 1} positive bins cannot be merged by {factor}")
         merged = VoxelHistogram(self.maximum, (self.bins - 1) // factor + 1)
         merged.edges = np.concatenate([self.edges[:1], self.edges[factor::factor]])
-        merged.counts = np.concatenate([self.counts[:, :1], self.counts[:, 1:].reshape(2, -1, factor).sum(2)], axis=1)
+        merged.counts = np.concatenate(
+            [self.counts[:, :1], self.counts[:, 1:].reshape(2, -1, factor).sum(2)], axis=1
+        )
         return merged
 
     def to_rows(self) -> list[list[float]]:
         """Return [upper edge, count of label 0, count of label 1] of every filled bin."""
-        return [[float(self.edges[k]), int(self.counts[0, k]), int(self.counts[1, k])] for k in np.flatnonzero(self.counts.any(0))]
+        return [
+            [float(self.edges[k]), int(self.counts[0, k]), int(self.counts[1, k])]
+            for k in np.flatnonzero(self.counts.any(0))
+        ]
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[float]]) -> VoxelHistogram:
@@ -132,7 +141,12 @@ class VoxelHistogram:
         edges, counts = values[:, 0].astype(np.float32), values[:, 1:].T.astype(np.int64)
         if not edges.size or edges[0] > 0:
             edges, counts = np.append(np.float32(0), edges), np.pad(counts, ((0, 0), (1, 0)))
-        found.edges, found.counts, found.bins, found.maximum = edges, counts, edges.size, float(edges[-1])
+        found.edges, found.counts, found.bins, found.maximum = (
+            edges,
+            counts,
+            edges.size,
+            float(edges[-1]),
+        )
         return found
 
     def average_precision(self) -> float:
@@ -182,7 +196,9 @@ class VoxelHistogram:
         negatives = int(self.counts[0].sum())
         if negatives == 0:
             raise ValueError("no label-0 voxel has been added, so there is no quantile")
-        return float(self.edges[np.searchsorted(np.cumsum(self.counts[0]), quantile_rank(q, negatives))])
+        return float(
+            self.edges[np.searchsorted(np.cumsum(self.counts[0]), quantile_rank(q, negatives))]
+        )
 
     def _marked(self) -> tuple[np.ndarray, np.ndarray]:
         """Return false and true positives (bins,) when the highest 1, 2, ... bins are marked."""

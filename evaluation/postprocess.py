@@ -28,7 +28,9 @@ def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None)
     size or a map with NaN.
     """
     if size < 0 or (size % 2 == 0 and size != 0):
-        raise ValueError(f"the median filter needs an odd size in voxels (0 or 1 = off), got {size}")
+        raise ValueError(
+            f"the median filter needs an odd size in voxels (0 or 1 = off), got {size}"
+        )
     values = _finite_map(anomaly_map).astype(np.float32)  # a copy
     wanted = np.ones(values.shape, bool) if inside is None else as_mask(inside, "inside")
     check_same_shape(values, wanted, "anomaly_map and inside")
@@ -36,7 +38,9 @@ def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None)
     box = bounding_box(values != 0, margin=size // 2)
     if size <= 1 or box is None:
         return smoothed
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values[box], size // 2, mode="edge"), (size,) * 3)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(values[box], size // 2, mode="edge"), (size,) * 3
+    )
     places, half = np.argwhere(wanted[box]), size**3 // 2
     part = smoothed[box]  # a view
     for start in range(0, len(places), MEDIAN_VOXELS):
@@ -60,7 +64,9 @@ def erode_rim(brain: np.ndarray, spacing: Sequence[float], rim_mm: float) -> np.
         return eroded
     outside = sitk.GetImageFromArray((~eroded[box]).astype(np.uint8))
     outside.SetSpacing(spacing[::-1])
-    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(outside, squaredDistance=False, useImageSpacing=True))
+    distance = sitk.GetArrayFromImage(
+        sitk.SignedMaurerDistanceMap(outside, squaredDistance=False, useImageSpacing=True)
+    )
     eroded[box] &= distance > rim_mm + 1e-4 * max(rim_mm, *spacing)  # float32
     return eroded
 
@@ -94,7 +100,11 @@ def binarise(
 
 
 def cluster_enhanced(
-    anomaly_map: np.ndarray, spacing: Sequence[float], extent: float = 0.5, height: float = 2.0, steps: int = 25
+    anomaly_map: np.ndarray,
+    spacing: Sequence[float],
+    extent: float = 0.5,
+    height: float = 2.0,
+    steps: int = 25,
 ) -> np.ndarray:
     """Return the threshold-free cluster enhancement of a map, float32 of its shape (Smith & Nichols 2009).
 
@@ -119,7 +129,9 @@ def cluster_enhanced(
     return enhanced
 
 
-def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> list[dict[str, Any]]:
+def components(
+    mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray
+) -> list[dict[str, Any]]:
     """Return the 26-connected components of `mask`, largest first, as dictionaries ready for JSON.
 
     Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm (world), peak_voxel, peak_mm, peak, mean
@@ -134,7 +146,9 @@ def components(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) ->
     if box is None:
         return []
     corner = np.array([side.start for side in box])
-    regions = regionprops(label(mask[box], connectivity=3), intensity_image=anomaly_map[box].astype(float))
+    regions = regionprops(
+        label(mask[box], connectivity=3), intensity_image=anomaly_map[box].astype(float)
+    )
     found = [_describe(region, corner, anomaly_map, affine) for region in regions]
     return sorted(found, key=lambda item: (-item["n_voxels"], -item["peak"]))
 
@@ -143,7 +157,11 @@ def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str
     """Return voxel (index), mm (world) and value of the map's maximum; the first in array order if tied."""
     anomaly_map, affine = _finite_map(anomaly_map), check_affine(affine)
     voxel = np.array(np.unravel_index(np.argmax(anomaly_map), anomaly_map.shape))
-    return {"voxel": voxel.tolist(), "mm": _world(voxel, affine), "value": float(anomaly_map[tuple(voxel)])}
+    return {
+        "voxel": voxel.tolist(),
+        "mm": _world(voxel, affine),
+        "value": float(anomaly_map[tuple(voxel)]),
+    }
 
 
 def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float) -> np.ndarray:
@@ -151,9 +169,13 @@ def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float)
     from skimage.morphology import isotropic_closing
 
     radius *= 1 + ROUNDING
-    margins = [int(radius // size) + 1 for size in spacing]  # keeps the array border from acting as mask
+    margins = [
+        int(radius // size) + 1 for size in spacing
+    ]  # keeps the array border from acting as mask
     padded = np.pad(mask, [(margin, margin) for margin in margins])
-    return isotropic_closing(padded, radius, spacing=spacing)[tuple(slice(margin, -margin) for margin in margins)]
+    return isotropic_closing(padded, radius, spacing=spacing)[
+        tuple(slice(margin, -margin) for margin in margins)
+    ]
 
 
 def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:
@@ -166,10 +188,15 @@ def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:
     return keep[labels]
 
 
-def _describe(region: Any, corner: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+def _describe(
+    region: Any, corner: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray
+) -> dict[str, Any]:
     """A region of scikit-image, whose voxels count from `corner`, as the dictionary of `components`."""
     voxels = region.coords + corner
-    centre, peak = np.array(region.centroid) + corner, voxels[np.argmax(anomaly_map[tuple(voxels.T)])]
+    centre, peak = (
+        np.array(region.centroid) + corner,
+        voxels[np.argmax(anomaly_map[tuple(voxels.T)])],
+    )
     return {
         "volume_mm3": float(region.area * abs(np.linalg.det(affine[:3, :3]))),
         "n_voxels": int(region.area),

@@ -58,7 +58,9 @@ LABELS = {
 }
 
 
-def pairs(scans: Sequence[Row], slices: Sequence[Row], reading: str) -> list[tuple[Row, int, float]]:
+def pairs(
+    scans: Sequence[Row], slices: Sequence[Row], reading: str
+) -> list[tuple[Row, int, float]]:
     """(its scan, label, score) of all that a reading compares: "scan", "slicewise" or "clinical_slicewise".
 
     Slicewise compares the abnormal slices of abnormal scans with all slices of healthy scans, which are disjoint. Clinical
@@ -83,7 +85,11 @@ def columns(rows: Sequence[tuple[Row, int, float]]) -> tuple[np.ndarray, np.ndar
 
 
 def summarise(
-    scans: Sequence[Row], slices: Sequence[Row], voxels: VoxelHistogram, scan_threshold: float, points: Mapping[str, float] | None = None
+    scans: Sequence[Row],
+    slices: Sequence[Row],
+    voxels: VoxelHistogram,
+    scan_threshold: float,
+    points: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Every figure of `LABELS` and the counts behind them; NaN where the labels do not define one.
 
@@ -100,13 +106,19 @@ def summarise(
     }
     for reading in READINGS:
         scores, labels = columns(pairs(scans, slices, reading))
-        result |= {f"{reading}_auroc": auroc(scores, labels), f"{reading}_ap": average_precision(scores, labels)}
+        result |= {
+            f"{reading}_auroc": auroc(scores, labels),
+            f"{reading}_ap": average_precision(scores, labels),
+        }
     scores, labels = columns(pairs(scans, slices, "scan"))
     both = 0 < labels.sum() < labels.size
     result |= _classified(scores, labels, scan_threshold)
     for name in ("share", "few-label"):
         found = _classified(scores, labels, (points or {}).get(name, float("nan")))
-        result |= {f"{k}_{name.replace('-', '_')}": found[k] for k in ("accuracy", "recall", "precision", "f1")}
+        result |= {
+            f"{k}_{name.replace('-', '_')}": found[k]
+            for k in ("accuracy", "recall", "precision", "f1")
+        }
     result["oracle_f1"] = best_f1(scores, labels)[1] if both else float("nan")
     counts = [(s["overlap_voxels"], s["mask_voxels"] + s["truth_voxels"]) for s in with_lesion]
     of_lesions = [found for s in with_lesion for found in s["lesions"]]
@@ -115,7 +127,9 @@ def summarise(
     oracle, at = voxels.oracle_dice()
     return result | {
         "dice_mean": _mean([s["dice"] for s in with_lesion]),
-        "dice_pooled": 2 * sum(c[0] for c in counts) / sum(c[1] for c in counts) if counts else float("nan"),
+        "dice_pooled": 2 * sum(c[0] for c in counts) / sum(c[1] for c in counts)
+        if counts
+        else float("nan"),
         "oracle_dice_pooled": oracle,
         "oracle_threshold": at,
         "voxel_ap": voxels.average_precision(),
@@ -123,18 +137,26 @@ def summarise(
         "voxel_auroc": voxels.auroc(),
         "voxel_prevalence": float(hits / size) if hits else float("nan"),
         "hd95_mean": _mean([s["hd95"] for s in with_lesion]),
-        "hd95_undefined": float(sum(not s["mask_voxels"] for s in with_lesion)) if with_lesion else float("nan"),
+        "hd95_undefined": float(sum(not s["mask_voxels"] for s in with_lesion))
+        if with_lesion
+        else float("nan"),
         "lesion_sensitivity": _mean([float(found["score"] > 0) for found in of_lesions]),
         "lesion_precision": lesion_metrics.precision(marked),
         "healthy_false_positive_ml": _mean([s["false_positive_ml"] for s in healthy]),
-        "healthy_voxel_fpr": _ratio(sum(s["above_voxels"] for s in healthy), sum(s["brain_voxels"] for s in healthy)),
+        "healthy_voxel_fpr": _ratio(
+            sum(s["above_voxels"] for s in healthy), sum(s["brain_voxels"] for s in healthy)
+        ),
     }
 
 
 def _classified(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
     """`classification`, or NaN throughout without a threshold or one of the classes."""
     found = classification(scores, labels, threshold if np.isfinite(threshold) else 0.0)
-    return found if np.isfinite(threshold) and 0 < labels.sum() < labels.size else dict.fromkeys(found, float("nan"))
+    return (
+        found
+        if np.isfinite(threshold) and 0 < labels.sum() < labels.size
+        else dict.fromkeys(found, float("nan"))
+    )
 
 
 def classes(scans: Sequence[Row], slices: Sequence[Row], column: str) -> list[Row]:
@@ -179,7 +201,11 @@ def classes(scans: Sequence[Row], slices: Sequence[Row], column: str) -> list[Ro
 
 def _classes(row: Row, column: str) -> list[str]:
     value = str(row.get(column) or "")
-    return [part.strip() for part in value.split("+") if part.strip()] if row.get("label") not in ("healthy", 0) else []
+    return (
+        [part.strip() for part in value.split("+") if part.strip()]
+        if row.get("label") not in ("healthy", 0)
+        else []
+    )
 
 
 STATISTICS: dict[str, str] = {
@@ -195,7 +221,9 @@ STATISTICS: dict[str, str] = {
 """Figures with a bootstrap interval, and what they are computed from."""
 
 
-def resampled(scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_of: Callable[[str], np.ndarray]) -> np.ndarray:
+def resampled(
+    scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_of: Callable[[str], np.ndarray]
+) -> np.ndarray:
     """A figure of `STATISTICS` for every resample, (B,); `weight_of` gives a subject's counts (B,). NaN where it is not defined."""
     source = STATISTICS[figure]
     if source in READINGS:
@@ -206,7 +234,12 @@ def resampled(scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_o
         weighted = weighted_average_precision if figure.endswith("_ap") else weighted_auroc
         return weighted(*columns(rows), weights)
     healthy = figure in OF_HEALTHY
-    used = [s for s in scans if (s["label"] == "healthy" if healthy else s.get("truth_voxels")) and s.get(source or "dice") is not None]
+    used = [
+        s
+        for s in scans
+        if (s["label"] == "healthy" if healthy else s.get("truth_voxels"))
+        and s.get(source or "dice") is not None
+    ]
     if not used:
         return np.full(1, np.nan)
     weights = np.stack([weight_of(s["subject"]) for s in used], axis=1).astype(float)
@@ -218,7 +251,12 @@ def resampled(scans: Sequence[Row], slices: Sequence[Row], figure: str, weight_o
     return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
 
 
-def bootstrap(runs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def bootstrap(
+    runs: Sequence[tuple[Sequence[Row], Sequence[Row]]],
+    figure: str,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
     """Bootstrap over subjects of a figure's mean over runs, (n_resamples,): the runs share each resample of subjects.
 
     NaN throughout where fewer than `MIN_SUBJECTS` subjects of a kind enter the figure: a bootstrap of so few says nothing.
@@ -230,9 +268,16 @@ def bootstrap(runs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, 
         for s in scans:
             if s["label"] in ("healthy", "abnormal") and labels.get(s["subject"]) != "abnormal":
                 labels[s["subject"]] = s["label"]
-    kinds = {"healthy", "abnormal"} if STATISTICS[figure] in READINGS else {"healthy" if figure in OF_HEALTHY else "abnormal"}
+    kinds = (
+        {"healthy", "abnormal"}
+        if STATISTICS[figure] in READINGS
+        else {"healthy" if figure in OF_HEALTHY else "abnormal"}
+    )
     for kind in kinds:
-        if len({s["subject"] for scans, _ in runs for s in scans if s["label"] == kind}) < MIN_SUBJECTS:
+        if (
+            len({s["subject"] for scans, _ in runs for s in scans if s["label"] == kind})
+            < MIN_SUBJECTS
+        ):
             return np.full(n_resamples, np.nan)
     names = sorted(labels)
     counts, _ = resample_counts(names, [labels[n] for n in names], n_resamples, seed)
@@ -242,10 +287,18 @@ def bootstrap(runs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, 
     def weight_of(subject: str) -> np.ndarray:
         return counts[:, place[subject]] if subject in place else nobody
 
-    values = [np.broadcast_to(resampled(scans, slices, figure, weight_of), n_resamples) for scans, slices in runs]
+    values = [
+        np.broadcast_to(resampled(scans, slices, figure, weight_of), n_resamples)
+        for scans, slices in runs
+    ]
     stack = np.stack(values)
     known = np.isfinite(stack)
-    return np.divide(np.where(known, stack, 0).sum(0), known.sum(0), out=np.full(n_resamples, np.nan), where=known.any(0))
+    return np.divide(
+        np.where(known, stack, 0).sum(0),
+        known.sum(0),
+        out=np.full(n_resamples, np.nan),
+        where=known.any(0),
+    )
 
 
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float, float]:

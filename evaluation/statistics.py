@@ -16,40 +16,58 @@ def weighted_auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) 
     McNeil 1982). ValueError on other shapes or values.
     """
     positive, negative = _grouped(scores, labels, weights)
-    below = np.cumsum(negative, axis=1) - negative / 2  # of equal scores, half of the negatives count
+    below = (
+        np.cumsum(negative, axis=1) - negative / 2
+    )  # of equal scores, half of the negatives count
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return np.divide(
+        (positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0
+    )
 
 
-def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_average_precision(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Return AP = sum_n (R_n - R_{n-1}) P_n (B,) of each row of case weights; NaN where a row lacks a class.
 
     Arguments and errors are those of `weighted_auroc`; tied scores enter together, as in scikit-learn.
     """
     positive, negative = (group[:, ::-1] for group in _grouped(scores, labels, weights))
     marked = np.cumsum(positive + negative, axis=1)
-    precision = np.divide(np.cumsum(positive, axis=1), marked, out=np.zeros_like(marked), where=marked > 0)
+    precision = np.divide(
+        np.cumsum(positive, axis=1), marked, out=np.zeros_like(marked), where=marked > 0
+    )
     positives, both = positive.sum(axis=1), (positive.sum(axis=1) > 0) & (negative.sum(axis=1) > 0)
-    return np.divide((positive * precision).sum(axis=1), positives, out=np.full(len(both), np.nan), where=both)
+    return np.divide(
+        (positive * precision).sum(axis=1), positives, out=np.full(len(both), np.nan), where=both
+    )
 
 
-def _grouped(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _grouped(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the positive and the negative weight (B, k) at each of the k distinct scores, in ascending order."""
     scores, labels = check_scores(scores, labels)
     weights = np.asarray(weights, dtype=float)
     if weights.ndim != 2 or weights.shape[1] != scores.size:
-        raise ValueError(f"weights must have one row per resample and {scores.size} columns, one per case; got shape {weights.shape}")
+        raise ValueError(
+            f"weights must have one row per resample and {scores.size} columns, one per case; got shape {weights.shape}"
+        )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("weights must be finite and at least 0")
     if scores.size == 0:
         return np.zeros((len(weights), 0)), np.zeros((len(weights), 0))
     order = np.argsort(scores)
     starts = np.flatnonzero(np.append(True, np.diff(scores[order].astype(float)) > 0))
-    positive, negative = (np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (labels, ~labels))
+    positive, negative = (
+        np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (labels, ~labels)
+    )
     return positive, negative
 
 
-def resample_counts(subjects: Sequence[str], labels: Sequence[str | int], n_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def resample_counts(
+    subjects: Sequence[str], labels: Sequence[str | int], n_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each of `n_resamples` bootstrap samples draws each subject, and the subject of each case.
 
     The counts are (B, n_subjects) int, the unique subjects sorted by name; `counts[:, index]`, with index (n_cases,),
@@ -58,16 +76,27 @@ def resample_counts(subjects: Sequence[str], labels: Sequence[str | int], n_resa
     'abnormal', or 0 or 1; ValueError on any other, on lists of two lengths and on no resamples.
     """
     if len(subjects) != len(labels) or n_resamples < 1:
-        raise ValueError(f"one label per case and 1 resample or more are needed, got {len(subjects)}, {len(labels)} and {n_resamples}")
+        raise ValueError(
+            f"one label per case and 1 resample or more are needed, got {len(subjects)}, {len(labels)} and {n_resamples}"
+        )
     unknown = sorted({str(label) for label in labels if label not in ("healthy", "abnormal", 0, 1)})
     if unknown:
-        raise ValueError(f"a label must be 'healthy' or 'abnormal', 0 or 1, got {', '.join(unknown)}; leave such cases out")
+        raise ValueError(
+            f"a label must be 'healthy' or 'abnormal', 0 or 1, got {', '.join(unknown)}; leave such cases out"
+        )
     names, index = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
-    abnormal = np.bincount(index, weights=[label in ("abnormal", 1) for label in labels], minlength=names.size) > 0
+    abnormal = (
+        np.bincount(
+            index, weights=[label in ("abnormal", 1) for label in labels], minlength=names.size
+        )
+        > 0
+    )
     rng, counts = np.random.default_rng(seed), np.zeros((n_resamples, names.size), dtype=np.int64)
     for stratum in (np.flatnonzero(abnormal), np.flatnonzero(~abnormal)):
         if stratum.size:
-            counts[:, stratum] = rng.multinomial(stratum.size, np.full(stratum.size, 1 / stratum.size), size=n_resamples)
+            counts[:, stratum] = rng.multinomial(
+                stratum.size, np.full(stratum.size, 1 / stratum.size), size=n_resamples
+            )
     return counts, index
 
 

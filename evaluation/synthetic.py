@@ -9,12 +9,19 @@ import numpy as np
 from evaluation.checks import as_mask, bounding_box, check_same_shape, check_spacing
 
 KINDS = ("bright", "dark", "blend", "deform", "noise", "mirror", "swap")
-BUMPS, BUMP_SIZE = 12, 0.25  # waves that roughen a shape's surface, and the spread of its log radius
+BUMPS, BUMP_SIZE = (
+    12,
+    0.25,
+)  # waves that roughen a shape's surface, and the spread of its log radius
 PLACES = 64  # tried for a patch that lies in the brain and off the lesion
 
 
 def random_shape(
-    rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float], centre_voxel: Sequence[int], volume_ml: float
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    centre_voxel: Sequence[int],
+    volume_ml: float,
 ) -> np.ndarray:
     """Return a smooth blob (bool, `shape` (X, Y, Z)) in one piece about `centre_voxel`, of `volume_ml` where the array has room.
 
@@ -26,7 +33,9 @@ def random_shape(
     if not (np.isfinite(volume_ml) and volume_ml > 0):
         raise ValueError(f"volume_ml must be a positive number, got {volume_ml!r}")
     if (centre < 0).any() or (centre >= shape).any():
-        raise ValueError(f"the centre {centre.tolist()} lies outside an array of shape {tuple(shape)}")
+        raise ValueError(
+            f"the centre {centre.tolist()} lies outside an array of shape {tuple(shape)}"
+        )
     count = min(max(1, round(volume_ml * 1000 / float(sizes.prod()))), int(np.prod(shape)))
     pose = np.linalg.qr(rng.normal(size=(3, 3)))[0] * np.exp(rng.uniform(-0.35, 0.35, 3))
     waves, phases = rng.normal(0, 2, (3, BUMPS)), rng.uniform(0, 2 * np.pi, BUMPS)
@@ -45,7 +54,11 @@ def random_shape(
 
 
 def place(
-    rng: np.random.Generator, brain: np.ndarray, spacing: Sequence[float], volume_ml: float, margin_mm: float
+    rng: np.random.Generator,
+    brain: np.ndarray,
+    spacing: Sequence[float],
+    volume_ml: float,
+    margin_mm: float,
 ) -> tuple[int, int, int]:
     """Return a voxel of `brain` (X, Y, Z) about which a lesion of `volume_ml` lies mostly inside, or as deep as the brain allows.
 
@@ -56,7 +69,9 @@ def place(
     if not brain.any():
         raise ValueError("the brain mask is empty")
     depth = _depth(brain, spacing)
-    wanted = min(margin_mm + 0.7 * _radius_mm(volume_ml, brain.shape, spacing), 0.8 * float(depth.max()))
+    wanted = min(
+        margin_mm + 0.7 * _radius_mm(volume_ml, brain.shape, spacing), 0.8 * float(depth.max())
+    )
     voxels = np.argwhere(brain)[depth >= wanted]
     x, y, z = voxels[rng.integers(len(voxels))]
     return int(x), int(y), int(z)
@@ -95,7 +110,9 @@ def plant(
     mask = shape & brain
     if not mask.any():
         raise ValueError("no voxel of the shape lies in the brain")
-    depth = _depth(mask, spacing) - 0.5 * min(check_spacing(spacing))  # of the border's voxels half a voxel
+    depth = _depth(mask, spacing) - 0.5 * min(
+        check_spacing(spacing)
+    )  # of the border's voxels half a voxel
     weight = np.minimum(depth / rng.uniform(1, 2), 1)
     floor, low, high = np.percentile(image[brain], (1, 5, 95))
     values, span = image[mask].astype(np.float64), float(high - low)
@@ -126,10 +143,14 @@ def visibility(image: np.ndarray, new: np.ndarray, brain: np.ndarray, mask: np.n
     return float(np.abs(new[mask] - image[mask]).mean() / (high - low)) if high > low else 0.0
 
 
-def match(donor: np.ndarray, donor_brain: np.ndarray, image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+def match(
+    donor: np.ndarray, donor_brain: np.ndarray, image: np.ndarray, brain: np.ndarray
+) -> np.ndarray:
     """Return `donor` as float32 with the mean and standard deviation within its brain that `image` has within `brain`."""
     theirs, ours = donor[donor_brain].astype(np.float64), image[brain].astype(np.float64)
-    return ((donor - theirs.mean()) * (ours.std() / max(theirs.std(), 1e-12)) + ours.mean()).astype(np.float32)
+    return ((donor - theirs.mean()) * (ours.std() / max(theirs.std(), 1e-12)) + ours.mean()).astype(
+        np.float32
+    )
 
 
 def mirrored(array: np.ndarray, brain: np.ndarray, axis: int) -> np.ndarray:
@@ -140,7 +161,9 @@ def mirrored(array: np.ndarray, brain: np.ndarray, axis: int) -> np.ndarray:
 
 def hemisphere(rng: np.random.Generator, brain: np.ndarray, axis: int) -> np.ndarray:
     """Return the brain (bool) on one drawn side of the middle of its extent along `axis`."""
-    side = np.sign(2 * np.arange(brain.shape[axis]) - _twice_mid(brain, axis)) == rng.choice([-1, 1])
+    side = np.sign(2 * np.arange(brain.shape[axis]) - _twice_mid(brain, axis)) == rng.choice(
+        [-1, 1]
+    )
     return brain & np.expand_dims(side, [a for a in range(brain.ndim) if a != axis])
 
 
@@ -153,18 +176,27 @@ def _twice_mid(brain: np.ndarray, axis: int) -> int:
 def _radius_mm(volume_ml: float, shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Radius of a ball of the volume, or in a single slice of a disc."""
     mm3 = volume_ml * 1000
-    return float(np.sqrt(mm3 / spacing[2] / np.pi) if shape[2] == 1 else (mm3 * 3 / 4 / np.pi) ** (1 / 3))
+    return float(
+        np.sqrt(mm3 / spacing[2] / np.pi) if shape[2] == 1 else (mm3 * 3 / 4 / np.pi) ** (1 / 3)
+    )
 
 
 def _distance(
-    box: tuple[slice, ...], centre: np.ndarray, sizes: np.ndarray, pose: np.ndarray, waves: np.ndarray, phases: np.ndarray
+    box: tuple[slice, ...],
+    centre: np.ndarray,
+    sizes: np.ndarray,
+    pose: np.ndarray,
+    waves: np.ndarray,
+    phases: np.ndarray,
 ) -> np.ndarray:
     """Distance from the centre over the box, in radii of the blob up to a factor."""
     at = np.stack(np.meshgrid(*[np.arange(b.start, b.stop) for b in box], indexing="ij"), -1)
     along = (at - centre) * sizes @ pose
     distance = np.linalg.norm(along, axis=-1)
     ways = along / np.maximum(distance, 1e-9)[..., None]
-    return distance * np.exp(-BUMP_SIZE * np.sqrt(2 / BUMPS) * np.cos(ways @ waves + phases).sum(-1))
+    return distance * np.exp(
+        -BUMP_SIZE * np.sqrt(2 / BUMPS) * np.cos(ways @ waves + phases).sum(-1)
+    )
 
 
 def _nearest(distance: np.ndarray, count: int) -> np.ndarray:
@@ -175,7 +207,10 @@ def _nearest(distance: np.ndarray, count: int) -> np.ndarray:
 
 def _touches(chosen: np.ndarray, below: np.ndarray, above: np.ndarray) -> bool:
     """Whether a shape touches a side of its box beyond which the array goes on."""
-    ends = [(chosen.take(0, a).any() and below[a], chosen.take(-1, a).any() and above[a]) for a in range(3)]
+    ends = [
+        (chosen.take(0, a).any() and below[a], chosen.take(-1, a).any() and above[a])
+        for a in range(3)
+    ]
     return bool(np.any(ends))
 
 
@@ -194,7 +229,9 @@ def _depth(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     box = bounding_box(mask)
     inner = mask[box]
     margin = [int(n > 1) for n in mask.shape]
-    padded = distance_transform_edt(np.pad(inner, [(m, m) for m in margin]), sampling=check_spacing(spacing))
+    padded = distance_transform_edt(
+        np.pad(inner, [(m, m) for m in margin]), sampling=check_spacing(spacing)
+    )
     return padded[tuple(slice(m, m + n) for m, n in zip(margin, inner.shape, strict=True))][inner]
 
 
@@ -203,7 +240,9 @@ def _mixed(values: np.ndarray, other: np.ndarray, weight: np.ndarray | float) ->
     return (1 - weight) * values + weight * other
 
 
-def _deformed(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def _deformed(
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, depth: np.ndarray
+) -> np.ndarray:
     """Values (N,) of the mask after a radial push from, or pull to, its deepest voxel that ends at its border; linear.
 
     In a ball, a point at radius r shows what was at r (1 - a (1 - r²/R²)): one to one for -0.5 < a < 1.
@@ -226,7 +265,9 @@ def _grain(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     return ((noise - noise.mean()) / noise.std())[mask[box]]
 
 
-def _elsewhere(rng: np.random.Generator, image: np.ndarray, brain: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _elsewhere(
+    rng: np.random.Generator, image: np.ndarray, brain: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
     """Values (N,) of a patch of the mask's shape at another place: the first drawn in the brain and off the mask, or the best."""
     at, inside = np.argwhere(mask), np.argwhere(brain)
     moves = inside[rng.integers(len(inside), size=PLACES)] - np.rint(at.mean(0)).astype(int)

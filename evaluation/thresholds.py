@@ -34,7 +34,9 @@ def conformal_threshold(healthy_scores: np.ndarray, false_alarm: float) -> float
     rank = int(np.ceil((scores.size + 1) * (1 - false_alarm) - 1e-9))
     if rank > scores.size:
         needed = int(np.ceil(1 / false_alarm - 1 - 1e-9))
-        raise ValueError(f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation scans, there are {scores.size}")
+        raise ValueError(
+            f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation scans, there are {scores.size}"
+        )
     return float(scores[rank - 1])
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def model_names() -> list[str]:
     """Names of the detectors: the files of this folder but the contract; what they share lies in `parts`."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base"))
+    return sorted(
+        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base")
+    )
 
 
 def model_class(name: str) -> type[AnomalyModel]:
@@ -24,7 +26,9 @@ def model_class(name: str) -> type[AnomalyModel]:
         raise ValueError(f"unknown model '{name}'; known: {', '.join(model_names())}")
     module = importlib.import_module(f"models.{name}")
     return next(
-        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, AnomalyModel) and c.__module__ == module.__name__
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, AnomalyModel) and c.__module__ == module.__name__
     )
 
 

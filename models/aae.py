@@ -37,7 +37,9 @@ class Aae(AnomalyModel):
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size, numbers=1)
+        self.encoder, self.decoder = dense_coder(
+            in_channels, channels, latent, image_size, numbers=1
+        )
         self.critic = latent_critic(latent)
         self.n_critic, self.penalty, self.adversarial = n_critic, penalty, adversarial
 
@@ -62,7 +64,11 @@ class Aae(AnomalyModel):
         code, pixels = self.encoder(x), x[0].numel()
         rebuilt = self.decoder(code)
         error, judged = squared_error(rebuilt, x).mean() / pixels, self.critic(code).mean() / pixels
-        return code, rebuilt, {"loss": error - self.adversarial * judged, "squared_error": error, "judged": judged}
+        return (
+            code,
+            rebuilt,
+            {"loss": error - self.adversarial * judged, "squared_error": error, "judged": judged},
+        )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
+from models.parts.layers import (
+    coarse_size,
+    decoder,
+    dense_code,
+    encoder,
+    full_precision,
+    weighted_error,
+)
 
 
 class Aeu(AnomalyModel):
@@ -31,14 +38,18 @@ class Aeu(AnomalyModel):
     ) -> None:
         super().__init__()
         code = dense_code(channels[-1], latent, coarse_size(image_size, channels))
-        self.net = nn.Sequential(encoder(in_channels, channels), code, decoder(channels[-1], channels, 2 * in_channels))
+        self.net = nn.Sequential(
+            encoder(in_channels, channels), code, decoder(channels[-1], channels, 2 * in_channels)
+        )
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("likelihood", self.loss, list(self.parameters()))]
 
     def loss(self, batch: Batch) -> Losses:
         """-2 log N(x; mean, exp(v)) per pixel up to a constant; its two parts are logged."""
-        error, log_variance = (part.mean() for part in weighted_error(self.net(batch["image"]), batch["image"]))
+        error, log_variance = (
+            part.mean() for part in weighted_error(self.net(batch["image"]), batch["image"])
+        )
         return {"loss": error + log_variance, "weighted_error": error, "log_variance": log_variance}
 
     def reconstruct(self, x: Tensor) -> Tensor:

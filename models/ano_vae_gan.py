@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import critic_loss, dense_coder, drawn, gaussian, image_critic, kl_divergence
+from models.parts.layers import (
+    critic_loss,
+    dense_coder,
+    drawn,
+    gaussian,
+    image_critic,
+    kl_divergence,
+)
 
 
 class AnoVaeGan(AnomalyModel):
@@ -44,7 +51,12 @@ class AnoVaeGan(AnomalyModel):
         self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
         features, judged = image_critic(in_channels, channels, image_size)
         self.critic = nn.Sequential(*features, judged)
-        self.beta, self.n_critic, self.penalty, self.adversarial = beta, n_critic, penalty, adversarial
+        self.beta, self.n_critic, self.penalty, self.adversarial = (
+            beta,
+            n_critic,
+            penalty,
+            adversarial,
+        )
 
     def updates(self, stage: str) -> list[Update]:
         vae = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -74,8 +86,16 @@ class AnoVaeGan(AnomalyModel):
         mean, log_variance = self.encode(x)
         rebuilt = self.decode(mean, log_variance, batch.get("seed"))
         error = F.l1_loss(rebuilt, x)
-        kl, judged = kl_divergence(mean, log_variance).mean() / pixels, self.critic(rebuilt).mean() / pixels
-        return {"loss": error + self.beta * kl - self.adversarial * judged, "absolute_error": error, "kl": kl, "judged": judged}
+        kl, judged = (
+            kl_divergence(mean, log_variance).mean() / pixels,
+            self.critic(rebuilt).mean() / pixels,
+        )
+        return {
+            "loss": error + self.beta * kl - self.adversarial * judged,
+            "absolute_error": error,
+            "kl": kl,
+            "judged": judged,
+        }
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

@@ -38,22 +38,38 @@ class Atlas(AnomalyModel):
         standardise: Literal["none", "robust"] = "none",
     ) -> None:
         super().__init__()
-        self.tail, self.smooth, self.prior, self.mirror, self.standardise = tail, smooth, prior, mirror, standardise
+        self.tail, self.smooth, self.prior, self.mirror, self.standardise = (
+            tail,
+            smooth,
+            prior,
+            mirror,
+            standardise,
+        )
         self.register_buffer("mean", torch.zeros(0, 0, 0))  # (slices * channels, H, W)
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         device = self.get_buffer("mean").device
-        statistics = place_statistics(batches, lambda b: self._seen(b["image"], b["mask"].float()), self.smooth, self.prior, self.mirror)
+        statistics = place_statistics(
+            batches,
+            lambda b: self._seen(b["image"], b["mask"].float()),
+            self.smooth,
+            self.prior,
+            self.mirror,
+        )
         self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
     def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
         """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, C, H, W)."""
         x = x.float()
-        return blur_inside(each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth)
+        return blur_inside(
+            each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth
+        )
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        mean, deviation = (self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation"))
+        mean, deviation = (
+            self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation")
+        )
         place = places(x, z, len(mean))
         signed = (self._seen(x, mask.float()) - mean[place]) / deviation[place]
         return tail_of(signed, self.tail).mean(1, keepdim=True) * mask

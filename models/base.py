@@ -40,7 +40,9 @@ class AnomalyModel(nn.Module, ABC):
     """
 
     stages: tuple[str, ...] = ("train",)
-    scoring_arguments: tuple[str, ...] = ()  # constructor arguments that training does not depend on, such as the kind of map
+    scoring_arguments: tuple[
+        str, ...
+    ] = ()  # constructor arguments that training does not depend on, such as the kind of map
     combines: bool = False  # made of finished runs, its `members`; see pipelines/runs.py
     supervised: bool = False  # trains on abnormal scans too and needs batch["label"]; a labelled upper bound, not a detector of the unknown
 
@@ -60,7 +62,9 @@ class AnomalyModel(nn.Module, ABC):
         """Score (B,): mean of the map inside the mask, 0 for an empty mask."""
         return self.anomaly_map(x, mask, z).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
-    def map_and_score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def map_and_score(
+        self, x: Tensor, mask: Tensor, z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`anomaly_map` and `score`, for models that get both from one pass."""
         return self.anomaly_map(x, mask, z), self.score(x, mask, z)
 

@@ -8,7 +8,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import coarse_size, decoder, dense_code, encoder, full_precision, weighted_error
+from models.parts.layers import (
+    coarse_size,
+    decoder,
+    dense_code,
+    encoder,
+    full_precision,
+    weighted_error,
+)
 
 
 class Cae(AnomalyModel):
@@ -42,10 +49,14 @@ class Cae(AnomalyModel):
         if uncertainty and loss != "mse":
             raise ValueError(f"uncertainty: the error is squared, loss must be 'mse', got '{loss}'")
         self.encoder = encoder(in_channels, channels, dropout, spatial_dims)
-        self.decoder = decoder(channels[-1], channels, (1 + uncertainty) * in_channels, dropout, spatial_dims)
+        self.decoder = decoder(
+            channels[-1], channels, (1 + uncertainty) * in_channels, dropout, spatial_dims
+        )
         self.code: nn.Module = nn.Identity()
         if bottleneck == "dense":
-            self.code = dense_code(channels[-1], latent, coarse_size(image_size, channels, spatial_dims))
+            self.code = dense_code(
+                channels[-1], latent, coarse_size(image_size, channels, spatial_dims)
+            )
         self.loss_kind, self.uncertainty = loss, uncertainty
 
     def updates(self, stage: str) -> list[Update]:

@@ -81,14 +81,19 @@ class CeVae(AnomalyModel):
             return vae
         covered = cover_squares(x, seeds=seeds) * batch["mask"]
         filled = squared_error(self.decoder(self.encode(covered)[0]), x).mean() / x[0].numel()
-        return vae | {"loss": (1 - self.context) * vae["loss"] + self.context * filled, "context": filled}
+        return vae | {
+            "loss": (1 - self.context) * vae["loss"] + self.context * filled,
+            "context": filled,
+        }
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         """Mean KL gradient of healthy brain pixels, the unit of "combi"."""
-        self.healthy_gradient = mean_inside(batches, self.kl_gradient, self.get_buffer("healthy_gradient").device)
+        self.healthy_gradient = mean_inside(
+            batches, self.kl_gradient, self.get_buffer("healthy_gradient").device
+        )
 
     def kl_gradient(self, x: Tensor) -> Tensor:
         """|d KL / dx| over noisy copies with fixed seeds, averaged over copies and channels, smoothed; (B, 1, H, W)."""
@@ -96,7 +101,10 @@ class CeVae(AnomalyModel):
         for copy in range(self.samples):
             seeds = torch.full((len(x),), copy, dtype=torch.int64)
             noise = self.noise * randn(x, seeds) if self.samples > 1 else 0
-            total = total + input_gradient(x + noise, lambda y: kl_divergence(*self.encode(y)).sum()).abs()
+            total = (
+                total
+                + input_gradient(x + noise, lambda y: kl_divergence(*self.encode(y)).sum()).abs()
+            )
         return gaussian_blur(total.mean(1, keepdim=True) / self.samples, self.smooth)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:

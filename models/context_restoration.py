@@ -20,7 +20,12 @@ class ContextRestoration(AnomalyModel):
         patch_fraction: side of a swapped patch as a fraction of the image side.
     """
 
-    def __init__(self, in_channels: int = 1, channels: Sequence[int] = (16, 32, 64, 128, 256, 512), patch_fraction: float = 0.125) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256, 512),
+        patch_fraction: float = 0.125,
+    ) -> None:
         super().__init__()
         self.encoder = encoder(in_channels, channels)
         self.decoder = decoder(channels[-1], channels, in_channels)
@@ -31,7 +36,9 @@ class ContextRestoration(AnomalyModel):
 
     def loss(self, batch: Batch) -> Losses:
         """Mean squared error between the restored image and the image before the swap."""
-        swapped = swap_patches(batch["image"], batch["mask"], self.patch_fraction, batch.get("seed"))
+        swapped = swap_patches(
+            batch["image"], batch["mask"], self.patch_fraction, batch.get("seed")
+        )
         return {"loss": (self.reconstruct(swapped) - batch["image"]).square().mean()}
 
     def reconstruct(self, x: Tensor) -> Tensor:

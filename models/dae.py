@@ -21,7 +21,9 @@ class Dae(AnomalyModel):
         coarse: cells of noise along the longer side of the image.
     """
 
-    def __init__(self, in_channels: int = 1, width: int = 16, noise: float = 0.2, coarse: int = 16) -> None:
+    def __init__(
+        self, in_channels: int = 1, width: int = 16, noise: float = 0.2, coarse: int = 16
+    ) -> None:
         super().__init__()
         if coarse < 1:
             raise ValueError(f"coarse: expected at least 1 cell of noise, got {coarse}")

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from models.base import AnomalyModel, Batch, Losses, Update
 from models.parts.layers import coarse_size, decoder, encoder, squared_error
 
-WIDEST = 1e4  # features are held to +- this, so that one strange slice cannot make the energy infinite
+WIDEST = (
+    1e4  # features are held to +- this, so that one strange slice cannot make the energy infinite
+)
 
 
 class Dagmm(AnomalyModel):
@@ -47,16 +49,27 @@ class Dagmm(AnomalyModel):
     ) -> None:
         super().__init__()
         size = coarse_size(image_size, channels)
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], code, size), nn.Flatten(), nn.Tanh())
+        self.encoder = nn.Sequential(
+            *encoder(in_channels, channels),
+            nn.Conv2d(channels[-1], code, size),
+            nn.Flatten(),
+            nn.Tanh(),
+        )
         self.decoder = nn.Sequential(
-            nn.Unflatten(1, (code, 1, 1)), nn.ConvTranspose2d(code, channels[-1], size), *decoder(channels[-1], channels, in_channels)
+            nn.Unflatten(1, (code, 1, 1)),
+            nn.ConvTranspose2d(code, channels[-1], size),
+            *decoder(channels[-1], channels, in_channels),
         )
         n = code + 2
-        self.estimation = nn.Sequential(nn.Linear(n, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, components))
+        self.estimation = nn.Sequential(
+            nn.Linear(n, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, components)
+        )
         self.energy_weight, self.spread_weight, self.jitter = energy_weight, spread_weight, jitter
         self.register_buffer("phi", torch.full((components,), 1 / components, dtype=torch.float64))
         self.register_buffer("mu", torch.zeros(components, n, dtype=torch.float64))
-        self.register_buffer("covariance", torch.eye(n, dtype=torch.float64).repeat(components, 1, 1))
+        self.register_buffer(
+            "covariance", torch.eye(n, dtype=torch.float64).repeat(components, 1, 1)
+        )
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("dagmm", self.loss, list(self.parameters()))]
@@ -74,12 +87,19 @@ class Dagmm(AnomalyModel):
         """Reconstruction, energy under the batch's own mixture, and inverse variances."""
         features, rebuilt = self.features(batch["image"])
         with torch.autocast(features.device.type, enabled=False):
-            phi, mu, covariance = self.mixture(features, self.estimation(features.float()).softmax(1))
+            phi, mu, covariance = self.mixture(
+                features, self.estimation(features.float()).softmax(1)
+            )
             energy = self.energy(features, phi, mu, covariance).mean()
         spread = (1 / (covariance.diagonal(dim1=1, dim2=2) + self.jitter)).sum()
         error = squared_error(rebuilt, batch["image"]).mean()
         loss = error + self.energy_weight * energy + self.spread_weight * spread
-        return {"loss": loss.float(), "squared_error": error, "energy": energy.float(), "spread": spread.float()}
+        return {
+            "loss": loss.float(),
+            "squared_error": error,
+            "energy": energy.float(),
+            "spread": spread.float(),
+        }
 
     def mixture(self, features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """phi (K,), mu (K, n) and S (K, n, n) of features (B, n) with memberships (B, K); float64."""
@@ -93,11 +113,17 @@ class Dagmm(AnomalyModel):
     def energy(self, features: Tensor, phi: Tensor, mu: Tensor, covariance: Tensor) -> Tensor:
         """-log sum_k phi_k N(features; mu_k, S_k + jitter I), (B,) float64."""
         n = features.shape[1]
-        factor = torch.linalg.cholesky(covariance + self.jitter * torch.eye(n, dtype=torch.float64, device=features.device))
+        factor = torch.linalg.cholesky(
+            covariance + self.jitter * torch.eye(n, dtype=torch.float64, device=features.device)
+        )
         apart = (features.double()[:, None] - mu).permute(1, 2, 0)  # (K, n, B)
-        whitened = torch.linalg.solve_triangular(factor, apart, upper=False).square().sum(1).T  # (B, K)
+        whitened = (
+            torch.linalg.solve_triangular(factor, apart, upper=False).square().sum(1).T
+        )  # (B, K)
         log_volume = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        parts = phi.clamp(min=1e-300).log() - 0.5 * (whitened + log_volume + n * math.log(2 * math.pi))
+        parts = phi.clamp(min=1e-300).log() - 0.5 * (
+            whitened + log_volume + n * math.log(2 * math.pi)
+        )
         return -torch.logsumexp(parts, 1)
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
@@ -105,7 +131,9 @@ class Dagmm(AnomalyModel):
         device = self.get_buffer("mu").device
         with torch.no_grad():
             features = torch.cat([self.features(b["image"].to(device))[0] for b in batches])
-            self.phi, self.mu, self.covariance = self.mixture(features, self.estimation(features).softmax(1))
+            self.phi, self.mu, self.covariance = self.mixture(
+                features, self.estimation(features).softmax(1)
+            )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
@@ -114,7 +142,9 @@ class Dagmm(AnomalyModel):
         """Energy of each slice (B,); larger is more anomalous, and it may be negative."""
         with torch.autocast(x.device.type, enabled=False):
             features = self.features(x.float())[0]
-            return self.energy(features, *(self.get_buffer(name) for name in ("phi", "mu", "covariance"))).float()
+            return self.energy(
+                features, *(self.get_buffer(name) for name in ("phi", "mu", "covariance"))
+            ).float()
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return (x - self.reconstruct(x)).square().mean(1, keepdim=True) * mask

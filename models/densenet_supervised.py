@@ -25,11 +25,15 @@ class DensenetSupervised(AnomalyModel):
 
     supervised = True
 
-    def __init__(self, in_channels: int = 1, positive_weight: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int = 1, positive_weight: float = 1.0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         from monai.networks.nets import DenseNet121
 
-        self.net = DenseNet121(spatial_dims=2, in_channels=in_channels, out_channels=1, dropout_prob=dropout)
+        self.net = DenseNet121(
+            spatial_dims=2, in_channels=in_channels, out_channels=1, dropout_prob=dropout
+        )
         self.positive_weight = positive_weight
         self._cam: list[Any] = []  # made at first use: it hooks into the network
 
@@ -41,7 +45,10 @@ class DensenetSupervised(AnomalyModel):
         logits, labels = self.net(batch["image"]).flatten(), batch["label"].float()
         weight = torch.tensor(self.positive_weight, device=logits.device)
         accuracy = ((logits > 0) == (labels > 0.5)).float().mean()
-        return {"loss": F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight), "accuracy": accuracy}
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight),
+            "accuracy": accuracy,
+        }
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         return self.net(x).flatten().sigmoid()

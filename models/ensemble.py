@@ -58,30 +58,53 @@ class Ensemble(AnomalyModel):
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         knots = self.get_buffer("knots")
         found = [improbability(v, k) for v, k in zip(self._maps(x, mask, z), knots, strict=True)]
-        return torch.stack(found).mean(0) * mask if found else torch.zeros_like(mask, dtype=torch.float32)
+        return (
+            torch.stack(found).mean(0) * mask
+            if found
+            else torch.zeros_like(mask, dtype=torch.float32)
+        )
 
     def _maps(self, x: Tensor, mask: Tensor, z: Tensor | None) -> list[Tensor]:
         """Each member's map at the resolution of x, (B, 1, H, W) or (B, 1, X, Y, Z) float32."""
         each = list(zip(self.members, self.sizes, self.planes, strict=True))
         if x.dim() == 4:
             return [_of_slices(member, size, x, mask, z) for member, size, _ in each]
-        return [torch.cat([_of_volume(*one, v, m) for v, m in zip(x.split(1), mask.split(1), strict=True)]) for one in each]
+        return [
+            torch.cat(
+                [_of_volume(*one, v, m) for v, m in zip(x.split(1), mask.split(1), strict=True)]
+            )
+            for one in each
+        ]
 
 
-def _of_slices(member: nn.Module, size: tuple[int, ...], x: Tensor, mask: Tensor, z: Tensor | None) -> Tensor:
+def _of_slices(
+    member: nn.Module, size: tuple[int, ...], x: Tensor, mask: Tensor, z: Tensor | None
+) -> Tensor:
     """A member's map of slices (B, C, H, W) at its own resolution, brought back to theirs."""
     own = x.shape[2:] == size
-    small, inside = (x, mask) if own else (F.interpolate(x, size, mode="area"), F.interpolate(mask, size, mode="nearest-exact"))
+    small, inside = (
+        (x, mask)
+        if own
+        else (F.interpolate(x, size, mode="area"), F.interpolate(mask, size, mode="nearest-exact"))
+    )
     assert isinstance(member, AnomalyModel)
     found = member.anomaly_map(small * inside, inside, z).float()
-    return found if own else F.interpolate(found, x.shape[2:], mode="bilinear", align_corners=False) * mask
+    return (
+        found
+        if own
+        else F.interpolate(found, x.shape[2:], mode="bilinear", align_corners=False) * mask
+    )
 
 
-def _of_volume(member: nn.Module, size: tuple[int, ...], axes: tuple[int, int, int], x: Tensor, mask: Tensor) -> Tensor:
+def _of_volume(
+    member: nn.Module, size: tuple[int, ...], axes: tuple[int, int, int], x: Tensor, mask: Tensor
+) -> Tensor:
     """A member's map of one volume (1, C, X, Y, Z), slice by slice of its plane."""
     result = torch.zeros_like(mask, dtype=torch.float32)
     order = (1 + axes[2], 0, 1 + axes[0], 1 + axes[1])  # slices first
-    slices, inside, shown = (v[0].permute(order) for v in (x, mask, result))  # views: what is shown stands in the result
+    slices, inside, shown = (
+        v[0].permute(order) for v in (x, mask, result)
+    )  # views: what is shown stands in the result
     for rows in inside.flatten(1).any(1).nonzero().flatten().split(AT_ONCE):
         shown[rows] = _of_slices(member, size, slices[rows], inside[rows], rows)
     return result

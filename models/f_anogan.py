@@ -48,11 +48,21 @@ class FAnogan(AnomalyModel):
         super().__init__()
         size = coarse_size(image_size, channels)
         self.generator = nn.Sequential(
-            nn.ConvTranspose2d(latent, channels[-1], size), *decoder(channels[-1], channels, in_channels), nn.Sigmoid()
+            nn.ConvTranspose2d(latent, channels[-1], size),
+            *decoder(channels[-1], channels, in_channels),
+            nn.Sigmoid(),
         )
         self.features, self.critic = image_critic(in_channels, channels, image_size)
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], latent, size))
-        self.latent, self.n_critic, self.penalty, self.kappa, self.encode = latent, n_critic, penalty, kappa, encode
+        self.encoder = nn.Sequential(
+            *encoder(in_channels, channels), nn.Conv2d(channels[-1], latent, size)
+        )
+        self.latent, self.n_critic, self.penalty, self.kappa, self.encode = (
+            latent,
+            n_critic,
+            penalty,
+            kappa,
+            encode,
+        )
 
     def updates(self, stage: str) -> list[Update]:
         if stage == "encoder":
@@ -60,7 +70,12 @@ class FAnogan(AnomalyModel):
         judge = [*self.features.parameters(), *self.critic.parameters()]
         return [
             Update("critic", self.critic_loss, judge),
-            Update("generator", self.generator_loss, list(self.generator.parameters()), every=self.n_critic),
+            Update(
+                "generator",
+                self.generator_loss,
+                list(self.generator.parameters()),
+                every=self.n_critic,
+            ),
         ]
 
     def judge(self, x: Tensor) -> Tensor:
@@ -69,7 +84,11 @@ class FAnogan(AnomalyModel):
 
     def noise(self, batch: Batch, stream: int = 3) -> Tensor:
         """Latent vectors (B, latent, 1, 1), each from its slice's own seed."""
-        return randn(batch["image"].new_zeros(len(batch["image"]), self.latent, 1, 1), batch.get("seed"), stream)
+        return randn(
+            batch["image"].new_zeros(len(batch["image"]), self.latent, 1, 1),
+            batch.get("seed"),
+            stream,
+        )
 
     def critic_loss(self, batch: Batch) -> Losses:
         """D(fake) - D(real) + penalty * (|grad D| - 1)^2 between the two; the penalty only where gradients flow."""
@@ -114,7 +133,9 @@ class FAnogan(AnomalyModel):
     def draw(self, count: int) -> Tensor:
         device = next(self.parameters()).device
         seeds = torch.arange(count)
-        return self.generator(randn(torch.zeros(count, self.latent, 1, 1, device=device), seeds, stream=6))
+        return self.generator(
+            randn(torch.zeros(count, self.latent, 1, 1, device=device), seeds, stream=6)
+        )
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from models.base import AnomalyModel, Batch, Losses, Update
 from models.parts.layers import ImageNetFeatures, coarse_size, decoder, each_brain, encoder
 
-SPREAD, RANGE = 10.0, 60.0  # of the network's features inside the brain, measured on CT: standard deviation 8 to 10, range 53 to 81
+SPREAD, RANGE = (
+    10.0,
+    60.0,
+)  # of the network's features inside the brain, measured on CT: standard deviation 8 to 10, range 53 to 81
 
 
 class Fae(AnomalyModel):
@@ -46,16 +49,32 @@ class Fae(AnomalyModel):
         coarse_size((cells, cells), widths)
         self.network = ImageNetFeatures(blocks, size)
         inputs = sum(self.network.channels)
-        self.encoder, self.decoder = encoder(inputs, widths, dropout), decoder(widths[-1], widths, inputs, dropout)
+        self.encoder, self.decoder = (
+            encoder(inputs, widths, dropout),
+            decoder(widths[-1], widths, inputs, dropout),
+        )
         self.cells, self.window, self.equalise = cells, window, equalise
 
     def updates(self, stage: str) -> list[Update]:
-        return [Update("features", self.loss, [*self.encoder.parameters(), *self.decoder.parameters()])]
+        return [
+            Update("features", self.loss, [*self.encoder.parameters(), *self.decoder.parameters()])
+        ]
 
     def features(self, x: Tensor, mask: Tensor) -> Tensor:
         """Joined feature maps of slices (B, C, H, W), (B, features, cells, cells), of order 1."""
-        maps = self.network(each_brain(x.float().mean(1, keepdim=True), mask, equalised) if self.equalise else x)
-        return torch.cat([F.interpolate(v, (self.cells, self.cells), mode="bilinear", antialias=True) for v in maps], 1) / SPREAD
+        maps = self.network(
+            each_brain(x.float().mean(1, keepdim=True), mask, equalised) if self.equalise else x
+        )
+        return (
+            torch.cat(
+                [
+                    F.interpolate(v, (self.cells, self.cells), mode="bilinear", antialias=True)
+                    for v in maps
+                ],
+                1,
+            )
+            / SPREAD
+        )
 
     def similarity(self, x: Tensor, mask: Tensor) -> Tensor:
         """SSIM of each feature map and its reconstruction, (B, features, cells, cells)."""

@@ -9,7 +9,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import coarse_size, decoder, drawn, encoder, gaussian, kl_divergence, squared_error
+from models.parts.layers import (
+    coarse_size,
+    decoder,
+    drawn,
+    encoder,
+    gaussian,
+    kl_divergence,
+    squared_error,
+)
 from models.parts.restoration import map_restoration
 
 
@@ -53,7 +61,9 @@ class Gmvae(AnomalyModel):
         coarse_size(image_size, channels)  # refuses what the blocks cannot halve
         self.encoder = encoder(in_channels, channels)
         self.to_z, self.to_w = (nn.Conv2d(channels[-1], 2 * n, 1) for n in (dim_z, dim_w))
-        self.prior = nn.Sequential(nn.Conv2d(dim_w, 64, 1), nn.LeakyReLU(0.1), nn.Conv2d(64, 2 * dim_c * dim_z, 1))
+        self.prior = nn.Sequential(
+            nn.Conv2d(dim_w, 64, 1), nn.LeakyReLU(0.1), nn.Conv2d(64, 2 * dim_c * dim_z, 1)
+        )
         self.decoder = decoder(dim_z, channels, in_channels)
         self.dim_c, self.c_lambda, self.beta = dim_c, c_lambda, beta
         self.restoration, self.rho, self.schedule = restoration, rho, schedule
@@ -64,14 +74,26 @@ class Gmvae(AnomalyModel):
     def terms(self, x: Tensor, seeds: Tensor | None = None, sample: bool = False) -> Losses:
         """The four terms of the negative ELBO, each per slice, (B,); z and w are drawn with `sample`, else their means."""
         features = self.encoder(x)
-        (z_mean, z_log), (w_mean, w_log) = gaussian(self.to_z(features)), gaussian(self.to_w(features))
+        (z_mean, z_log), (w_mean, w_log) = (
+            gaussian(self.to_z(features)),
+            gaussian(self.to_w(features)),
+        )
         z, w = z_mean, w_mean
         if sample:
             z, w = drawn(z_mean, z_log, seeds), drawn(w_mean, w_log, seeds, stream=7)
-        mean, log = (half.unflatten(1, (self.dim_c, -1)) for half in gaussian(self.prior(w)))  # (B, dim_c, dim_z, h, w)
-        density = -0.5 * (log + (z[:, None] - mean).square() * (-log).exp()).sum(2)  # log N(z; mean, exp(log)) but for a constant
+        mean, log = (
+            half.unflatten(1, (self.dim_c, -1)) for half in gaussian(self.prior(w))
+        )  # (B, dim_c, dim_z, h, w)
+        density = -0.5 * (log + (z[:, None] - mean).square() * (-log).exp()).sum(
+            2
+        )  # log N(z; mean, exp(log)) but for a constant
         chosen = density.log_softmax(1)  # log p(c | z, w)
-        apart = 0.5 * (log - z_log[:, None] + ((z_mean[:, None] - mean).square() + z_log[:, None].exp()) * (-log).exp() - 1).sum(2)
+        apart = 0.5 * (
+            log
+            - z_log[:, None]
+            + ((z_mean[:, None] - mean).square() + z_log[:, None].exp()) * (-log).exp()
+            - 1
+        ).sum(2)
         component = (chosen.exp() * (chosen + math.log(self.dim_c))).sum(1)
         return {
             "squared_error": squared_error(self.decoder(z), x),
@@ -84,7 +106,10 @@ class Gmvae(AnomalyModel):
         """Negative evidence lower bound per pixel; its terms are logged."""
         terms = self.terms(batch["image"], batch.get("seed"), self.training)
         means = {name: term.mean() / batch["image"][0].numel() for name, term in terms.items()}
-        return {"loss": means["squared_error"] + self.beta * (means["z"] + means["w"] + means["c"]), **means}
+        return {
+            "loss": means["squared_error"] + self.beta * (means["z"] + means["w"] + means["c"]),
+            **means,
+        }
 
     def elbo(self, x: Tensor) -> Tensor:
         """What the loss lowers, with its sign turned, at the latents' means and per slice, (B,)."""
@@ -95,5 +120,9 @@ class Gmvae(AnomalyModel):
         return self.decoder(gaussian(self.to_z(self.encoder(x)))[0])
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        healthy = map_restoration(x, mask, self.elbo, self.rho, self.schedule) if self.restoration == "map" else self.reconstruct(x)
+        healthy = (
+            map_restoration(x, mask, self.elbo, self.rho, self.schedule)
+            if self.restoration == "map"
+            else self.reconstruct(x)
+        )
         return (x - healthy).abs().mean(1, keepdim=True) * mask

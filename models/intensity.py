@@ -25,7 +25,10 @@ class Intensity(AnomalyModel):
     stages = ()
 
     def __init__(
-        self, mode: Literal["value", "z", "equalised"] = "z", tail: Literal["bright", "dark", "both"] = "both", smooth: float = 0.0
+        self,
+        mode: Literal["value", "z", "equalised"] = "z",
+        tail: Literal["bright", "dark", "both"] = "both",
+        smooth: float = 0.0,
     ) -> None:
         super().__init__()
         self.mode, self.tail, self.smooth = mode, tail, smooth

@@ -12,7 +12,16 @@ from models.base import AnomalyModel, Batch, Losses, Update
 from models.parts.layers import coarse_size, decoder, encoder, gaussian, generator, negative_elbo
 from models.parts.pretext import swap_patches, turn_and_shift
 
-TRIALS = ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))  # (turns, across, along) at inference
+TRIALS = (
+    (0, 0, 0),
+    (1, 0, 0),
+    (2, 0, 0),
+    (3, 0, 0),
+    (0, 1, 0),
+    (0, -1, 0),
+    (0, 0, 1),
+    (0, 0, -1),
+)  # (turns, across, along) at inference
 
 
 class Multitask(AnomalyModel):
@@ -52,7 +61,9 @@ class Multitask(AnomalyModel):
     ) -> None:
         super().__init__()
         if channels[-1] % 2:
-            raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
+            raise ValueError(
+                f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}"
+            )
         if not 0 <= lam <= 1:
             raise ValueError(f"lam: expected a share from 0 to 1, got {lam}")
         if len(set(coarse_size(image_size, channels))) > 1:
@@ -67,7 +78,11 @@ class Multitask(AnomalyModel):
     def updates(self, stage: str) -> list[Update]:
         if stage == "pretrain":
             parts = (self.encoder, self.latent, self.decoder)
-            return [Update(stage, self.restoration_loss, [p for part in parts for p in part.parameters()])]
+            return [
+                Update(
+                    stage, self.restoration_loss, [p for part in parts for p in part.parameters()]
+                )
+            ]
         return [Update(stage, self.multitask_loss, list(self.parameters()))]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +97,9 @@ class Multitask(AnomalyModel):
 
     def restoration_loss(self, batch: Batch) -> Losses:
         """Mean squared error between the restored image and the image before the swap."""
-        swapped = swap_patches(batch["image"], batch["mask"], self.patch_fraction, batch.get("seed"))
+        swapped = swap_patches(
+            batch["image"], batch["mask"], self.patch_fraction, batch.get("seed")
+        )
         return {"loss": (self.reconstruct(swapped) - batch["image"]).square().mean()}
 
     def multitask_loss(self, batch: Batch) -> Losses:
@@ -90,10 +107,19 @@ class Multitask(AnomalyModel):
         labels = _draw(batch)
         x = turn_and_shift(batch["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
         features, mean, log_variance = self.encode(x)
-        reconstruction = negative_elbo(x, mean, log_variance, self.decoder, batch.get("seed"), self.training, self.beta)["loss"]
-        classification = torch.stack([F.cross_entropy(a, labels[:, i]) for i, a in enumerate(self.logits(features))]).sum()
+        reconstruction = negative_elbo(
+            x, mean, log_variance, self.decoder, batch.get("seed"), self.training, self.beta
+        )["loss"]
+        classification = torch.stack(
+            [F.cross_entropy(a, labels[:, i]) for i, a in enumerate(self.logits(features))]
+        ).sum()
         scaled = self.epsilon * reconstruction
-        return {"loss": classification + scaled, "classification": classification, "reconstruction": reconstruction, "scaled": scaled}
+        return {
+            "loss": classification + scaled,
+            "classification": classification,
+            "reconstruction": reconstruction,
+            "scaled": scaled,
+        }
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[1])
@@ -123,13 +149,19 @@ class Multitask(AnomalyModel):
         """The scale of s_r: the 99th percentile of the residual score of training slices."""
         device = self.get_buffer("healthy_residual").device
         with torch.no_grad():
-            scores = torch.cat([self.residual_score(b["image"].to(device), b["mask"].to(device)) for b in batches])
+            scores = torch.cat(
+                [self.residual_score(b["image"].to(device), b["mask"].to(device)) for b in batches]
+            )
         self.healthy_residual = scores.quantile(0.99).clamp(min=1e-12)
 
 
 def _draw(batch: Batch) -> Tensor:
     """Labels (B, 3): quarter turns 0..3, shifts across and along 0..2, each slice's from its own seed."""
-    seeds = batch["seed"].tolist() if "seed" in batch else torch.randint(1 << 31, (len(batch["image"]),)).tolist()
+    seeds = (
+        batch["seed"].tolist()
+        if "seed" in batch
+        else torch.randint(1 << 31, (len(batch["image"]),)).tolist()
+    )
     rows = []
     for seed in seeds:
         source = generator(seed, stream=7)

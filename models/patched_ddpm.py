@@ -58,7 +58,9 @@ class PatchedDdpm(AnomalyModel):
         super().__init__()
         factor = math.lcm(grid, 2 ** (len(channels) - 1))
         if any(side % factor for side in image_size):
-            raise ValueError(f"image_size {tuple(image_size)} must be divisible by {factor}, for grid {grid} and {len(channels)} channels")
+            raise ValueError(
+                f"image_size {tuple(image_size)} must be divisible by {factor}, for grid {grid} and {len(channels)} channels"
+            )
         if not 0 <= test_step < steps:
             raise ValueError(f"test_step must lie in 0..{steps - 1}, got {test_step}")
         self.net = DiffusionModelUNet(
@@ -74,9 +76,17 @@ class PatchedDdpm(AnomalyModel):
         )
         for layer in self.net.modules():
             if isinstance(layer, nn.Conv2d) and not layer.weight.any():
-                nn.init.normal_(layer.weight, std=1e-3)  # MONAI starts them at 0, where no gradient passes in the first step
+                nn.init.normal_(
+                    layer.weight, std=1e-3
+                )  # MONAI starts them at 0, where no gradient passes in the first step
         self.scheduler = DDPMScheduler(steps, "linear_beta")
-        self.grid, self.steps, self.test_step, self.predict, self.noise = grid, steps, test_step, predict, noise
+        self.grid, self.steps, self.test_step, self.predict, self.noise = (
+            grid,
+            steps,
+            test_step,
+            predict,
+            noise,
+        )
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("denoise", self.loss, list(self.net.parameters()))]
@@ -85,20 +95,36 @@ class PatchedDdpm(AnomalyModel):
         """One mask per patch, (grid * grid, 1, H, W): together they cover the slice once."""
         height, width = like.shape[-2:]
         cells = torch.eye(self.grid**2).view(-1, 1, self.grid, self.grid)
-        return cells.repeat_interleave(height // self.grid, 2).repeat_interleave(width // self.grid, 3).to(like.device)
+        return (
+            cells.repeat_interleave(height // self.grid, 2)
+            .repeat_interleave(width // self.grid, 3)
+            .to(like.device)
+        )
 
     def noised(self, x: Tensor, noise: Tensor, step: Tensor, patch: Tensor) -> Tensor:
         """x_t inside the patch, x outside; x (B, C, H, W) in [-1, 1]. float32: the scheduler takes over the type of what it is given."""
-        return torch.where(patch > 0, self.scheduler.add_noise(x.float(), noise.float(), step), x.float())
+        return torch.where(
+            patch > 0, self.scheduler.add_noise(x.float(), noise.float(), step), x.float()
+        )
 
     def loss(self, batch: Batch) -> Losses:
         """Mean absolute error inside one patch per slice, at one step per slice."""
         x = 2 * batch["image"].float() - 1
-        seeds = batch["seed"].tolist() if "seed" in batch else torch.randint(1 << 31, (len(x),)).tolist()
+        seeds = (
+            batch["seed"].tolist()
+            if "seed" in batch
+            else torch.randint(1 << 31, (len(x),)).tolist()
+        )
         sources = [generator(seed, stream=7) for seed in seeds]
-        step = torch.cat([torch.randint(self.steps, (1,), generator=s) for s in sources]).to(x.device)
-        place = torch.cat([torch.randint(self.grid**2, (1,), generator=s) for s in sources]).to(x.device)
-        noise = torch.stack([smooth_noise(x.shape[1:], PERIODS[self.noise], s) for s in sources]).to(x)
+        step = torch.cat([torch.randint(self.steps, (1,), generator=s) for s in sources]).to(
+            x.device
+        )
+        place = torch.cat([torch.randint(self.grid**2, (1,), generator=s) for s in sources]).to(
+            x.device
+        )
+        noise = torch.stack(
+            [smooth_noise(x.shape[1:], PERIODS[self.noise], s) for s in sources]
+        ).to(x)
         patch = self.patches(x)[place]
         predicted = self.net(self.noised(x, noise, step, patch), step)
         error = (predicted - (x if self.predict == "sample" else noise)).abs() * patch
@@ -117,7 +143,9 @@ class PatchedDdpm(AnomalyModel):
         step = torch.full((len(x),), self.test_step, device=x.device)
         stitched = torch.zeros_like(scaled)
         for k, patch in enumerate(self.patches(x)):
-            noise = smooth_noise(x.shape[1:], PERIODS[self.noise], generator(k, stream=8)).to(scaled)
+            noise = smooth_noise(x.shape[1:], PERIODS[self.noise], generator(k, stream=8)).to(
+                scaled
+            )
             noisy = self.noised(scaled, noise, step, patch)
             stitched += self.clean(self.net(noisy, step).float(), noisy) * patch
         return (stitched + 1) / 2
@@ -135,7 +163,9 @@ def smooth_noise(shape: Sequence[int], periods: Sequence[int], source: torch.Gen
     total, power = torch.zeros(channels, *size), 0.0
     with torch.autocast("cpu", enabled=False):
         for k, period in enumerate(periods):
-            rows, columns = (_interpolation(side, max(2, math.ceil(side / period))) for side in size)
+            rows, columns = (
+                _interpolation(side, max(2, math.ceil(side / period))) for side in size
+            )
             knots = torch.randn(channels, rows.shape[1], columns.shape[1], generator=source)
             total += 0.8**k * (rows @ knots @ columns.T)
             power += 0.8 ** (2 * k)

@@ -46,7 +46,9 @@ class Pca(AnomalyModel):
                 waiting, count = [rows[ROWS:]], count - ROWS
         rows = torch.cat(waiting)
         if len(rows) < self.n_components:
-            raise ValueError(f"{len(rows)} healthy slices cannot give n_components={self.n_components}; lower model.n_components.")
+            raise ValueError(
+                f"{len(rows)} healthy slices cannot give n_components={self.n_components}; lower model.n_components."
+            )
         fitted.partial_fit(rows.numpy())
         device = self.get_buffer("mean").device
         self.mean = torch.tensor(fitted.mean_, dtype=torch.float32, device=device)

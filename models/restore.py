@@ -36,7 +36,12 @@ class Restore(AnomalyModel):
         self,
         in_channels: int = 1,
         width: int = 16,
-        kinds: Sequence[Literal["foreign", "poisson", "intensity", "deformation"]] = ("foreign", "poisson", "intensity", "deformation"),
+        kinds: Sequence[Literal["foreign", "poisson", "intensity", "deformation"]] = (
+            "foreign",
+            "poisson",
+            "intensity",
+            "deformation",
+        ),
         share: float = 0.8,
         weight: float = 1.0,
         severities: Sequence[float] = (0.25, 0.5, 0.75),
@@ -50,7 +55,13 @@ class Restore(AnomalyModel):
         if not severities or min(severities) < 0 or max(severities) > 1:
             raise ValueError(f"severities: expected numbers from 0 to 1, got {list(severities)}")
         self.net = unet(in_channels + 1, in_channels + 1, width)
-        self.kinds, self.share, self.weight, self.severities, self.map_kind = tuple(kinds), share, weight, tuple(severities), map
+        self.kinds, self.share, self.weight, self.severities, self.map_kind = (
+            tuple(kinds),
+            share,
+            weight,
+            tuple(severities),
+            map,
+        )
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("restore", self.loss, list(self.parameters()))]
@@ -70,15 +81,24 @@ class Restore(AnomalyModel):
         clean, logits = self.predict(changed, alpha)
         pixels = mask.sum().clamp(min=1)
         restoration = ((clean - x).square().mean(1, keepdim=True) * mask).sum() / pixels
-        cross = (F.binary_cross_entropy_with_logits(logits, severity, reduction="none") * mask).sum() / pixels
-        return {"loss": restoration + self.weight * cross, "restoration": restoration, "severity": cross}
+        cross = (
+            F.binary_cross_entropy_with_logits(logits, severity, reduction="none") * mask
+        ).sum() / pixels
+        return {
+            "loss": restoration + self.weight * cross,
+            "restoration": restoration,
+            "severity": cross,
+        }
 
     def restored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Clean slices and severities in [0, 1], mean over the assumed severities."""
         clean, severity = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         for assumed in self.severities:
             image, logits = self.predict(x, x.new_full((len(x),), assumed))
-            clean, severity = clean + image / len(self.severities), severity + logits.sigmoid() / len(self.severities)
+            clean, severity = (
+                clean + image / len(self.severities),
+                severity + logits.sigmoid() / len(self.severities),
+            )
         return clean, severity
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -87,4 +107,6 @@ class Restore(AnomalyModel):
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         clean, severity = self.restored(x)
         apart = (x - clean).abs().mean(1, keepdim=True)
-        return {"restoration": apart, "severity": severity, "product": apart * severity}[self.map_kind] * mask
+        return {"restoration": apart, "severity": severity, "product": apart * severity}[
+            self.map_kind
+        ] * mask

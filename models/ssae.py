@@ -25,11 +25,20 @@ class Ssae(AnomalyModel):
         sigma: of the Gaussian before halving, in pixels of the level.
     """
 
-    def __init__(self, in_channels: int = 1, channels: Sequence[int] = (32, 64, 128), levels: int = 2, sigma: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (32, 64, 128),
+        levels: int = 2,
+        sigma: float = 1.0,
+    ) -> None:
         super().__init__()
         self.levels, self.sigma = levels, sigma
         self.bands = nn.ModuleList(
-            nn.Sequential(*encoder(in_channels, channels), *decoder(channels[-1], channels, in_channels)) for _ in range(levels + 1)
+            nn.Sequential(
+                *encoder(in_channels, channels), *decoder(channels[-1], channels, in_channels)
+            )
+            for _ in range(levels + 1)
         )
         self.factor = 2 ** len(channels)
 
@@ -47,13 +56,20 @@ class Ssae(AnomalyModel):
         """x'_0 .. x'_K from g_0 .. g_K, through one autoencoder per band."""
         found = [_even(bands[-1], levels[-1], self.factor)]
         for level, coarser, band in zip(levels[-2::-1], levels[:0:-1], bands[-2::-1], strict=True):
-            found.insert(0, _enlarge(found[0], level) + _even(band, level - _enlarge(coarser, level), self.factor))
+            found.insert(
+                0,
+                _enlarge(found[0], level)
+                + _even(band, level - _enlarge(coarser, level), self.factor),
+            )
         return found
 
     def loss(self, batch: Batch) -> Losses:
         """Sum over levels of the mean squared error."""
         levels = self.pyramid(batch["image"])
-        errors = [(a - b).square().mean() for a, b in zip(self.rebuild(levels, list(self.bands)), levels, strict=True)]
+        errors = [
+            (a - b).square().mean()
+            for a, b in zip(self.rebuild(levels, list(self.bands)), levels, strict=True)
+        ]
         return {"loss": torch.stack(errors).sum(), "finest": errors[0]}
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -75,11 +75,21 @@ class Vae(AnomalyModel):
         if map != "residual" and passes < 2:
             raise ValueError(f"map: '{map}' needs passes of 2 or more, got {passes}")
         if (passes > 0) + (restoration == "map") + uncertainty > 1:
-            raise ValueError("passes, restoration and uncertainty each make a map of their own; choose one")
+            raise ValueError(
+                "passes, restoration and uncertainty each make a map of their own; choose one"
+            )
         if restoration == "map" and spatial_dims == 3:
             raise ValueError("restoration: 'map' works on slices; leave spatial_dims at 2")
         outputs = (1 + uncertainty) * in_channels
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size, spatial_dims, outputs=outputs, dropout=dropout)
+        self.encoder, self.decoder = dense_coder(
+            in_channels,
+            channels,
+            latent,
+            image_size,
+            spatial_dims,
+            outputs=outputs,
+            dropout=dropout,
+        )
         self.flow = RealNvp(latent) if prior == "flow" else None
         self.beta, self.uncertainty, self.passes, self.map = beta, uncertainty, passes, map
         self.restoration, self.rho, self.schedule = restoration, rho, schedule
@@ -94,7 +104,9 @@ class Vae(AnomalyModel):
     def loss(self, batch: Batch) -> Losses:
         """Negative evidence lower bound per pixel, with a Gaussian of unit or (uncertainty) learned variance up to constants."""
         x, error = batch["image"], uncertain_error if self.uncertainty else squared_error
-        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta, error)
+        return negative_elbo(
+            x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta, error
+        )
 
     def elbo(self, x: Tensor) -> Tensor:
         """What the loss lowers, with its sign turned, at the latent's mean and per slice, (B,)."""
@@ -109,7 +121,9 @@ class Vae(AnomalyModel):
         if self.flow is not None:
             device = self.flow.get_buffer("centre").device
             with torch.no_grad():
-                codes = torch.cat([self.encode(b["image"].to(device))[0].flatten(1) for b in batches])
+                codes = torch.cat(
+                    [self.encode(b["image"].to(device))[0].flatten(1) for b in batches]
+                )
             self.flow.fit(codes)
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
@@ -124,6 +138,15 @@ class Vae(AnomalyModel):
             decoded = full_precision(lambda y: self.decoder(self.encode(y)[0]), x)
             return weighted_error(decoded, x)[0].mean(1, keepdim=True) * mask
         if self.passes:
-            return passes_map(x, dropout_passes(self, lambda: self.reconstruct(x), self.passes), self.map) * mask
-        healthy = map_restoration(x, mask, self.elbo, self.rho, self.schedule) if self.restoration == "map" else self.reconstruct(x)
+            return (
+                passes_map(
+                    x, dropout_passes(self, lambda: self.reconstruct(x), self.passes), self.map
+                )
+                * mask
+            )
+        healthy = (
+            map_restoration(x, mask, self.elbo, self.rho, self.schedule)
+            if self.restoration == "map"
+            else self.reconstruct(x)
+        )
         return (x - healthy).abs().mean(1, keepdim=True) * mask

@@ -41,8 +41,12 @@ class VaeCr(AnomalyModel):
     ) -> None:
         super().__init__()
         if channels[-1] % 2:
-            raise ValueError(f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}")
-        self.encoder = nn.Sequential(*encoder(in_channels, channels), nn.Conv2d(channels[-1], channels[-1], 1))
+            raise ValueError(
+                f"channels: the last entry is split into mean and log-variance and must be even, got {channels[-1]}"
+            )
+        self.encoder = nn.Sequential(
+            *encoder(in_channels, channels), nn.Conv2d(channels[-1], channels[-1], 1)
+        )
         self.decoder = decoder(channels[-1] // 2, channels, in_channels)
         self.patch_fraction, self.beta = patch_fraction, beta
 
@@ -56,14 +60,18 @@ class VaeCr(AnomalyModel):
 
     def restoration_loss(self, batch: Batch) -> Losses:
         """Mean squared error between the restored image and the image before the swap."""
-        swapped = swap_patches(batch["image"], batch["mask"], self.patch_fraction, batch.get("seed"))
+        swapped = swap_patches(
+            batch["image"], batch["mask"], self.patch_fraction, batch.get("seed")
+        )
         mean, _ = self.encode(swapped)
         return {"loss": (self.decoder(mean) - batch["image"]).square().mean()}
 
     def vae_loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
+        return negative_elbo(
+            x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta
+        )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])

@@ -65,14 +65,18 @@ class VaeKl(AnomalyModel):
     def loss(self, batch: Batch) -> Losses:
         """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
         x = batch["image"]
-        return negative_elbo(x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta)
+        return negative_elbo(
+            x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta
+        )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         """Mean smoothed KL gradient of healthy brain pixels, the unit of "combi"."""
-        self.healthy_gradient = mean_inside(batches, self.kl_gradient, self.get_buffer("healthy_gradient").device)
+        self.healthy_gradient = mean_inside(
+            batches, self.kl_gradient, self.get_buffer("healthy_gradient").device
+        )
 
     def kl_gradient(self, x: Tensor) -> Tensor:
         """|d KL / dx| averaged over channels and smoothed, (B, 1, H, W)."""
@@ -83,7 +87,10 @@ class VaeKl(AnomalyModel):
 
         def elbo(y: Tensor) -> Tensor:
             mean, log_variance = self.encode(y)
-            return (0.5 * squared_error(self.decoder(mean), y) + self.beta * kl_divergence(mean, log_variance)).sum()
+            return (
+                0.5 * squared_error(self.decoder(mean), y)
+                + self.beta * kl_divergence(mean, log_variance)
+            ).sum()
 
         return self._smoothed(input_gradient(x, elbo))
 

@@ -85,15 +85,22 @@ class VqvaeTransformer(AnomalyModel):
             commitment_cost=beta,
             decay=decay,
         )
-        self.vqvae.encoder.blocks[-1] = nn.Sequential(  # z as wide as the codebook: else one entry takes all
-            nn.Conv2d(channels[-1], embedding, 3, padding=1, bias=False), BatchNorm2d(embedding, affine=False)
+        self.vqvae.encoder.blocks[-1] = (
+            nn.Sequential(  # z as wide as the codebook: else one entry takes all
+                nn.Conv2d(channels[-1], embedding, 3, padding=1, bias=False),
+                BatchNorm2d(embedding, affine=False),
+            )
         )
-        self.vqvae.quantizer.quantizer.ema_cluster_size.fill_(1)  # 0 would fling entries that the first batch leaves out far away
+        self.vqvae.quantizer.quantizer.ema_cluster_size.fill_(
+            1
+        )  # 0 would fling entries that the first batch leaves out far away
         self.transformer = DecoderOnlyTransformer(  # one token more: the begin token
             codes + 1, tokens, width, depth, heads, use_flash_attention=True
         )
         for block in self.transformer.blocks:
-            block.norm_cross_attn = nn.Identity()  # MONAI makes it, and without cross-attention never uses it
+            block.norm_cross_attn = (
+                nn.Identity()
+            )  # MONAI makes it, and without cross-attention never uses it
         order = torch.as_tensor(Ordering(ordering, 2, (1, *self.grid)).get_sequence_ordering())
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("threshold", torch.tensor(torch.inf))
@@ -101,8 +108,13 @@ class VqvaeTransformer(AnomalyModel):
 
     def updates(self, stage: str) -> list[Update]:
         if stage == "transformer":
-            return [Update("transformer", self.transformer_loss, list(self.transformer.parameters()))]
-        learned = [*self.vqvae.encoder.parameters(), *self.vqvae.decoder.parameters()]  # the codebook moves without gradients
+            return [
+                Update("transformer", self.transformer_loss, list(self.transformer.parameters()))
+            ]
+        learned = [
+            *self.vqvae.encoder.parameters(),
+            *self.vqvae.decoder.parameters(),
+        ]  # the codebook moves without gradients
         return [Update("vqvae", self.vqvae_loss, learned)]
 
     def vqvae_loss(self, batch: Batch) -> Losses:
@@ -113,7 +125,12 @@ class VqvaeTransformer(AnomalyModel):
             nearest, commitment = self.vqvae.quantize(z.float())
         error = (self.vqvae.decode(nearest) - x).abs().mean()
         perplexity = self.vqvae.quantizer.perplexity
-        return {"loss": error + commitment, "absolute_error": error, "commitment": commitment, "perplexity": perplexity}
+        return {
+            "loss": error + commitment,
+            "absolute_error": error,
+            "commitment": commitment,
+            "perplexity": perplexity,
+        }
 
     def transformer_loss(self, batch: Batch) -> Losses:
         """Mean -log p of the tokens."""
@@ -125,7 +142,9 @@ class VqvaeTransformer(AnomalyModel):
         """Index of the nearest entry for each place of the grid, in order, (B, N); leaves the VQ-VAE in eval mode, where nothing moves."""
         self.vqvae.eval()
         with torch.autocast(x.device.type, enabled=False):
-            return self.vqvae.quantizer.quantizer.quantize(self.vqvae.encode(x.float()))[2].flatten(1)[:, self.order]
+            return self.vqvae.quantizer.quantizer.quantize(self.vqvae.encode(x.float()))[2].flatten(
+                1
+            )[:, self.order]
 
     def on_grid(self, values: Tensor) -> Tensor:
         """Values per token (B, N) at their places, (B, h, w): the inverse of the order."""
@@ -147,7 +166,9 @@ class VqvaeTransformer(AnomalyModel):
             rows = left.any(1).nonzero()[:, 0]
             first = left[rows].int().argmax(1)
             logits = self.logits(healed[rows, : int(first.max()) + 1])
-            healed[rows, first] = logits[torch.arange(len(rows), device=tokens.device), first].argmax(1)
+            healed[rows, first] = logits[
+                torch.arange(len(rows), device=tokens.device), first
+            ].argmax(1)
             left[rows, first] = False
         return healed
 
@@ -161,7 +182,9 @@ class VqvaeTransformer(AnomalyModel):
         with torch.no_grad():
             for batch in batches:
                 brain = self.brain(batch["mask"].to(device)) > 0
-                values.append(self.on_grid(self.surprise(self.tokens(batch["image"].to(device))))[brain])
+                values.append(
+                    self.on_grid(self.surprise(self.tokens(batch["image"].to(device))))[brain]
+                )
         found = torch.cat(values)
         if len(found):
             self.threshold = found.kthvalue(max(1, math.ceil(self.quantile * len(found))))[0]
@@ -188,7 +211,11 @@ class VqvaeTransformer(AnomalyModel):
             surprise = self.surprise(tokens)
             unlikely = surprise > self.threshold
             weight = unlikely.float() if self.map == "healing" else surprise
-            weight = F.interpolate(self.on_grid(weight)[:, None], size=x.shape[-2:], mode="bilinear")
+            weight = F.interpolate(
+                self.on_grid(weight)[:, None], size=x.shape[-2:], mode="bilinear"
+            )
             if self.map != "likelihood":
-                weight = weight * (x.float() - self.decode(self.heal(tokens, unlikely))).abs().mean(1, keepdim=True)
+                weight = weight * (x.float() - self.decode(self.heal(tokens, unlikely))).abs().mean(
+                    1, keepdim=True
+                )
             return weight * mask

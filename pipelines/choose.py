@@ -16,18 +16,37 @@ def main(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     entries = rank(Path(arguments.data), arguments.runs, planting, out, arguments.accelerator)
     for r in ranking_rows(entries):
-        print(f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)")
+        print(
+            f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)"
+        )
     return cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("choose", "Rank runs, and ways to score a scan, by synthetic lesions planted in healthy validation scans.")
-    p.add_argument("--data", required=True, help="OUT folder of 'make preprocess' that the runs were trained on")
-    p.add_argument("--runs", required=True, nargs="+", help="run folders; one that holds several (seeds, folds) counts as one, averaged")
-    p.add_argument("--kinds", help="of bright, dark, blend, deform, noise, mirror, swap; default all")
+    p = cli.parser(
+        "choose",
+        "Rank runs, and ways to score a scan, by synthetic lesions planted in healthy validation scans.",
+    )
+    p.add_argument(
+        "--data",
+        required=True,
+        help="OUT folder of 'make preprocess' that the runs were trained on",
+    )
+    p.add_argument(
+        "--runs",
+        required=True,
+        nargs="+",
+        help="run folders; one that holds several (seeds, folds) counts as one, averaged",
+    )
+    p.add_argument(
+        "--kinds", help="of bright, dark, blend, deform, noise, mirror, swap; default all"
+    )
     p.add_argument("--volumes", help="smallest and largest lesion in ml, log-uniform; default 1,20")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", help="table (.tsv) of the ranking; a .json beside it tells more, and runs that it holds are not ranked again")
+    p.add_argument(
+        "--out",
+        help="table (.tsv) of the ranking; a .json beside it tells more, and runs that it holds are not ranked again",
+    )
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p
 

@@ -33,13 +33,18 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)]
+    )
     for noisy in ("matplotlib", "torch", "lightning", "fabric", "monai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = main(arguments)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
+        print(
+            "\ninterrupted; what was finished is kept, run the same command again to go on.",
+            file=sys.stderr,
+        )
         code = INTERRUPTED
     except (ValueError, OSError) as error:
         if arguments.debug or not is_user_error(error):
@@ -67,7 +72,10 @@ def error_sentence(error: BaseException) -> str:
     """One line for an exception; operating-system errors with the file they are about."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
-        advice = {28: "; free some space and run again", 13: "; choose a folder you may write to"}.get(error.errno or 0, "")
+        advice = {
+            28: "; free some space and run again",
+            13: "; choose a folder you may write to",
+        }.get(error.errno or 0, "")
         return f"{name}{error.strerror}{advice}."
     return " ".join(str(error).split()) or type(error).__name__
 

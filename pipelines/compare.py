@@ -17,7 +17,11 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing.files import write_atomic
 
     data, names = Path(arguments.data), list(dict.fromkeys(arguments.models.split()))
-    settings = [f"{key}={getattr(arguments, key)}" for key in ("seeds", "folds", "repeats") if getattr(arguments, key)]
+    settings = [
+        f"{key}={getattr(arguments, key)}"
+        for key in ("seeds", "folds", "repeats")
+        if getattr(arguments, key)
+    ]
     test = Path(arguments.test or data)
     protocol = protocol_for(test, arguments.protocol, settings)
     given = {key: getattr(arguments, key) for key in ("baseline", "name", "point", "accelerator")}
@@ -26,7 +30,9 @@ def main(arguments: argparse.Namespace) -> int:
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
     answer = compare(asked, run_configs, out, evaluation_page)
     path = out / f"{asked.name}_comparison.html"
-    write_atomic(path, comparison_page(answer.comparison, answer.results, answer.images, answer.run))
+    write_atomic(
+        path, comparison_page(answer.comparison, answer.results, answer.images, answer.run)
+    )
     for entry in answer.comparison["models"]:
         print(comparison_line(entry))
     print(f"look at {path}")
@@ -34,15 +40,28 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("compare", "Train what is missing, evaluate all, and compare models with intervals.")
+    p = cli.parser(
+        "compare", "Train what is missing, evaluate all, and compare models with intervals."
+    )
     p.add_argument("--data", required=True, help="the OUT folder of preprocess to train on")
-    p.add_argument("--test", help="another OUT folder of preprocess whose test scans are scored (default: the same)")
     p.add_argument(
-        "--models", required=True, help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"'
+        "--test",
+        help="another OUT folder of preprocess whose test scans are scored (default: the same)",
+    )
+    p.add_argument(
+        "--models",
+        required=True,
+        help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"',
     )
     p.add_argument("--out", help="folder of the runs and of the comparison (default runs/<data>)")
-    p.add_argument("--name", help="first part of the comparison's file names (default: the name of the test folder)")
-    p.add_argument("--baseline", help="the model that others are tested against (default intensity, else the first)")
+    p.add_argument(
+        "--name",
+        help="first part of the comparison's file names (default: the name of the test folder)",
+    )
+    p.add_argument(
+        "--baseline",
+        help="the model that others are tested against (default intensity, else the first)",
+    )
     p.add_argument("--protocol", help="a file of configs/protocol: volumes, pictures, kfold")
     p.add_argument("--seeds", type=int, help="runs per model (default by protocol: 5)")
     p.add_argument("--folds", type=int, help="folds by subject instead of seeds")
@@ -50,7 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--point", help="operating point, as in evaluate")
     p.add_argument("--preset", help="a file of configs/preset, such as small")
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
-    p.add_argument("overrides", nargs="*", help="settings by model: vae_cr.stages.finetune.max_epochs=20 all.image_size=[64,64]")
+    p.add_argument(
+        "overrides",
+        nargs="*",
+        help="settings by model: vae_cr.stages.finetune.max_epochs=20 all.image_size=[64,64]",
+    )
     return p
 
 

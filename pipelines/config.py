@@ -23,7 +23,9 @@ class ConfigError(ValueError):
     """A config, key, model or modality that does not exist or has the wrong type."""
 
 
-def load_recipe(modality: str, overrides: list[str] | None = None, template: str | None = None) -> Recipe:
+def load_recipe(
+    modality: str, overrides: list[str] | None = None, template: str | None = None
+) -> Recipe:
     """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none".
 
     "t1+flair" takes the first modality's recipe, and of each further one its intensity; "flair.intensity.top=0.9" changes that.
@@ -72,7 +74,9 @@ def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise ConfigError(f"'{text}': expected key=value, such as stages.finetune.max_epochs=50.")
+            raise ConfigError(
+                f"'{text}': expected key=value, such as stages.finetune.max_epochs=50."
+            )
         node = values
         *parents, last = key.split(".")
         for parent in parents:
@@ -92,7 +96,9 @@ def validate(kind: type[Any], values: dict[str, Any], where: object) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_problem(kind, e) for e in error.errors())) from None
+        raise ConfigError(
+            f"{where}: " + "; ".join(_problem(kind, e) for e in error.errors())
+        ) from None
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -105,7 +111,9 @@ def names(folder: Path) -> list[str]:
 def config_path(folder: Path, name: str, what: str) -> Path:
     known = names(folder)
     if name not in known:
-        raise ConfigError(f"unknown {what} '{name}'; known: {', '.join(known)}{nearest(name, known)}")
+        raise ConfigError(
+            f"unknown {what} '{name}'; known: {', '.join(known)}{nearest(name, known)}"
+        )
     return folder / f"{name}.yaml"
 
 
@@ -113,7 +121,11 @@ def overlaid(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in top.items():
         nested = isinstance(value, dict)
-        result[key] = overlaid(base[key] if isinstance(base.get(key), dict) else {}, value) if nested else value
+        result[key] = (
+            overlaid(base[key] if isinstance(base.get(key), dict) else {}, value)
+            if nested
+            else value
+        )
     return result
 
 
@@ -124,12 +136,18 @@ def _problem(kind: type[BaseModel], error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"'{'.'.join(place)}': {error['msg'].lower()}, got {error['input']!r}"
     fields = _fields(kind, place[:-1])
-    return f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{nearest(place[-1], fields)}"
+    return (
+        f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{nearest(place[-1], fields)}"
+    )
 
 
 def _fields(kind: Any, path: list[str]) -> list[str]:
     for part in path:
-        annotation = kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else kind
+        annotation = (
+            kind.model_fields[part].annotation
+            if part in getattr(kind, "model_fields", {})
+            else kind
+        )
         args = getattr(annotation, "__args__", ())
         kind = next((a for a in (annotation, *args) if hasattr(a, "model_fields")), kind)
     return list(kind.model_fields)

@@ -29,29 +29,60 @@ def main(arguments: argparse.Namespace) -> int:
 
     out = cli.writable_folder(arguments.out)
     started, workers = time.perf_counter(), min(2, os.cpu_count() or 1)
-    members = load_run_config(arguments.model, arguments.overrides, arguments.preset).model.get("members", [])
+    members = load_run_config(arguments.model, arguments.overrides, arguments.preset).model.get(
+        "members", []
+    )
     cohort, data, run = out / "cohort" / "cohort.tsv", out / "data", out / "runs" / arguments.model
     make_cohort(cohort.parent, seed=arguments.seed)
-    codes = [step("preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers)]
+    codes = [
+        step(
+            "preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers
+        )
+    ]
     for name in [*members, arguments.model]:  # an ensemble is made of finished runs beside it
         own = arguments.overrides if name == arguments.model else []
-        codes += [step("train", "--model", name, "--data", data, "--out", run.parent / name, "--preset", arguments.preset, *own)]
+        codes += [
+            step(
+                "train",
+                "--model",
+                name,
+                "--data",
+                data,
+                "--out",
+                run.parent / name,
+                "--preset",
+                arguments.preset,
+                *own,
+            )
+        ]
     test = out / "cohort" / "test.tsv"
     write_table(test, [row for row in read_table(cohort) if row["split"] == "test"])
     codes += [step("infer", "--run", run, "--input", test, "--out", out / "out")]
     codes += [step("evaluate", "--run", run, "--data", data)]
-    print(f"\nmasks, maps and reports: {out / 'out'}; what preprocessing did: {data / 'quality.html'}")
-    print(f"demo done in {(time.perf_counter() - started) / 60:.1f} minutes; open {run / 'evaluation' / data.name / 'index.html'}")
+    print(
+        f"\nmasks, maps and reports: {out / 'out'}; what preprocessing did: {data / 'quality.html'}"
+    )
+    print(
+        f"demo done in {(time.perf_counter() - started) / 60:.1f} minutes; open {run / 'evaluation' / data.name / 'index.html'}"
+    )
     return max(codes)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("demo", "The main job in minutes on a virtual cohort: preprocess, train, infer, evaluate.")
+    p = cli.parser(
+        "demo", "The main job in minutes on a virtual cohort: preprocess, train, infer, evaluate."
+    )
     p.add_argument("--out", default="work/demo", help="folder of everything the demo writes")
     p.add_argument("--seed", type=int, default=0, help="of the virtual cohort")
     p.add_argument("--model", default="ensemble", help="a file of configs")
-    p.add_argument("--preset", default="t1", help="a file of configs/preset; small for models that t1 does not name")
-    p.add_argument("overrides", nargs="*", help="training settings such as stages.finetune.max_epochs=5")
+    p.add_argument(
+        "--preset",
+        default="t1",
+        help="a file of configs/preset; small for models that t1 does not name",
+    )
+    p.add_argument(
+        "overrides", nargs="*", help="training settings such as stages.finetune.max_epochs=5"
+    )
     return p
 
 

@@ -36,13 +36,20 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("evaluate", "Measure a run on the test scans of a preprocessed cohort.")
     p.add_argument("--run", required=True, help="run folder of train")
     p.add_argument("--data", required=True, help="the OUT folder of preprocess")
-    p.add_argument("--out", help="where the numbers and the page go (default <run>/evaluation/<data>)")
     p.add_argument(
-        "--point", help="operating point: quantile, conformal, share, few-label, fixed=0.3, oracle; quantile=0.95 and the like too"
+        "--out", help="where the numbers and the page go (default <run>/evaluation/<data>)"
     )
-    p.add_argument("--protocol", help="a file of configs/protocol (default volumes, or pictures for pictures)")
+    p.add_argument(
+        "--point",
+        help="operating point: quantile, conformal, share, few-label, fixed=0.3, oracle; quantile=0.95 and the like too",
+    )
+    p.add_argument(
+        "--protocol", help="a file of configs/protocol (default volumes, or pictures for pictures)"
+    )
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
-    p.add_argument("overrides", nargs="*", help="settings of the protocol such as by=[pathology,sex]")
+    p.add_argument(
+        "overrides", nargs="*", help="settings of the protocol such as by=[pathology,sex]"
+    )
     return p
 
 

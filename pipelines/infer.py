@@ -20,7 +20,9 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         reports = detect_all(scans, lost, job, arguments.executor, arguments.workers)
     failed = sum(r["status"] != "scored" for r in reports)
-    print(f"{out}: {len(reports) - failed} scans scored, {failed} not scored; see scores.tsv. {NOTICE}")
+    print(
+        f"{out}: {len(reports) - failed} scans scored, {failed} not scored; see scores.tsv. {NOTICE}"
+    )
     return cli.exit_code(failed, len(reports))
 
 
@@ -38,9 +40,15 @@ def positive(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("infer", f"Mark what should not be there in raw scans. {NOTICE}")
     p.add_argument("--run", required=True, help="run folder of train")
-    p.add_argument("--input", required=True, help=f"scan, folder, BIDS folder ({', '.join(SUFFIXES.values())}), table or DICOM folder")
+    p.add_argument(
+        "--input",
+        required=True,
+        help=f"scan, folder, BIDS folder ({', '.join(SUFFIXES.values())}), table or DICOM folder",
+    )
     p.add_argument("--out", required=True, help="output folder")
-    p.add_argument("--threshold", type=positive, help="cut maps here instead of at the run's threshold")
+    p.add_argument(
+        "--threshold", type=positive, help="cut maps here instead of at the run's threshold"
+    )
     spread.add_arguments(p)
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p

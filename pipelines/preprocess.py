@@ -19,27 +19,49 @@ def main(arguments: argparse.Namespace) -> int:
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
     source = Path(arguments.input or demo_table(arguments.seed))
-    out = cli.writable_folder(arguments.out or (f"work/{arguments.modality}" if arguments.input else DEMO / "data"))
+    out = cli.writable_folder(
+        arguments.out or (f"work/{arguments.modality}" if arguments.input else DEMO / "data")
+    )
     given = list_input(source, arguments.modality, out, arguments.seed)
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(given.scans)))
         return cli.OK
-    results = preprocess_cohort(given, recipe, out, arguments.format, arguments.executor, arguments.workers, quality_page)
+    results = preprocess_cohort(
+        given, recipe, out, arguments.format, arguments.executor, arguments.workers, quality_page
+    )
     failed = sum(failure is not None for _, failure in results)
-    print(f"{out}: {len(results) - failed} scans preprocessed, {failed} left out; look at {out / 'quality.html'}")
+    print(
+        f"{out}: {len(results) - failed} scans preprocessed, {failed} left out; look at {out / 'quality.html'}"
+    )
     return cli.exit_code(failed, len(results))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("preprocess", "Bring scans to atlas space: 1 mm, brain only, rigid, [0, 1]; write the slice store.")
+    p = cli.parser(
+        "preprocess",
+        "Bring scans to atlas space: 1 mm, brain only, rigid, [0, 1]; write the slice store.",
+    )
     p.add_argument(
         "--input",
         help="BIDS folder, folder of scans or DICOM, table, datalist (.json); without it the virtual cohort",
     )
-    p.add_argument("--modality", default="t1", help="a file of configs/modality: ct, t1, t2, flair, picture; several: t1+flair")
-    p.add_argument("--out", help="output folder (default work/<modality>); a second run skips what is unchanged")
+    p.add_argument(
+        "--modality",
+        default="t1",
+        help="a file of configs/modality: ct, t1, t2, flair, picture; several: t1+flair",
+    )
+    p.add_argument(
+        "--out",
+        help="output folder (default work/<modality>); a second run skips what is unchanged",
+    )
     p.add_argument("--template", help="skull-stripped NIfTI to use as atlas instead of ICBM152")
-    p.add_argument("--format", action="append", default=[], choices=["nifti"], help="also write one NIfTI per slice")
+    p.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        choices=["nifti"],
+        help="also write one NIfTI per slice",
+    )
     spread.add_arguments(p)
     p.add_argument("--seed", type=int, default=0, help="for the splits, where the input has none")
     p.add_argument("overrides", nargs="*", help="recipe settings such as brain=none or n4=true")

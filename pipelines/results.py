@@ -34,7 +34,10 @@ def main(arguments: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("results", "Write docs/results.md from the files in docs/results.")
     p.add_argument(
-        "--add", action="append", default=[], help="first copy the results in this OUT folder of compare or preprocess; repeatable"
+        "--add",
+        action="append",
+        default=[],
+        help="first copy the results in this OUT folder of compare or preprocess; repeatable",
     )
     return p
 

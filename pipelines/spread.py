@@ -23,10 +23,16 @@ T = TypeVar("T")
 log = logging.getLogger("norma")
 AHEAD = 1000  # scans that a scheduler knows of at a time, so that its memory does not grow with the cohort
 DEATHS = 2  # times that a scan may lose its worker before it is left out
-SLURM = {"cores": 4, "processes": 4, "memory": "16GB"}  # of one job, where dask's own jobqueue.slurm config says nothing
+SLURM = {
+    "cores": 4,
+    "processes": 4,
+    "memory": "16GB",
+}  # of one job, where dask's own jobqueue.slurm config says nothing
 
 
-def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", workers: int = 1) -> Iterator[tuple[T, Any, str]]:
+def each(
+    function: Callable[[T], Any], items: Iterable[T], executor: str = "", workers: int = 1
+) -> Iterator[tuple[T, Any, str]]:
     """(item, function(item), "") as they finish, or (item, None, reason) where the worker of an item died again and again.
 
     `executor`: "local", `workers` processes that share the cores; "slurm", up to `workers` jobs; "tcp://host:port", the workers of that
@@ -54,7 +60,10 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
 
         send(AHEAD)
         for future in done:
-            if future.status in ("pending", "lost"):  # done, but its worker went before it could tell: another one does it again
+            if future.status in (
+                "pending",
+                "lost",
+            ):  # done, but its worker went before it could tell: another one does it again
                 done.add(future)
                 continue
             item = running.pop(future)
@@ -64,13 +73,17 @@ def each(function: Callable[[T], Any], items: Iterable[T], executor: str = "", w
                 yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
             except (CancelledError, CommClosedError):
                 where = f"EXECUTOR={executor or 'local'}"
-                raise ConfigError(f"{where}: the scheduler went away; what was finished is kept, run the same command again.") from None
+                raise ConfigError(
+                    f"{where}: the scheduler went away; what was finished is kept, run the same command again."
+                ) from None
             else:
                 yield item, result, ""
             send(1)
 
 
-def one_ahead(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Callable[[], Any]]]:
+def one_ahead(
+    function: Callable[[T], Any], items: Iterable[T]
+) -> Iterator[tuple[T, Callable[[], Any]]]:
     """Each item with a call that waits for function(item), which runs in a thread while the item before is worked on."""
     with ThreadPoolExecutor(1) as thread:
         begun: deque[tuple[T, Future[Any]]] = deque()
@@ -107,7 +120,13 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     # a lost worker or scheduler is told in a sentence of our own
-    for talkative in ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio"):
+    for talkative in (
+        "distributed",
+        "distributed.client",
+        "tornado",
+        "tornado.application",
+        "asyncio",
+    ):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
     if executor not in ("local", "slurm"):
         try:
@@ -118,22 +137,41 @@ def _client(executor: str, workers: int) -> Iterator[Client]:
                 "expected local, slurm or the address that 'dask scheduler' prints."
             ) from None
         with client:
-            log.info("%d workers at %s", len(client.scheduler_info(n_workers=-1)["workers"]), executor)
+            log.info(
+                "%d workers at %s", len(client.scheduler_info(n_workers=-1)["workers"]), executor
+            )
             yield client
         return
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # ITK keeps to one, see preprocessing/register.py
-    settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.scheduler.worker-saturation": 1.0}
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    )  # ITK keeps to one, see preprocessing/register.py
+    settings: dict[str, Any] = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
     if executor == "local":
-        settings |= {f"distributed.nanny.pre-spawn-environ.{name}": os.environ.get(name, threads) for name in names}
+        settings |= {
+            f"distributed.nanny.pre-spawn-environ.{name}": os.environ.get(name, threads)
+            for name in names
+        }
     with dask.config.set(settings):
         if executor == "slurm":
             cluster: Any = slurm_cluster()
             cluster.adapt(minimum_jobs=1, maximum_jobs=workers)
-            log.info("up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).", workers)
+            log.info(
+                "up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).",
+                workers,
+            )
         else:
             cluster = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address=None,
+                memory_limit=None,
+                silence_logs=logging.CRITICAL,
             )
         with cluster, Client(cluster) as client:
             yield client
@@ -144,7 +182,11 @@ def slurm_cluster() -> SLURMCluster:
     import dask
     from dask_jobqueue import SLURMCluster
 
-    own: dict[str, Any] = {key: value for key, value in SLURM.items() if dask.config.get(f"jobqueue.slurm.{key}", None) in (None, 1)}
+    own: dict[str, Any] = {
+        key: value
+        for key, value in SLURM.items()
+        if dask.config.get(f"jobqueue.slurm.{key}", None) in (None, 1)
+    }
     return SLURMCluster(**own, scheduler_options={"dashboard_address": None})
 
 
@@ -166,6 +208,17 @@ def _at_least_one(text: str) -> int:
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """--executor, --workers and --dry-run, as preprocess and infer share them."""
-    p.add_argument("--executor", default="", metavar="local|slurm|ADDRESS", help="where scans are worked on, see docs/cluster.md")
-    p.add_argument("--workers", type=_at_least_one, default=1, help="processes at a time, or SLURM jobs")
-    p.add_argument("--dry-run", action="store_true", help="say what would be done, with the SLURM script, and do nothing")
+    p.add_argument(
+        "--executor",
+        default="",
+        metavar="local|slurm|ADDRESS",
+        help="where scans are worked on, see docs/cluster.md",
+    )
+    p.add_argument(
+        "--workers", type=_at_least_one, default=1, help="processes at a time, or SLURM jobs"
+    )
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done, with the SLURM script, and do nothing",
+    )

@@ -37,14 +37,23 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("synthesise", "Plant synthetic lesions in the healthy test scans of a preprocessed cohort.")
+    p = cli.parser(
+        "synthesise", "Plant synthetic lesions in the healthy test scans of a preprocessed cohort."
+    )
     p.add_argument("--data", required=True, help="OUT folder of 'make preprocess'")
     p.add_argument("--out", required=True, help="folder of the new cohort")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--per-scan", type=int, default=3, help="synthetic copies of each scan, one lesion each")
-    p.add_argument("--kinds", help="of bright, dark, blend, deform, noise, mirror, swap, in the order to use; default all")
+    p.add_argument(
+        "--per-scan", type=int, default=3, help="synthetic copies of each scan, one lesion each"
+    )
+    p.add_argument(
+        "--kinds",
+        help="of bright, dark, blend, deform, noise, mirror, swap, in the order to use; default all",
+    )
     p.add_argument("--volumes", help="smallest and largest volume in ml, log-uniform; default 1,20")
-    p.add_argument("--masks", help="folder of lesion masks (NIfTI) whose largest lesions give the shapes")
+    p.add_argument(
+        "--masks", help="folder of lesion masks (NIfTI) whose largest lesions give the shapes"
+    )
     return p
 
 

@@ -25,18 +25,32 @@ def main(arguments: argparse.Namespace) -> int:
     run_dir = cli.writable_folder(arguments.out or default)
     train(config, data, run_dir, splits)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{run_dir}: trained; score scans with 'make infer RUN={run_dir} IN=<scan or folder> OUT=<folder>'")
+        print(
+            f"{run_dir}: trained; score scans with 'make infer RUN={run_dir} IN=<scan or folder> OUT=<folder>'"
+        )
     return cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("train", "Train a detector on the healthy scans of a preprocessed cohort.")
     p.add_argument("--model", required=True, help="a file of configs, such as vae_cr")
-    p.add_argument("--data", help="the OUT folder of preprocess; without it the demo's cohort, and the small preset")
-    p.add_argument("--out", help="run folder (default runs/<data>/<model>); an interrupted run goes on where it stopped")
-    p.add_argument("--splits", help="table (id, split) that stands in for the splits of the data's own table")
-    p.add_argument("--preset", help="a file of configs/preset laid over the model's config, such as small")
-    p.add_argument("overrides", nargs="*", help="settings such as stages.finetune.max_epochs=50 loop.seed=1")
+    p.add_argument(
+        "--data",
+        help="the OUT folder of preprocess; without it the demo's cohort, and the small preset",
+    )
+    p.add_argument(
+        "--out",
+        help="run folder (default runs/<data>/<model>); an interrupted run goes on where it stopped",
+    )
+    p.add_argument(
+        "--splits", help="table (id, split) that stands in for the splits of the data's own table"
+    )
+    p.add_argument(
+        "--preset", help="a file of configs/preset laid over the model's config, such as small"
+    )
+    p.add_argument(
+        "overrides", nargs="*", help="settings such as stages.finetune.max_epochs=50 loop.seed=1"
+    )
     return p
 
 

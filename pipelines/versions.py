@@ -9,19 +9,38 @@ from importlib.metadata import PackageNotFoundError, version
 from norma import __version__ as __version__
 from pipelines.config import ROOT
 
-PACKAGES = ("torch", "monai", "lightning-fabric", "antspyx", "deepbet", "nibabel", "numpy", "scipy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "monai",
+    "lightning-fabric",
+    "antspyx",
+    "deepbet",
+    "nibabel",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:
     """Versions of Norma, of Python and of the packages that shape a result, the machine and, in a git checkout, the commit."""
-    found = {"norma": __version__, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "norma": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     try:
-        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found |= {"commit": commit.stdout.strip()} if commit.returncode == 0 else {}
     except OSError:
         pass  # no git here: the version stays unknown

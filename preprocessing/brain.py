@@ -23,7 +23,9 @@ AIR_HU = -15.0  # at and below: air or fat (pictures windowed from -20 HU clip a
 _STRIPPED_ML = (400.0, 2300.0)
 
 
-def brain_mask(image: nib.Nifti1Image, modality: str, method: str = "auto") -> tuple[np.ndarray, str]:
+def brain_mask(
+    image: nib.Nifti1Image, modality: str, method: str = "auto"
+) -> tuple[np.ndarray, str]:
     """Brain mask of a 1 mm RAS+ scan, bool (X, Y, Z), and the method that made it.
 
     `auto` takes "none" for a scan that `is_stripped` recognises and "deepbet" otherwise. "none" returns the scan's own
@@ -102,7 +104,9 @@ def _inside_skull(mask: np.ndarray, hu: np.ndarray) -> np.ndarray:
     """
     from scipy import ndimage
 
-    mask = mask & (hu > AIR_HU)  # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
+    mask = (
+        mask & (hu > AIR_HU)
+    )  # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
     labels, n = ndimage.label(hu >= BONE_HU)
     if n:
         deep = ndimage.binary_erosion(mask, iterations=SKULL_NEAR)
@@ -125,7 +129,11 @@ def _tidy(mask: np.ndarray, opening: float) -> np.ndarray:
         return found
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = mask[box]
-    core = ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > opening if opening else inside
+    core = (
+        ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > opening
+        if opening
+        else inside
+    )
     labels, n = ndimage.label(core)
     if n == 0:
         return found
@@ -150,7 +158,12 @@ def _deepbet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
     try:
         _, mask, _ = _deepbet_model().run(nib.Nifti1Image(data, affine))
-    except (AssertionError, IndexError, ValueError, RuntimeError) as error:  # deepbet asserts when it sees no brain
+    except (
+        AssertionError,
+        IndexError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # deepbet asserts when it sees no brain
         raise ScanError(f"deepbet found no brain ({error}).") from None
     return np.asarray(mask.dataobj) > 0
 

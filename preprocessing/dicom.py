@@ -45,7 +45,10 @@ def convert(folder: Path, out: Path) -> tuple[list[Scan], dict[str, str]]:
         images, message = _run(source, out / name)
         if not images:
             failures[name] = f"{source}: dcm2niix made no volume of this series ({message})."
-        scans += [Scan(id=safe_name(f"{name}_{_base(p)}"), image=p, subject=safe_name(parts[0])) for p in images]
+        scans += [
+            Scan(id=safe_name(f"{name}_{_base(p)}"), image=p, subject=safe_name(parts[0]))
+            for p in images
+        ]
     if not scans:
         raise InputError(" ".join(failures.values()) or f"{folder}: no DICOM series found.")
     return scans, failures
@@ -55,13 +58,33 @@ def _run(source: Path, target: Path) -> tuple[list[Path], str]:
     import dcm2niix
 
     target.mkdir(parents=True, exist_ok=True)
-    for old in [p for p in target.iterdir() if is_nifti(p)]:  # a series of an earlier run that is no longer there
+    for old in [
+        p for p in target.iterdir() if is_nifti(p)
+    ]:  # a series of an earlier run that is no longer there
         old.unlink()
     message = ""
     for derived in ("y", "n"):  # first without derived series, then with them
         # -l n stores unsigned data as int16: dcm2niix corrects gantry tilt in no other
-        command = [dcm2niix.bin, "-z", "y", "-b", "n", "-l", "n", "-i", derived, "-d", "0", "-w", "1", "-f", "series-%s"]
-        done = subprocess.run([*command, "-o", str(target), str(source)], capture_output=True, text=True, check=False)
+        command = [
+            dcm2niix.bin,
+            "-z",
+            "y",
+            "-b",
+            "n",
+            "-l",
+            "n",
+            "-i",
+            derived,
+            "-d",
+            "0",
+            "-w",
+            "1",
+            "-f",
+            "series-%s",
+        ]
+        done = subprocess.run(
+            [*command, "-o", str(target), str(source)], capture_output=True, text=True, check=False
+        )
         images = _preferred(sorted(p for p in target.iterdir() if is_nifti(p)))
         message = ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1]
         if "Only able to correct gantry tilt" in done.stdout:

@@ -18,16 +18,23 @@ import numpy as np
 from preprocessing.scans import InputError
 
 
-def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_table(
+    path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None
+) -> None:
     """Write dictionaries as a tab-separated table, atomically; None becomes an empty cell. `columns` by default those of the first row."""
     rows = iter(rows)
     if columns is None:
         first = next(rows, {})
         columns, rows = list(first), itertools.chain([first] if first else [], rows)
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, delimiter="\t", lineterminator="\n")  # quotes a cell that holds a quotation mark
+        writer = csv.writer(
+            handle, delimiter="\t", lineterminator="\n"
+        )  # quotes a cell that holds a quotation mark
         writer.writerow(columns)
-        writer.writerows(["" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns] for r in rows)
+        writer.writerows(
+            ["" if r.get(c) is None else re.sub(r"[\t\r\n]+", " ", str(r[c])) for c in columns]
+            for r in rows
+        )
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -41,7 +48,11 @@ def each_row(path: Path) -> Iterator[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             for row in csv.DictReader(handle, delimiter=delimiter):
-                yield {(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, (str, type(None)))}
+                yield {
+                    (k or "").strip(): (v or "").strip()
+                    for k, v in row.items()
+                    if isinstance(v, (str, type(None)))
+                }
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable {path.suffix} table ({error}).") from None
 
@@ -54,7 +65,10 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # a full disk names no file, or one that the user never heard of
+        error.filename, error.filename2 = (
+            str(path),
+            None,
+        )  # a full disk names no file, or one that the user never heard of
         raise
     finally:
         temporary.unlink(missing_ok=True)

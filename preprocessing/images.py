@@ -52,28 +52,44 @@ def read_image(path: Path) -> nib.Nifti1Image:
     try:
         pixdim = _stored_pixdim(path)
         if pixdim is not None and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-            raise ScanError(f"{path}: voxel size {pixdim.tolist()} mm in the header; expected three positive numbers.")
+            raise ScanError(
+                f"{path}: voxel size {pixdim.tolist()} mm in the header; expected three positive numbers."
+            )
         image: Any = nib.load(path)
         shape = image.shape
         if len(shape) > 3 and set(shape[3:]) == {1}:
             shape = shape[:3]
         if len(shape) != 3:
-            raise ScanError(f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {tuple(map(int, shape))}; give one volume per file.")
+            raise ScanError(
+                f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {tuple(map(int, shape))}; give one volume per file."
+            )
         if min(shape) < 8:
-            raise ScanError(f"{path}: expected at least 8 voxels along each axis, got shape {tuple(map(int, shape))}.")
+            raise ScanError(
+                f"{path}: expected at least 8 voxels along each axis, got shape {tuple(map(int, shape))}."
+            )
         if image.get_data_dtype().kind not in "biuf":
-            raise ScanError(f"{path}: expected one number per voxel, got data of type {image.get_data_dtype()} (colour or complex).")
+            raise ScanError(
+                f"{path}: expected one number per voxel, got data of type {image.get_data_dtype()} (colour or complex)."
+            )
         affine = np.array(image.affine, dtype=float)
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        if not np.isfinite(affine).all() or (sizes == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(sizes, sizes, 1))) < 1e-3:
-            raise ScanError(f"{path}: the affine is singular or not finite, so voxels have no place in space; repair the header.")
+        if (
+            not np.isfinite(affine).all()
+            or (sizes == 0).any()
+            or abs(np.linalg.det(affine[:3, :3] / np.where(sizes, sizes, 1))) < 1e-3
+        ):
+            raise ScanError(
+                f"{path}: the affine is singular or not finite, so voxels have no place in space; repair the header."
+            )
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     except ScanError:
         raise
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
         raise ScanError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from None
     except (EOFError, OSError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise ScanError(f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again.") from None
+        raise ScanError(
+            f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again."
+        ) from None
     header = image.header if isinstance(image, nib.Nifti1Image) else None
     return nib.Nifti1Image(data, image.affine, header)
 
@@ -90,20 +106,34 @@ def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
     except (OSError, ValueError, SyntaxError, IndexError, RuntimeError) as error:
         raise ScanError(f"{path}: not a readable picture ({_first_line(error)}).") from None
     if channels > 1:
-        return nib.Nifti1Image(np.ascontiguousarray(_planes(data, path, channels)[::-1, ::-1, None]), np.eye(4))
+        return nib.Nifti1Image(
+            np.ascontiguousarray(_planes(data, path, channels)[::-1, ::-1, None]), np.eye(4)
+        )
     if data.ndim == 3 and data.shape[2] in (3, 4):
-        data = color.rgb2gray(data[:, :, :3]) if np.ptp(data[:, :, :3], axis=2).any() else data[:, :, 0]
+        data = (
+            color.rgb2gray(data[:, :, :3])
+            if np.ptp(data[:, :, :3], axis=2).any()
+            else data[:, :, 0]
+        )
     if data.ndim != 2 or min(data.shape) < 8:
-        raise ScanError(f"{path}: expected one grey or colour picture of at least 8 x 8 pixels, got shape {data.shape}.")
+        raise ScanError(
+            f"{path}: expected one grey or colour picture of at least 8 x 8 pixels, got shape {data.shape}."
+        )
     grey = util.img_as_float32(data)
     return nib.Nifti1Image(np.ascontiguousarray(grey.T[::-1, ::-1, None]), np.eye(4))
 
 
 def _planes(data: np.ndarray, path: Path, channels: int) -> np.ndarray:
     """The first planes of a picture (rows, columns, planes) as float32 (X, Y, channels); pages of a TIFF are planes, alpha is none."""
-    if path.suffix.lower() in (".tif", ".tiff") and data.ndim == 3 and data.shape[0] < min(8, data.shape[2]):
+    if (
+        path.suffix.lower() in (".tif", ".tiff")
+        and data.ndim == 3
+        and data.shape[0] < min(8, data.shape[2])
+    ):
         data = np.moveaxis(data, 0, -1)
-    elif data.ndim == 3 and data.shape[2] in (2, 4) and path.suffix.lower() not in (".tif", ".tiff"):
+    elif (
+        data.ndim == 3 and data.shape[2] in (2, 4) and path.suffix.lower() not in (".tif", ".tiff")
+    ):
         data = data[:, :, :-1]
     count = data.shape[2] if data.ndim == 3 else 1
     if data.ndim not in (2, 3) or min(data.shape[:2]) < 8 or count < channels:
@@ -117,7 +147,13 @@ def _stored_pixdim(path: Path) -> np.ndarray | None:
     """Voxel size of a 3-D NIfTI as it stands in the file, (3,): nibabel mends zeros and signs on loading. None for no NIfTI."""
     with nib.openers.ImageOpener(str(path)) as handle:
         block = handle.read(540)
-    kind = nib.Nifti1Header if block[344:347] in (b"n+1", b"ni1") else nib.Nifti2Header if block[4:7] in (b"n+2", b"ni2") else None
+    kind = (
+        nib.Nifti1Header
+        if block[344:347] in (b"n+1", b"ni1")
+        else nib.Nifti2Header
+        if block[4:7] in (b"n+2", b"ni2")
+        else None
+    )
     if kind is None or len(block) < kind.sizeof_hdr:
         return None
     header = kind(block[: kind.sizeof_hdr], check=False)
@@ -147,8 +183,19 @@ def load_array(path: Path) -> np.ndarray:
         data = np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
     except FileNotFoundError:
         raise
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ScanError(f"{path}: truncated or damaged ({' '.join(str(error).split())}); {again}.") from None
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        EOFError,
+        OSError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise ScanError(
+            f"{path}: truncated or damaged ({' '.join(str(error).split())}); {again}."
+        ) from None
     if data.ndim != 3:
-        raise ScanError(f"{path}: expected a 3-D scan, got {data.ndim}-D of shape {data.shape}; {again}.")
+        raise ScanError(
+            f"{path}: expected a 3-D scan, got {data.ndim}-D of shape {data.shape}; {again}."
+        )
     return data

@@ -12,7 +12,9 @@ def window(hu: np.ndarray, mask: np.ndarray, low: float, high: float) -> np.ndar
     return np.where(mask, np.clip((hu - low) / (high - low), 0, 1), 0).astype(np.float32)
 
 
-def percentiles(image: np.ndarray, mask: np.ndarray, low: float, high: float, top: float = 1.0) -> np.ndarray:
+def percentiles(
+    image: np.ndarray, mask: np.ndarray, low: float, high: float, top: float = 1.0
+) -> np.ndarray:
     """MR to [0, 1] by two percentiles of the brain, which become 0 and `top`; clipped, 0 outside the mask.
 
     A `top` below 1 leaves room for tissue brighter than the `high` percentile, such as a bright lesion, and lets `high`
@@ -20,5 +22,9 @@ def percentiles(image: np.ndarray, mask: np.ndarray, low: float, high: float, to
     """
     bottom, ceiling = np.percentile(image[mask], (low, high))
     if not ceiling > bottom:
-        raise ScanError(f"the intensity inside the brain is constant ({bottom:g}); this is no scan of a brain.")
-    return np.where(mask, np.clip(top * (image - bottom) / (ceiling - bottom), 0, 1), 0).astype(np.float32)
+        raise ScanError(
+            f"the intensity inside the brain is constant ({bottom:g}); this is no scan of a brain."
+        )
+    return np.where(mask, np.clip(top * (image - bottom) / (ceiling - bottom), 0, 1), 0).astype(
+        np.float32
+    )

@@ -51,7 +51,12 @@ class Prepared:
 class RefusedScan(ScanError):
     """A scan failed its checks; carries what was seen, for the report and the picture."""
 
-    def __init__(self, message: str, checks: list[Check], picture: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        checks: list[Check],
+        picture: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         super().__init__(message)
         self.checks, self.picture = checks, picture
 
@@ -59,7 +64,11 @@ class RefusedScan(ScanError):
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
     """`prepare_volume` or `prepare_picture` for one scan; every ScanError names the file."""
     try:
-        return prepare_picture(scan, recipe) if recipe.modality == "picture" else prepare_volume(scan, recipe)
+        return (
+            prepare_picture(scan, recipe)
+            if recipe.modality == "picture"
+            else prepare_volume(scan, recipe)
+        )
     except RefusedScan:
         raise
     except ScanError as error:
@@ -88,27 +97,63 @@ def prepare_volume(scan: Scan, recipe: Recipe) -> Prepared:
     source = work if recipe.n4 else native
     atlas = register.load_atlas(recipe.template, recipe.grid)
     shown = registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, loose = register.fit(shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing)
+    world, loose = register.fit(
+        shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing
+    )
     in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
-    image = register.resample(np.asarray(source.dataobj), source.affine, atlas.shape, atlas.affine, world, pad=None, within=in_atlas)
+    image = register.resample(
+        np.asarray(source.dataobj),
+        source.affine,
+        atlas.shape,
+        atlas.affine,
+        world,
+        pad=None,
+        within=in_atlas,
+    )
     checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
     _demand(checks, scan, (image, in_atlas))
     scaled, worlds = [scale_intensity(image, in_atlas, recipe.intensity)], []
     for series, path in zip(recipe.sequences, files[1:], strict=True):
         other, between, its_checks = further_sequence(series, path, native, work, mask, recipe)
         worlds.append(between @ world)
-        covered = register.carry_mask(np.ones(other.shape, bool), other.affine, atlas.shape, atlas.affine, worlds[-1])
+        covered = register.carry_mask(
+            np.ones(other.shape, bool), other.affine, atlas.shape, atlas.affine, worlds[-1]
+        )
         its_checks += quality.coverage_checks(covered, in_atlas)
         checks += [replace(c, name=f"{series.modality}: {c.name}") for c in its_checks]
-        image = register.resample(np.asarray(other.dataobj), other.affine, atlas.shape, atlas.affine, worlds[-1], pad=None, within=in_atlas)
+        image = register.resample(
+            np.asarray(other.dataobj),
+            other.affine,
+            atlas.shape,
+            atlas.affine,
+            worlds[-1],
+            pad=None,
+            within=in_atlas,
+        )
         _demand(checks, scan, (image, in_atlas), path)
         scaled.append(scale_intensity(image, in_atlas, series.intensity))
     image = np.stack(scaled, -1) if worlds else scaled[0]
-    return Prepared(image, in_atlas, atlas.affine, atlas.name, atlas.mask, world, native, method, checks, tuple(worlds))
+    return Prepared(
+        image,
+        in_atlas,
+        atlas.affine,
+        atlas.name,
+        atlas.mask,
+        world,
+        native,
+        method,
+        checks,
+        tuple(worlds),
+    )
 
 
 def further_sequence(
-    series: Series, path: Path, first: nib.Nifti1Image, work: nib.Nifti1Image, mask: np.ndarray, recipe: Recipe
+    series: Series,
+    path: Path,
+    first: nib.Nifti1Image,
+    work: nib.Nifti1Image,
+    mask: np.ndarray,
+    recipe: Recipe,
 ) -> tuple[nib.Nifti1Image, np.ndarray, list[Check]]:
     """A further sequence as it is to be interpolated, the rigid map (4x4) from the first one's mm to its own, and its checks.
 
@@ -120,12 +165,24 @@ def further_sequence(
     if any(c.hard and not c.passed for c in checks):
         return native, np.eye(4), checks
     here = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
-    pair = _ranged(work, recipe.intensity), work.affine, mask, _ranged(here, series.intensity), here.affine
+    pair = (
+        _ranged(work, recipe.intensity),
+        work.affine,
+        mask,
+        _ranged(here, series.intensity),
+        here.affine,
+    )
     same = native.shape == first.shape and np.allclose(native.affine, first.affine, atol=1e-4)
-    between = np.eye(4) if same else register.fit_sequence(*pair, spacing=recipe.registration_spacing)
-    checks += quality.likeness_checks(register.likeness(*pair, between), recipe.modality, hard="ct" not in recipe.name)
+    between = (
+        np.eye(4) if same else register.fit_sequence(*pair, spacing=recipe.registration_spacing)
+    )
+    checks += quality.likeness_checks(
+        register.likeness(*pair, between), recipe.modality, hard="ct" not in recipe.name
+    )
     if recipe.n4 and series.modality != "ct":
-        inside = register.carry_mask(mask, work.affine, here.shape, here.affine, np.linalg.inv(between))
+        inside = register.carry_mask(
+            mask, work.affine, here.shape, here.affine, np.linalg.inv(between)
+        )
         return register.n4(here, inside), between, checks
     return native, between, checks
 
@@ -134,7 +191,9 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
     """The files of a scan's sequences in the order of the channels; ScanError where one is missing."""
     for series in recipe.sequences:
         if series.modality not in scan.sequences:
-            raise ScanError(f"{scan.image}: no {series.modality} sequence of this scan, or more than one. {how_to_give(recipe.name)}")
+            raise ScanError(
+                f"{scan.image}: no {series.modality} sequence of this scan, or more than one. {how_to_give(recipe.name)}"
+            )
     files = [scan.image, *(scan.sequences[s.modality] for s in recipe.sequences)]
     lost = next((f for f in files if not f.is_file()), None)
     if lost:
@@ -147,11 +206,15 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     native, planes = _picture_and_planes(scan.image, recipe.channels)
     data = np.asarray(native.dataobj)
     if data.shape[2] != 1:
-        raise ScanError(f"{scan.image}: expected a picture, got a volume of shape {data.shape}; give MODALITY=ct, t1, t2 or flair.")
+        raise ScanError(
+            f"{scan.image}: expected a picture, got a volume of shape {data.shape}; give MODALITY=ct, t1, t2 or flair."
+        )
     if scan.brain_mask:
         mask, method = np.asarray(read_image(scan.brain_mask).dataobj) > 0, "given"
         if mask.shape != data.shape:
-            raise ScanError(f"{scan.brain_mask}: shape {mask.shape[:2]} differs from the picture's, {data.shape[:2]}.")
+            raise ScanError(
+                f"{scan.brain_mask}: shape {mask.shape[:2]} differs from the picture's, {data.shape[:2]}."
+            )
     elif recipe.brain == "none":
         mask, method = np.ones(data.shape, bool), "none"
     else:
@@ -161,7 +224,17 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
     image, framed, world = register.fit_picture(planes, mask, side)
     there = framed if image.ndim == 3 else framed[..., None]
-    return Prepared(scale_intensity(image, there, recipe.intensity), framed, np.eye(4), "picture", None, world, native, method, checks)
+    return Prepared(
+        scale_intensity(image, there, recipe.intensity),
+        framed,
+        np.eye(4),
+        "picture",
+        None,
+        world,
+        native,
+        method,
+        checks,
+    )
 
 
 def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.ndarray]:
@@ -170,13 +243,21 @@ def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.
         native = read_image(path)
         return native, np.asarray(native.dataobj)
     if not is_picture(path):
-        raise ScanError(f"{path}: channels={channels} is for pictures, this is none; give PNG, JPG or TIF.")
+        raise ScanError(
+            f"{path}: channels={channels} is for pictures, this is none; give PNG, JPG or TIF."
+        )
     planes = np.asarray(read_picture(path, channels).dataobj)
     return nib.Nifti1Image(planes.mean(-1), np.eye(4)), planes
 
 
 def _registration_checks(
-    shown: np.ndarray, mask: np.ndarray, in_atlas: np.ndarray, affine: np.ndarray, loose: np.ndarray, atlas: register.Atlas, recipe: Recipe
+    shown: np.ndarray,
+    mask: np.ndarray,
+    in_atlas: np.ndarray,
+    affine: np.ndarray,
+    loose: np.ndarray,
+    atlas: register.Atlas,
+    recipe: Recipe,
 ) -> list[Check]:
     """Overlaps and mutual information; the affine ones on every second atlas voxel."""
     coarse, half = atlas.affine @ np.diag([2, 2, 2, 1]), (slice(None, None, 2),) * 3
@@ -184,7 +265,9 @@ def _registration_checks(
     mask_there = register.carry_mask(mask, affine, there.shape, coarse, loose)
     image_there = register.resample(shown, affine, there.shape, coarse, loose)
     both = mask_there & there
-    information = quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
+    information = (
+        quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
+    )
     return quality.registration_checks(
         quality.dice(in_atlas, atlas.mask),
         quality.dice(mask_there, there),
@@ -194,7 +277,12 @@ def _registration_checks(
     )
 
 
-def _demand(checks: list[Check], scan: Scan, picture: tuple[np.ndarray, np.ndarray] | None = None, path: Path | None = None) -> None:
+def _demand(
+    checks: list[Check],
+    scan: Scan,
+    picture: tuple[np.ndarray, np.ndarray] | None = None,
+    path: Path | None = None,
+) -> None:
     try:
         quality.demand(checks)
     except ScanError as error:
@@ -208,9 +296,13 @@ def _extent(image: nib.Nifti1Image) -> list[float]:
 def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
     if scan.brain_mask:
         given = read_image(scan.brain_mask)
-        mask = register.carry_mask(np.asarray(given.dataobj) > 0, given.affine, work.shape, work.affine)
+        mask = register.carry_mask(
+            np.asarray(given.dataobj) > 0, given.affine, work.shape, work.affine
+        )
         if not mask.any():
-            raise ScanError(f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}.")
+            raise ScanError(
+                f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}."
+            )
         return mask, "given"
     mask, method = brain.brain_mask(work, recipe.modality, recipe.brain)
     if method == "none" and recipe.brain == "auto":

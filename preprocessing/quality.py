@@ -29,7 +29,9 @@ class Check:
         return bool(self.low <= self.value <= self.high)
 
     def sentence(self) -> str:
-        return f"{self.name} is {self.value:.4g} {self.unit}".rstrip() + f", expected {self.expected}"
+        return (
+            f"{self.name} is {self.value:.4g} {self.unit}".rstrip() + f", expected {self.expected}"
+        )
 
     @property
     def expected(self) -> str:
@@ -41,7 +43,12 @@ class Check:
 
     def row(self) -> dict[str, Any]:
         row = {k: v for k, v in asdict(self).items() if k not in ("low", "high")}
-        return {**row, "value": round(float(self.value), 4), "expected": self.expected, "passed": self.passed}
+        return {
+            **row,
+            "value": round(float(self.value), 4),
+            "expected": self.expected,
+            "passed": self.passed,
+        }
 
 
 def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) -> list[Check]:
@@ -49,14 +56,31 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
 
     CT is expected in HU: air or padding below -15, brain or bone above 60 (pictures windowed to -20..100 HU pass).
     """
-    checks = [Check("share of voxels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0)]
+    checks = [
+        Check(
+            "share of voxels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0
+        )
+    ]
     if not checks[0].passed:
         return checks
-    checks.append(Check("smallest extent of the field of view", float(min(extent_mm)), low=60, unit="mm"))
-    checks.append(Check("largest extent of the field of view", float(max(extent_mm)), low=110, high=600, unit="mm"))
+    checks.append(
+        Check("smallest extent of the field of view", float(min(extent_mm)), low=60, unit="mm")
+    )
+    checks.append(
+        Check(
+            "largest extent of the field of view",
+            float(max(extent_mm)),
+            low=110,
+            high=600,
+            unit="mm",
+        )
+    )
     low, high = (float(v) for v in (data.min(), data.max()))
     if modality == "ct":
-        checks += [Check("lowest value", low, low=-10000, high=20, unit="HU"), Check("highest value", high, low=40, high=40000, unit="HU")]
+        checks += [
+            Check("lowest value", low, low=-10000, high=20, unit="HU"),
+            Check("highest value", high, low=40, high=40000, unit="HU"),
+        ]
     checks.append(Check("spread of values (max - min)", high - low, low=1e-12))
     return checks
 
@@ -64,13 +88,17 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
 def picture_checks(data: np.ndarray, mask: np.ndarray) -> list[Check]:
     """A 2-D picture (X, Y, 1): finite pixels, some contrast, and a foreground that is not a speck."""
     return [
-        Check("share of pixels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0),
+        Check(
+            "share of pixels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0
+        ),
         Check("spread of values (max - min)", float(data.max() - data.min()), low=1e-6),
         Check("foreground (share of the picture)", float(mask.mean()), low=0.02),
     ]
 
 
-def brain_checks(mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]) -> list[Check]:
+def brain_checks(
+    mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]
+) -> list[Check]:
     """After skull stripping: brain volume, and how much of the mask lies on the border of the field of view."""
     volume = float(mask.sum() * np.prod(spacing) / 1000)
     faces = [np.take(mask, i, axis) for axis in range(3) for i in (0, -1)]
@@ -83,7 +111,11 @@ def brain_checks(mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[fl
 
 
 def registration_checks(
-    rigid_dice: float, affine_dice: float, information: float, min_overlap: float, min_information: float
+    rigid_dice: float,
+    affine_dice: float,
+    information: float,
+    min_overlap: float,
+    min_information: float,
 ) -> list[Check]:
     """After registration: overlap of the brain masks, and likeness to the atlas once size and shape are allowed for.
 
@@ -93,7 +125,12 @@ def registration_checks(
     return [
         Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
         Check("overlap with the atlas brain, affine (Dice)", affine_dice, low=min_overlap + 0.2),
-        Check("likeness to a brain (mutual information with the atlas, affine)", information, low=min_information, unit="nats"),
+        Check(
+            "likeness to a brain (mutual information with the atlas, affine)",
+            information,
+            low=min_information,
+            unit="nats",
+        ),
     ]
 
 

@@ -74,8 +74,14 @@ class Recipe(Closed):
     @model_validator(mode="after")
     def _one_kind_of_channels(self) -> Recipe:
         if self.channels > 1 and self.modality != "picture":
-            raise ValueError(f"channels={self.channels} is for pictures; name the sequences of a scan as MODALITY={self.modality}+flair")
-        if len({self.modality, "picture", *(s.modality for s in self.sequences)}) < 2 + len(self.sequences) and self.sequences:
+            raise ValueError(
+                f"channels={self.channels} is for pictures; name the sequences of a scan as MODALITY={self.modality}+flair"
+            )
+        if (
+            len({self.modality, "picture", *(s.modality for s in self.sequences)})
+            < 2 + len(self.sequences)
+            and self.sequences
+        ):
             raise ValueError(f"'{self.name}': each modality once, and no picture among them")
         return self
 
@@ -88,4 +94,6 @@ class Recipe(Closed):
         return ((k, v) for k, v in super().__repr_args__() if k not in self._silent())
 
     def _silent(self) -> set[str]:
-        return ({"sequences"} if not self.sequences else set()) | ({"channels"} if self.channels == 1 else set())
+        return ({"sequences"} if not self.sequences else set()) | (
+            {"channels"} if self.channels == 1 else set()
+        )

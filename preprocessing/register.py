@@ -43,7 +43,9 @@ class Atlas:
 
 
 @lru_cache(maxsize=2)
-def load_atlas(template: str | None = None, grid: tuple[int | None, int | None, int | None] = (240, 240, None)) -> Atlas:
+def load_atlas(
+    template: str | None = None, grid: tuple[int | None, int | None, int | None] = (240, 240, None)
+) -> Atlas:
     """The ICBM152 T1 brain that nilearn ships (its BIDS label is MNI152NLin2009aSym), or a NIfTI template, at 1 mm.
 
     The template is zero-padded or cropped about its centre to `grid` voxels (None keeps an axis). The brain mask of a
@@ -70,13 +72,22 @@ def load_atlas(template: str | None = None, grid: tuple[int | None, int | None, 
     return Atlas(name, np.ascontiguousarray(data * brain), brain, affine)
 
 
-def _fit_grid(data: np.ndarray, affine: np.ndarray, grid: tuple[int | None, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _fit_grid(
+    data: np.ndarray, affine: np.ndarray, grid: tuple[int | None, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """Pad with zeros or crop each axis about its centre; the affine follows."""
-    start = np.array([0 if size is None else (n - size) // 2 for n, size in zip(data.shape, grid, strict=True)])
+    start = np.array(
+        [0 if size is None else (n - size) // 2 for n, size in zip(data.shape, grid, strict=True)]
+    )
     shape = [n if size is None else size for n, size in zip(data.shape, grid, strict=True)]
     out = np.zeros(shape, data.dtype)
-    source = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, shape, data.shape, strict=True))
-    target = tuple(slice(max(-s, 0), max(-s, 0) + (c.stop - c.start)) for s, c in zip(start, source, strict=True))
+    source = tuple(
+        slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, shape, data.shape, strict=True)
+    )
+    target = tuple(
+        slice(max(-s, 0), max(-s, 0) + (c.stop - c.start))
+        for s, c in zip(start, source, strict=True)
+    )
     out[target] = data[source]
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ start
@@ -99,13 +110,22 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
     if np.allclose(nib.affines.voxel_sizes(image.affine), spacing, atol=1e-3):
         return image
     new = ants.resample_image(
-        _to_ants(np.asarray(image.dataobj, np.float32), image.affine), (spacing,) * 3, use_voxels=False, interp_type=0
+        _to_ants(np.asarray(image.dataobj, np.float32), image.affine),
+        (spacing,) * 3,
+        use_voxels=False,
+        interp_type=0,
     )  # 0 is linear; the default, 1, is nearest
     return nib.Nifti1Image(new.numpy(), _affine_of(new))
 
 
 def fit(
-    image: np.ndarray, affine: np.ndarray, atlas: Atlas, *, mask: np.ndarray | None = None, spacing: float = 3.0, seed: int = 0
+    image: np.ndarray,
+    affine: np.ndarray,
+    atlas: Atlas,
+    *,
+    mask: np.ndarray | None = None,
+    spacing: float = 3.0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rigid and affine maps from atlas world to scan world (RAS+ mm, 4x4) that lay a stripped scan on the atlas.
 
@@ -124,10 +144,20 @@ def fit(
     first = _overlap_with(atlas, inside, affine, full)
     if first < SURE and inside.any():
         starts = _turned(centre(atlas.mask, atlas.affine), centre(inside, affine))
-        ends = [_ants_fit("Affine", *pair, 2 * spacing, seed, "to the atlas", start=start) for start in starts]
+        ends = [
+            _ants_fit("Affine", *pair, 2 * spacing, seed, "to the atlas", start=start)
+            for start in starts
+        ]
         ahead = [_overlap_with(atlas, inside, affine, end) for end in ends]
         if max(ahead) > first:
-            other = _ants_fit("Affine", *pair, spacing, seed, "to the atlas", start=starts[ahead.index(max(ahead))])
+            other = _ants_fit(
+                "Affine",
+                *pair,
+                spacing,
+                seed,
+                "to the atlas",
+                start=starts[ahead.index(max(ahead))],
+            )
             full = other if _overlap_with(atlas, inside, affine, other) > first + GAIN else full
     return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
 
@@ -148,7 +178,9 @@ def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
 def _overlap_with(atlas: Atlas, mask: np.ndarray, affine: np.ndarray, world: np.ndarray) -> float:
     """Dice of a mask and the atlas brain on every second atlas voxel."""
     there = atlas.mask[(slice(None, None, 2),) * 3]
-    return dice(carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there)
+    return dice(
+        carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there
+    )
 
 
 def fit_sequence(
@@ -169,12 +201,18 @@ def fit_sequence(
     """
     from scipy import ndimage
 
-    near = ndimage.binary_dilation(mask, iterations=max(1, round(5 / float(np.linalg.norm(affine[:3, 0])))))
+    near = ndimage.binary_dilation(
+        mask, iterations=max(1, round(5 / float(np.linalg.norm(affine[:3, 0]))))
+    )
     ends, failed = [], ScanError("")
     for start in ("Identity", None):
         try:
             pair = (image, affine), (other, other_affine)
-            ends.append(_ants_fit("Rigid", *pair, min(spacing, 3.0), seed, "to the first sequence", near, start))
+            ends.append(
+                _ants_fit(
+                    "Rigid", *pair, min(spacing, 3.0), seed, "to the first sequence", near, start
+                )
+            )
         except ScanError as error:  # from one start the two may not even overlap
             failed = error
     if not ends:
@@ -183,7 +221,12 @@ def fit_sequence(
 
 
 def likeness(
-    image: np.ndarray, affine: np.ndarray, mask: np.ndarray, other: np.ndarray, other_affine: np.ndarray, world: np.ndarray
+    image: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    other: np.ndarray,
+    other_affine: np.ndarray,
+    world: np.ndarray,
 ) -> float:
     """Mutual information in nats of two scans inside the mask of the first, on every second voxel; `world` from its mm to the other's.
 
@@ -214,12 +257,19 @@ def _ants_fit(
     """
     ants = _ants()
 
-    fixed, moving = (ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0) for i in (fixed_pair, moving_pair))
+    fixed, moving = (
+        ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
+        for i in (fixed_pair, moving_pair)
+    )
     near = {}
     if mask is not None:
-        coarse = ants.resample_image(_to_ants(mask, fixed_pair[1]), (spacing,) * 3, use_voxels=False, interp_type=1)
+        coarse = ants.resample_image(
+            _to_ants(mask, fixed_pair[1]), (spacing,) * 3, use_voxels=False, interp_type=1
+        )
         near = {"mask": coarse, "mask_all_stages": True}
-    ants.config.set_ants_deterministic(False, seed + 1)  # the seed alone: `registration` swallows a random_seed argument
+    ants.config.set_ants_deterministic(
+        False, seed + 1
+    )  # the seed alone: `registration` swallows a random_seed argument
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         if isinstance(start, np.ndarray):
             write_matrix(Path(folder) / "start.mat", start)
@@ -244,7 +294,9 @@ def _ants_fit(
             raise ScanError(f"registration {what} failed ({error}).") from None
 
 
-def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def fit_picture(
+    image: np.ndarray, mask: np.ndarray, side: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A picture (X, Y, 1[, C]) in the middle of a frame of `side` pixels, never enlarged; image, mask and the map frame -> picture (4x4).
 
     A picture that is too large is shrunk to fit, proportions kept, after a Gaussian against aliasing.
@@ -254,7 +306,9 @@ def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> t
     shape = (*side, 1)
     scale = max(1.0, *(n / s for n, s in zip(image.shape[:2], side, strict=True)))
     world = np.diag([scale, scale, 1, 1])
-    world[:2, 3] = [(n - 1) / 2 - scale * (s - 1) / 2 for n, s in zip(image.shape[:2], side, strict=True)]
+    world[:2, 3] = [
+        (n - 1) / 2 - scale * (s - 1) / 2 for n, s in zip(image.shape[:2], side, strict=True)
+    ]
     if scale == 1:
         world[:2, 3] = np.floor(world[:2, 3])  # whole pixels: nothing is interpolated
     sigma = (scale - 1) / 2
@@ -264,7 +318,11 @@ def fit_picture(image: np.ndarray, mask: np.ndarray, side: tuple[int, int]) -> t
         smooth = ndimage.gaussian_filter(plane, (sigma, sigma, 0)) if scale > 1 else plane
         return resample(smooth, here, shape, here, world)
 
-    done = framed(image) if image.ndim == 3 else np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+    done = (
+        framed(image)
+        if image.ndim == 3
+        else np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+    )
     return done, carry_mask(mask, here, shape, here, world), world
 
 
@@ -326,7 +384,10 @@ def resample(
 
 def _box_of(mask: np.ndarray) -> list[tuple[int, int]]:
     """First and one past the last index of True along each axis; (0, 0) where there is none."""
-    axes = [np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
+    axes = [
+        np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
+        for axis in range(mask.ndim)
+    ]
     return [(int(i[0]), int(i[-1]) + 1) if i.size else (0, 0) for i in axes]
 
 
@@ -334,16 +395,29 @@ def _reach(box: list[tuple[int, int]], matrix: np.ndarray) -> list[tuple[int, in
     """The box that holds all voxels within one voxel of `box`, after the voxel-to-voxel map `matrix` (4x4)."""
     if any(low == high for low, high in box):
         return [(0, 0)] * len(box)
-    corners = np.array(list(itertools.product(*((low - 1, high) for low, high in box)))) @ matrix[:3, :3].T + matrix[:3, 3]
-    return [(math.floor(low), math.ceil(high) + 1) for low, high in zip(corners.min(0), corners.max(0), strict=True)]
+    corners = (
+        np.array(list(itertools.product(*((low - 1, high) for low, high in box))))
+        @ matrix[:3, :3].T
+        + matrix[:3, 3]
+    )
+    return [
+        (math.floor(low), math.ceil(high) + 1)
+        for low, high in zip(corners.min(0), corners.max(0), strict=True)
+    ]
 
 
 def _overlap(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(max(low, other), min(high, end)) for (low, high), (other, end) in zip(a, b, strict=True)]
+    return [
+        (max(low, other), min(high, end)) for (low, high), (other, end) in zip(a, b, strict=True)
+    ]
 
 
 def carry_mask(
-    mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray, world: np.ndarray | None = None
+    mask: np.ndarray,
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    target: np.ndarray,
+    world: np.ndarray | None = None,
 ) -> np.ndarray:
     """`resample` for a bool mask, by nearest neighbour; bool (shape)."""
     return resample(mask.astype(np.uint8), affine, shape, target, world, order=0).astype(bool)
@@ -354,7 +428,9 @@ def write_matrix(path: Path, world: np.ndarray) -> None:
     ants = _ants()
 
     lps = _FLIP @ world @ _FLIP
-    transform = ants.create_ants_transform(transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3])
+    transform = ants.create_ants_transform(
+        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3]
+    )
     with atomic(path) as temporary:
         ants.write_transform(transform, str(temporary))
 
@@ -378,7 +454,9 @@ def n4(image: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
     import nibabel as nib
 
     data = _to_ants(np.asarray(image.dataobj, np.float32), image.affine)
-    done = ants.n4_bias_field_correction(data, mask=_to_ants(mask.astype(np.float32), image.affine), shrink_factor=4)
+    done = ants.n4_bias_field_correction(
+        data, mask=_to_ants(mask.astype(np.float32), image.affine), shrink_factor=4
+    )
     return nib.Nifti1Image(done.numpy(), image.affine)
 
 
@@ -395,7 +473,12 @@ def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
 
     lps = _FLIP @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    return ants.from_numpy(np.asarray(data, np.float32), origin=tuple(lps[:3, 3]), spacing=tuple(spacing), direction=lps[:3, :3] / spacing)
+    return ants.from_numpy(
+        np.asarray(data, np.float32),
+        origin=tuple(lps[:3, 3]),
+        spacing=tuple(spacing),
+        direction=lps[:3, :3] / spacing,
+    )
 
 
 def _affine_of(image: Any) -> np.ndarray:

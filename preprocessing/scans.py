@@ -9,11 +9,22 @@ from typing import Any
 
 NOTICE = "Research software, not a medical device; not for diagnosis."
 
-SPLITS = ("train", "val", "tune", "test")  # "tune": labelled scans for few-label operating points, in no other use
+SPLITS = (
+    "train",
+    "val",
+    "tune",
+    "test",
+)  # "tune": labelled scans for few-label operating points, in no other use
 
 LABELS = ("healthy", "abnormal")
 
-SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "picture"}  # BIDS has no CT: see docs/conventions.md
+SUFFIXES = {
+    "ct": "ct",
+    "t1": "T1w",
+    "t2": "T2w",
+    "flair": "FLAIR",
+    "picture": "picture",
+}  # BIDS has no CT: see docs/conventions.md
 
 
 class InputError(ValueError):
@@ -73,6 +84,8 @@ def safe_name(name: str) -> str:
 
 def scan_row(scan: Scan) -> dict[str, Any]:
     """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
-    row = {f.name: getattr(scan, f.name) for f in fields(scan) if f.name not in ("extra", "sequences")}
+    row = {
+        f.name: getattr(scan, f.name) for f in fields(scan) if f.name not in ("extra", "sequences")
+    }
     row |= {column(name): path for name, path in scan.sequences.items()} | scan.extra
     return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}

@@ -16,7 +16,11 @@ from preprocessing.images import save_nifti
 from preprocessing.scans import InputError
 
 OPEN = 64  # scans whose files stay open
-PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # axes of a volume (X, Y, Z), that of the slices last
+PLANES = {
+    "axial": (0, 1, 2),
+    "coronal": (0, 2, 1),
+    "sagittal": (1, 2, 0),
+}  # axes of a volume (X, Y, Z), that of the slices last
 INDEX_COLUMNS = ("scan", "subject", "split", "label", "row", "z", "brain_px")
 
 
@@ -25,7 +29,9 @@ def select(mask: np.ndarray, min_pixels: int) -> np.ndarray:
     return np.flatnonzero(mask.sum(axis=(0, 1)) >= min_pixels)
 
 
-def write_arrays(folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z: np.ndarray) -> None:
+def write_arrays(
+    folder: Path, scan: str, image: np.ndarray, mask: np.ndarray, z: np.ndarray
+) -> None:
     """Store slices `z` of a volume: `<scan>_image.npy` (n, C, X, Y) float16 and `<scan>_mask.npy` (n, 1, X, Y) uint8.
 
     Image (X, Y, Z), or (X, Y, Z, C) where it has several channels; mask (X, Y, Z).
@@ -42,7 +48,9 @@ def write_index(folder: Path, rows: Iterable[dict]) -> None:
     write_table(folder / "index.tsv", rows, INDEX_COLUMNS)
 
 
-def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray, z: np.ndarray) -> None:
+def export_nifti(
+    folder: Path, scan: str, image: np.ndarray, affine: np.ndarray, z: np.ndarray
+) -> None:
     """Write each slice of a volume (X, Y, Z[, C]) as `<scan>_slice-<zzz>.nii.gz` of shape (X, Y, 1[, C]), in its place in space."""
     import nibabel as nib
 
@@ -50,7 +58,10 @@ def export_nifti(folder: Path, scan: str, image: np.ndarray, affine: np.ndarray,
     for index in z:
         moved = affine.copy()
         moved[:3, 3] += affine[:3, 2] * index
-        save_nifti(nib.Nifti1Image(image[:, :, index : index + 1], moved), folder / f"{scan}_slice-{index:03d}.nii.gz")
+        save_nifti(
+            nib.Nifti1Image(image[:, :, index : index + 1], moved),
+            folder / f"{scan}_slice-{index:03d}.nii.gz",
+        )
 
 
 def turned(volume: np.ndarray, plane: str) -> np.ndarray:
@@ -70,11 +81,16 @@ def in_plane(folder: Path, plane: str, depth: int, min_pixels: int) -> Path:
 
     def rows() -> Iterator[dict]:
         for number, scan in enumerate(store.scans):
-            image, mask = (turned(np.moveaxis(v, 0, -1), plane) for v in store.volume(number, depth).values())
+            image, mask = (
+                turned(np.moveaxis(v, 0, -1), plane) for v in store.volume(number, depth).values()
+            )
             z = select(mask[..., 0], min_pixels)
             write_arrays(own.parent, scan, image, mask[..., 0], z)
             pixels = mask[..., 0].sum((0, 1), dtype=int)[z]
-            yield from (about[scan] | {"row": i, "z": int(at), "brain_px": int(n)} for i, (at, n) in enumerate(zip(z, pixels, strict=True)))
+            yield from (
+                about[scan] | {"row": i, "z": int(at), "brain_px": int(n)}
+                for i, (at, n) in enumerate(zip(z, pixels, strict=True))
+            )
 
     own.parent.mkdir(exist_ok=True)
     write_index(own.parent, rows())
@@ -93,7 +109,9 @@ class SliceStore:
         self.folder = Path(folder)
         index = self.folder / "index.tsv"
         if not index.is_file():
-            raise InputError(f"{index}: no such file; run 'make preprocess' first and give its OUT as DATA.")
+            raise InputError(
+                f"{index}: no such file; run 'make preprocess' first and give its OUT as DATA."
+            )
         found: dict[str, int] = {}  # scans in the order of the index
         places = array("i")
         for r in each_row(index):
@@ -129,7 +147,9 @@ class SliceStore:
         pairs = [self._open(scan) for scan in scans]
         (images, masks), n = zip(*pairs, strict=True), pairs[0][0].shape[0]
         result = {
-            "image": np.zeros((len(pairs), n * (1 + len(around)), *images[0].shape[1:]), images[0].dtype),
+            "image": np.zeros(
+                (len(pairs), n * (1 + len(around)), *images[0].shape[1:]), images[0].dtype
+            ),
             "mask": np.empty((len(pairs), *masks[0].shape), masks[0].dtype),
         }
         for b, i in enumerate(indices):
@@ -143,7 +163,10 @@ class SliceStore:
     def _row_of(self, scan: int, z: int, near: int) -> int | None:
         """Row of the slice `z` of a scan whose slice `near` is known; None where it is not stored."""
         # a scan's slices stand together in order, so that the wanted one is no further away than its z
-        low, high = max(0, near - abs(z - self.places[near, 2])), near + abs(z - self.places[near, 2]) + 1
+        low, high = (
+            max(0, near - abs(z - self.places[near, 2])),
+            near + abs(z - self.places[near, 2]) + 1,
+        )
         found = np.flatnonzero((self.places[low:high, 0] == scan) & (self.places[low:high, 2] == z))
         return int(self.places[low + found[0], 1]) if found.size else None
 
@@ -176,8 +199,17 @@ class _Rows:
 
     def read(self, row: int, target: np.ndarray) -> None:
         """Entry `row` into an array of its shape and type."""
-        if os.preadv(self.file.fileno(), [target.reshape(-1).view(np.uint8).data], self.start + row * self.size) < self.size:
-            raise InputError(f"{self.file.name}: ends before slice {row}; delete it and run 'make preprocess' again.")
+        if (
+            os.preadv(
+                self.file.fileno(),
+                [target.reshape(-1).view(np.uint8).data],
+                self.start + row * self.size,
+            )
+            < self.size
+        ):
+            raise InputError(
+                f"{self.file.name}: ends before slice {row}; delete it and run 'make preprocess' again."
+            )
 
 
 class VolumeStore:

@@ -10,7 +10,9 @@ from pathlib import Path
 from preprocessing.scans import InputError, Scan
 
 
-def assign_splits(scans: Sequence[Scan], seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)) -> list[Scan]:
+def assign_splits(
+    scans: Sequence[Scan], seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+) -> list[Scan]:
     """Give every scan a split by subject where the table has none; abnormal subjects go to the test split.
 
     Healthy and unlabelled subjects are put in an order that depends on the seed and their names alone, then cut into
@@ -21,11 +23,17 @@ def assign_splits(scans: Sequence[Scan], seed: int = 0, fractions: tuple[float, 
         return list(scans)
     if given:
         missing = next(s for s in scans if not s.split)
-        raise InputError(f"{missing.image}: no split, while other rows have one; give every row a split or none.")
+        raise InputError(
+            f"{missing.image}: no split, while other rows have one; give every row a split or none."
+        )
     abnormal = {s.subject for s in scans if s.label == "abnormal"}
-    subjects = sorted({s.subject for s in scans} - abnormal, key=lambda name: _digest(f"{seed}:{name}"))
+    subjects = sorted(
+        {s.subject for s in scans} - abnormal, key=lambda name: _digest(f"{seed}:{name}")
+    )
     n_train, n_val = _counts(len(subjects), fractions)
-    split = dict.fromkeys(subjects[:n_train], "train") | dict.fromkeys(subjects[n_train : n_train + n_val], "val")
+    split = dict.fromkeys(subjects[:n_train], "train") | dict.fromkeys(
+        subjects[n_train : n_train + n_val], "val"
+    )
     return [replace(s, split=split.get(s.subject, "test")) for s in scans]
 
 
@@ -40,10 +48,14 @@ def check_leaks(scans: Iterable[Scan]) -> None:
     for scan in scans:
         other = seen_split.setdefault(scan.subject, scan.split)
         if other != scan.split:
-            raise InputError(f"subject '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; keep a subject in one.")
+            raise InputError(
+                f"subject '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; keep a subject in one."
+            )
         image = scan.image.resolve()
         if image in seen_image:
-            raise InputError(f"{scan.image}: listed twice, as '{seen_image[image]}' and '{scan.id}'; list a scan once.")
+            raise InputError(
+                f"{scan.image}: listed twice, as '{seen_image[image]}' and '{scan.id}'; list a scan once."
+            )
         seen_image[image] = scan.id
         if scan.label == "abnormal" and scan.split in ("train", "val"):
             raise InputError(
@@ -55,7 +67,9 @@ def check_leaks(scans: Iterable[Scan]) -> None:
         owner = owners.setdefault(file.resolve(), scan)
         if file.resolve() in seen_image or owner.subject != scan.subject:
             name = seen_image.get(file.resolve(), owner.id)
-            raise InputError(f"{file}: listed twice, as '{name}' and as a further sequence of '{scan.id}'; list an image once.")
+            raise InputError(
+                f"{file}: listed twice, as '{name}' and as a further sequence of '{scan.id}'; list an image once."
+            )
 
 
 def _digest(text: str) -> str:

@@ -12,9 +12,24 @@ from pathlib import Path
 from preprocessing import dicom
 from preprocessing.files import nearest, read_table
 from preprocessing.images import PICTURES, is_nifti, is_picture
-from preprocessing.scans import LABELS, SPLITS, SUFFIXES, InputError, Scan, column, how_to_give, safe_name
+from preprocessing.scans import (
+    LABELS,
+    SPLITS,
+    SUFFIXES,
+    InputError,
+    Scan,
+    column,
+    how_to_give,
+    safe_name,
+)
 
-_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+_SPLIT_NAMES = {
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "testing": "test",
+}
 
 _LABEL_NAMES = {
     "0": "healthy",
@@ -36,9 +51,17 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
     """
     source = Path(source)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
-    if "+" in modality and source.suffix.lower() not in (".csv", ".tsv") and not (source.is_dir() and _is_bids(source)):
-        raise InputError(f"{source}: which files belong together is not told here. {how_to_give(modality)}")
+        raise InputError(
+            f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
+        )
+    if (
+        "+" in modality
+        and source.suffix.lower() not in (".csv", ".tsv")
+        and not (source.is_dir() and _is_bids(source))
+    ):
+        raise InputError(
+            f"{source}: which files belong together is not told here. {how_to_give(modality)}"
+        )
     if modality == "picture" and source.is_dir():
         scans = _from_pictures(source)
     elif source.is_dir():
@@ -51,15 +74,25 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
         scans = [Scan(id=_stem(source), image=source, subject=_subject(source))]
     else:
         kinds = ", ".join(PICTURES) if modality == "picture" else ".nii, .nii.gz"
-        raise InputError(f"{source}: expected {kinds}, .csv, .tsv, .json or a folder, got a '{source.suffix}' file.")
+        raise InputError(
+            f"{source}: expected {kinds}, .csv, .tsv, .json or a folder, got a '{source.suffix}' file."
+        )
     if not scans:
-        kinds = "pictures" if modality == "picture" else f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
+        kinds = (
+            "pictures"
+            if modality == "picture"
+            else f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
+        )
         raise InputError(f"{source}: no scans found; expected {kinds}.")
     return _unique_ids(scans)
 
 
 def _stem(path: Path) -> str:
-    name = path.stem if is_picture(path) else re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    name = (
+        path.stem
+        if is_picture(path)
+        else re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    )
     return re.sub(r"_(T1w|T2w|FLAIR|ct)$", "", name, flags=re.IGNORECASE) or name
 
 
@@ -69,7 +102,9 @@ def _subject(path: Path) -> str:
 
 
 def _is_bids(folder: Path) -> bool:
-    return (folder / "dataset_description.json").is_file() or any(is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*"))
+    return (folder / "dataset_description.json").is_file() or any(
+        is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*")
+    )
 
 
 def _from_bids(folder: Path, modality: str) -> list[Scan]:
@@ -79,12 +114,16 @@ def _from_bids(folder: Path, modality: str) -> list[Scan]:
             raise InputError(f"unknown MODALITY '{name}'; known: {', '.join(SUFFIXES)}.")
     people = {}
     if (folder / "participants.tsv").is_file():
-        people = {row.get("participant_id", ""): row for row in read_table(folder / "participants.tsv")}
+        people = {
+            row.get("participant_id", ""): row for row in read_table(folder / "participants.tsv")
+        }
     ending = f"_{SUFFIXES[modality]}.nii"
     files = sorted(p for p in folder.glob("sub-*/**/sub-*.nii*") if is_nifti(p))
     images = [p for p in files if ending in p.name]
     if not images:
-        raise InputError(f"{folder}: a BIDS folder without any sub-*{ending}[.gz] file for MODALITY={modality}.")
+        raise InputError(
+            f"{folder}: a BIDS folder without any sub-*{ending}[.gz] file for MODALITY={modality}."
+        )
     scans = []
     for image in images:
         subject = _subject(image)
@@ -97,7 +136,9 @@ def _from_bids(folder: Path, modality: str) -> list[Scan]:
                 split=_split_name(row.get("split", ""), image),
                 label=_label_name(row.get("label", ""), image),
                 pathology=row.get("pathology", ""),
-                sequences={name: p for name in further if (p := _partner(image, SUFFIXES[name], files))},
+                sequences={
+                    name: p for name in further if (p := _partner(image, SUFFIXES[name], files))
+                },
             )
         )
     return scans
@@ -133,10 +174,14 @@ def _from_pictures(folder: Path) -> list[Scan]:
     """The one table in a folder, or else every picture below it."""
     tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
     if len(tables) > 1:
-        raise InputError(f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); give the one to use as IN.")
+        raise InputError(
+            f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); give the one to use as IN."
+        )
     if tables:
         return _from_table(tables[0], "picture")
-    pictures = [p for p in sorted(folder.rglob("*")) if is_picture(p) and not p.name.startswith(".")]
+    pictures = [
+        p for p in sorted(folder.rglob("*")) if is_picture(p) and not p.name.startswith(".")
+    ]
     return [Scan(id=_stem(p), image=p, subject=_subject(p)) for p in pictures]
 
 
@@ -153,14 +198,21 @@ def _from_table(table: Path, modality: str) -> list[Scan]:
     further = {name: column(name) for name in modality.split("+")[1:]}
     lacking = next((c for c in further.values() if c not in rows[0]), None)
     if lacking:
-        raise InputError(f"{table}: no column '{lacking}'; columns found: {', '.join(rows[0])}. {how_to_give(modality)}")
+        raise InputError(
+            f"{table}: no column '{lacking}'; columns found: {', '.join(rows[0])}. {how_to_give(modality)}"
+        )
     scans, known = [], {f.name for f in fields(Scan)} - {"sequences"} | {"group", *further.values()}
     for number, row in enumerate(rows, start=2):
         if not row["image"]:
             raise InputError(f"{table}, line {number}: empty 'image'.")
         image = table.parent / row["image"]
-        paths = {k: table.parent / row[k] if row.get(k) else None for k in ("mask", "brain_mask", "slice_labels")}
-        label = _label_name(row.get("label", ""), f"{table}, line {number}") or ("abnormal" if paths["mask"] else "")
+        paths = {
+            k: table.parent / row[k] if row.get(k) else None
+            for k in ("mask", "brain_mask", "slice_labels")
+        }
+        label = _label_name(row.get("label", ""), f"{table}, line {number}") or (
+            "abnormal" if paths["mask"] else ""
+        )
         scans.append(
             Scan(
                 id=safe_name(row.get("id") or _stem(image)),
@@ -170,7 +222,9 @@ def _from_table(table: Path, modality: str) -> list[Scan]:
                 label=label,
                 pathology=row.get("pathology", ""),
                 extra={k: v for k, v in row.items() if k and k not in known},
-                sequences={name: table.parent / row[c] for name, c in further.items() if row.get(c)},
+                sequences={
+                    name: table.parent / row[c] for name, c in further.items() if row.get(c)
+                },
                 **paths,
             )
         )
@@ -182,15 +236,23 @@ def _from_decathlon(path: Path) -> list[Scan]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a JSON file ({error}).") from None
-    sections = [k for k in ("training", "validation", "test", "testing") if isinstance(content, dict) and isinstance(content.get(k), list)]
+    sections = [
+        k
+        for k in ("training", "validation", "test", "testing")
+        if isinstance(content, dict) and isinstance(content.get(k), list)
+    ]
     if not sections:
-        raise InputError(f"{path}: no list named 'training', 'validation' or 'test'; expected a MONAI decathlon datalist.")
+        raise InputError(
+            f"{path}: no list named 'training', 'validation' or 'test'; expected a MONAI decathlon datalist."
+        )
     scans = []
     for section in sections:
         for entry in content[section]:
             entry = {"image": entry} if isinstance(entry, str) else entry
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-                raise InputError(f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}.")
+                raise InputError(
+                    f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}."
+                )
             image = path.parent / entry["image"]
             label, mask = _decathlon_label(entry.get("label"), path)
             scans.append(
@@ -215,20 +277,26 @@ def _decathlon_label(value: object, path: Path) -> tuple[str, Path | None]:
         return "abnormal", path.parent / value
     if value in (0, 1):
         return LABELS[int(value)], None
-    raise InputError(f"{path}: label {value!r}; expected one mask file name, 0 (healthy) or 1 (abnormal).")
+    raise InputError(
+        f"{path}: label {value!r}; expected one mask file name, 0 (healthy) or 1 (abnormal)."
+    )
 
 
 def _split_name(value: str, where: object) -> str:
     name = _SPLIT_NAMES.get(value.lower(), value.lower())
     if name and name not in SPLITS:
-        raise InputError(f"{where}: split '{value}'; expected one of {', '.join(SPLITS)}{nearest(name, SPLITS)}")
+        raise InputError(
+            f"{where}: split '{value}'; expected one of {', '.join(SPLITS)}{nearest(name, SPLITS)}"
+        )
     return name
 
 
 def _label_name(value: str, where: object) -> str:
     name = _LABEL_NAMES.get(value.lower(), value.lower())
     if name and name not in LABELS:
-        raise InputError(f"{where}: label '{value}'; expected one of {', '.join(LABELS)}{nearest(name, LABELS)}")
+        raise InputError(
+            f"{where}: label '{value}'; expected one of {', '.join(LABELS)}{nearest(name, LABELS)}"
+        )
     return name
 
 
@@ -238,7 +306,9 @@ def _unique_ids(scans: list[Scan]) -> list[Scan]:
     scans = [_named_by_folder(s) if names[s.id] > 1 else s for s in scans]
     clash = next((n for n, count in Counter(s.id for s in scans).items() if count > 1), None)
     if clash:
-        raise InputError(f"two scans are named '{clash}'; give the table a column 'id' that tells them apart.")
+        raise InputError(
+            f"two scans are named '{clash}'; give the table a column 'id' that tells them apart."
+        )
     return [replace(s, id=safe_name(s.id)) for s in scans]
 
 
@@ -251,8 +321,14 @@ def _named_by_folder(scan: Scan) -> Scan:
 
 def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
     """Scans of any input; DICOM folders are converted below `out` first. Also why DICOM series gave none, by name."""
-    if source.is_dir() and not (source / "dataset_description.json").is_file() and dicom.has_dicom(source):
+    if (
+        source.is_dir()
+        and not (source / "dataset_description.json").is_file()
+        and dicom.has_dicom(source)
+    ):
         if "+" in modality:
-            raise InputError(f"{source}: DICOM series do not say which sequence they are; convert them first. {how_to_give(modality)}")
+            raise InputError(
+                f"{source}: DICOM series do not say which sequence they are; convert them first. {how_to_give(modality)}"
+            )
         return dicom.convert(source, out / "dicom")
     return read_scans(source, modality), {}

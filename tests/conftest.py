@@ -6,7 +6,9 @@ import os
 import sys
 from dataclasses import dataclass
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the heavy imports; what the caller has set stays
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before the heavy imports; what the caller has set stays
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
@@ -15,7 +17,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-QUICK = ["registration_spacing=6", "grid=[160,200,160]"]  # a coarse fit on a tight grid: still a real registration
+QUICK = [
+    "registration_spacing=6",
+    "grid=[160,200,160]",
+]  # a coarse fit on a tight grid: still a real registration
 HEALTHY = [0.11, 0.12, 0.13, 0.14, 0.15]
 HINTS = ("left out: ", "not scored: ", "Splits by subject were made here", "Scans without a label")
 
@@ -23,7 +28,9 @@ HINTS = ("left out: ", "not scored: ", "Splits by subject were made here", "Scan
 def oblique_affine(shape, zooms, centre, degrees=8.0):
     """Affine of an LPS array turned about the left-right axis, with the array's centre at `centre` mm."""
     angle = np.deg2rad(degrees)
-    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    turn = np.array(
+        [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    )
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.diag([-zooms[0], -zooms[1], zooms[2]])
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
@@ -44,7 +51,9 @@ def brain_t1(tmp_path_factory):
     grow[:3, :3] /= 0.93
     grow[:3, 3] = centre - grow[:3, :3] @ centre
     matrix = np.linalg.inv(template.affine) @ grow @ affine
-    data = ndimage.affine_transform(template.get_fdata(dtype=np.float32), matrix[:3, :3], matrix[:3, 3], shape, order=1)
+    data = ndimage.affine_transform(
+        template.get_fdata(dtype=np.float32), matrix[:3, :3], matrix[:3, 3], shape, order=1
+    )
     image = nib.Nifti1Image(np.round(data / data.max() * 1000).astype(np.int16), affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
@@ -72,10 +81,15 @@ def tiny_run(tmp_path_factory):
     (folder / "config.yaml").write_text(write_yaml(config))
     (folder / "recipe.yaml").write_text(write_yaml(load_recipe("t1", QUICK)))
     point = {"point": "quantile", "rule": "set by hand for the tests", "voxel": 0.2, "scan": 0.15}
-    write_json(folder / "threshold.json", {"value": 0.2, "n_scans": 5, "points": {"quantile": point}})
+    write_json(
+        folder / "threshold.json", {"value": 0.2, "n_scans": 5, "points": {"quantile": point}}
+    )
     reference = {
         "score": "mean of the highest 1.0% of the map inside the brain",
-        "scans": [{"id": f"healthy-{i}", "score": score, "maximum": 2 * score} for i, score in enumerate(HEALTHY)],
+        "scans": [
+            {"id": f"healthy-{i}", "score": score, "maximum": 2 * score}
+            for i, score in enumerate(HEALTHY)
+        ],
         "voxel_quantiles": {str(q): q / 5 for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
     }
     write_json(folder / "reference.json", reference)
@@ -121,7 +135,9 @@ class Done:
     @property
     def sentences(self):
         """Lines of stderr without progress bars."""
-        return [line for line in self.err.splitlines() if line.strip() and "%|" not in line]  # a carriage return ends a line too
+        return [
+            line for line in self.err.splitlines() if line.strip() and "%|" not in line
+        ]  # a carriage return ends a line too
 
     @property
     def error(self):
@@ -130,7 +146,9 @@ class Done:
         found = [line for line in self.sentences if line.startswith("error: ")]
         assert len(found) == 1, self.err
         rest = [line for line in self.sentences if line not in found and not line.startswith(HINTS)]
-        assert [line for line in rest if not line.endswith("already skull-stripped, taken as it is")] == [], self.err
+        assert [
+            line for line in rest if not line.endswith("already skull-stripped, taken as it is")
+        ] == [], self.err
         return found[0]
 
 

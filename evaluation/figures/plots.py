@@ -17,9 +17,17 @@ import numpy as np
 from evaluation.checks import as_mask, bounding_box, check_same_shape, check_spacing
 
 MASK_COLOUR, TRUTH_COLOUR, BRAIN_COLOUR = "#E69F00", "#56B4E9", "#D55E00"  # Okabe and Ito 2008
-OUTLINES = {"truth": (TRUTH_COLOUR, 1.8, "solid"), "brain": (BRAIN_COLOUR, 1.0, "solid"), "atlas": (TRUTH_COLOUR, 1.0, "dashed")}
+OUTLINES = {
+    "truth": (TRUTH_COLOUR, 1.8, "solid"),
+    "brain": (BRAIN_COLOUR, 1.0, "solid"),
+    "atlas": (TRUTH_COLOUR, 1.0, "dashed"),
+}
 PLANES = {"sagittal": (0, 1, 2), "coronal": (1, 0, 2), "axial": (2, 0, 1)}  # axis cut, across, up
-ENDS = {"sagittal": ("A", "P"), "coronal": ("R", "L"), "axial": ("R", "L")}  # viewer's left, viewer's right
+ENDS = {
+    "sagittal": ("A", "P"),
+    "coronal": ("R", "L"),
+    "axial": ("R", "L"),
+}  # viewer's left, viewer's right
 PANEL_INCHES, DPI = 2.3, 110
 
 
@@ -102,8 +110,12 @@ def case_figure(
             if row == 0:
                 ax.set_title(name, fontsize=9)
             if name == "anomaly map" and row == len(rows) - 1:
-                below = ax.inset_axes((0.05, -0.07, 0.9, 0.04))  # an axis of its own would move the map out of its row
-                figure.colorbar(drawn, cax=below, orientation="horizontal").ax.tick_params(labelsize=7)
+                below = ax.inset_axes(
+                    (0.05, -0.07, 0.9, 0.04)
+                )  # an axis of its own would move the map out of its row
+                figure.colorbar(drawn, cax=below, orientation="horizontal").ax.tick_params(
+                    labelsize=7
+                )
         axes[row, 0].set_ylabel(f"slice {index}", fontsize=8)
     _legend(figure, list(marks))
     return _png(figure)
@@ -128,7 +140,10 @@ def outline_figure(
     low, high = np.percentile(image, [1, 99.5]) if window is None else window
     whole = tuple(slice(0, size) for size in image.shape)
     inside = bounding_box(brain) or whole
-    planes = [(plane, _between(inside[PLANES[plane][0]], 0.5)) for plane in ("axial", "coronal", "sagittal")]
+    planes = [
+        (plane, _between(inside[PLANES[plane][0]], 0.5))
+        for plane in ("axial", "coronal", "sagittal")
+    ]
     planes += [("axial", _between(inside[2], fraction)) for fraction in (0.15, 0.35, 0.8)]
     planes = planes if image.shape[2] > 1 else planes[:1]  # a picture has one view
     views = [View(plane, index, spacing, whole) for plane, index in planes]
@@ -143,20 +158,31 @@ def outline_figure(
     return _png(figure)
 
 
-def histogram_figure(healthy_scores: np.ndarray, abnormal_scores: np.ndarray, title: str = "") -> bytes:
+def histogram_figure(
+    healthy_scores: np.ndarray, abnormal_scores: np.ndarray, title: str = ""
+) -> bytes:
     """Return a PNG of the scan scores of both groups in common bins; ValueError on NaN or no scores."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    healthy, abnormal = (np.asarray(scores, float).ravel() for scores in (healthy_scores, abnormal_scores))
+    healthy, abnormal = (
+        np.asarray(scores, float).ravel() for scores in (healthy_scores, abnormal_scores)
+    )
     both = np.concatenate([healthy, abnormal])
     if both.size == 0 or not np.isfinite(both).all():
         raise ValueError("a histogram needs at least one score, and all scores finite")
     bins = np.histogram_bin_edges(both, bins=min(max(int(np.sqrt(both.size)) * 2, 8), 40)).tolist()
     figure = Figure(figsize=(5.5, 3.2), dpi=DPI, layout="constrained")
     ax = figure.subplots()
-    ax.hist(healthy, bins, color=TRUTH_COLOUR, edgecolor="black", label=f"healthy (n = {healthy.size})")
-    style: dict[str, Any] = {"histtype": "step", "edgecolor": "black", "hatch": "///", "linewidth": 1.5}
+    ax.hist(
+        healthy, bins, color=TRUTH_COLOUR, edgecolor="black", label=f"healthy (n = {healthy.size})"
+    )
+    style: dict[str, Any] = {
+        "histtype": "step",
+        "edgecolor": "black",
+        "hatch": "///",
+        "linewidth": 1.5,
+    }
     ax.hist(abnormal, bins, label=f"abnormal (n = {abnormal.size})", **style)
     ax.set(xlabel="anomaly score", ylabel="scans")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -165,14 +191,20 @@ def histogram_figure(healthy_scores: np.ndarray, abnormal_scores: np.ndarray, ti
     return _png(figure)
 
 
-def curves_figure(panels: Sequence[tuple[str, str, str, dict[str, list[tuple[float, float]]], bool]]) -> bytes:
+def curves_figure(
+    panels: Sequence[tuple[str, str, str, dict[str, list[tuple[float, float]]], bool]],
+) -> bytes:
     """Return a PNG of panels side by side: (title, x label, y label, curves of (x, y) points by name, logarithmic axes)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * len(panels), 3.6), dpi=DPI, layout="constrained")
-    for ax, (title, x, y, curves, logarithmic) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for ax, (title, x, y, curves, logarithmic) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
         for (name, points), marker in zip(curves.items(), itertools.cycle("osD^vPX"), strict=False):
-            ax.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name)
+            ax.plot(
+                *zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name
+            )
         ax.set(xlabel=x, ylabel=y)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
@@ -193,7 +225,9 @@ def _shown_box(image: np.ndarray, marks: list[np.ndarray]) -> tuple[slice, ...]:
     return bounding_box(shown, margin=2) or tuple(slice(0, size) for size in image.shape)
 
 
-def _chosen_slices(slices: Sequence[int] | None, depth: int, extent: slice, volumes: list[np.ndarray | None]) -> list[int]:
+def _chosen_slices(
+    slices: Sequence[int] | None, depth: int, extent: slice, volumes: list[np.ndarray | None]
+) -> list[int]:
     """Return slice indices, top of the head first: those asked for, or three as `case_figure` says."""
     if slices is not None:
         if not len(slices) or not all(0 <= index < depth for index in slices):
@@ -212,14 +246,30 @@ def _between(side: slice, fraction: float) -> int:
     return round(side.start + fraction * (side.stop - 1 - side.start))
 
 
-def _show(ax: Any, view: View, volume: np.ndarray, scale: dict[str, Any], frame: tuple[float, float] | None = None) -> Any:
+def _show(
+    ax: Any,
+    view: View,
+    volume: np.ndarray,
+    scale: dict[str, Any],
+    frame: tuple[float, float] | None = None,
+) -> Any:
     """Draw one view with its two letters, centred in a frame of (width, height) mm; return its image."""
     width, height = view.size
-    across, down = ((outer - inner) / 2 for outer, inner in zip(frame or view.size, view.size, strict=True))
-    drawn = ax.imshow(view.cut(volume), extent=(0, width, height, 0), interpolation="nearest", **scale)
+    across, down = (
+        (outer - inner) / 2 for outer, inner in zip(frame or view.size, view.size, strict=True)
+    )
+    drawn = ax.imshow(
+        view.cut(volume), extent=(0, width, height, 0), interpolation="nearest", **scale
+    )
     ax.set(xticks=[], yticks=[], facecolor="0.2", autoscale_on=False)
     ax.set(xlim=(-across, width + across), ylim=(height + down, -down))
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "fontweight": "bold", "va": "center", "transform": ax.transAxes}
+    style: dict[str, Any] = {
+        "color": "white",
+        "fontsize": 8,
+        "fontweight": "bold",
+        "va": "center",
+        "transform": ax.transAxes,
+    }
     style["bbox"] = {"facecolor": "black", "edgecolor": "none", "pad": 1}
     left, right = ENDS[view.plane]
     ax.text(0.02, 0.5, left, ha="left", **style)
@@ -232,7 +282,9 @@ def _mark(ax: Any, view: View, marked: np.ndarray, kind: str) -> None:
     picture = np.pad(view.cut(marked), 1).astype(float)  # so that outlines close at the border
     if not picture.any():
         return
-    x, y = ((np.arange(n) - 0.5) * mm for n, mm in zip(picture.shape[::-1], view.pixel, strict=True))
+    x, y = (
+        (np.arange(n) - 0.5) * mm for n, mm in zip(picture.shape[::-1], view.pixel, strict=True)
+    )
     if kind == "mask":
         ax.contourf(x, y, picture, levels=[0.5, 1.5], colors=[MASK_COLOUR], alpha=0.75)
     else:
@@ -250,17 +302,26 @@ def _legend(figure: Any, kinds: list[str]) -> None:
         "truth": Line2D([], [], color=TRUTH_COLOUR, linewidth=1.8, label="truth"),
     }
     if kinds:
-        style: dict[str, Any] = {"facecolor": "0.2", "labelcolor": "white", "fontsize": 8, "edgecolor": "none"}
+        style: dict[str, Any] = {
+            "facecolor": "0.2",
+            "labelcolor": "white",
+            "fontsize": 8,
+            "edgecolor": "none",
+        }
         handles = [entries[kind] for kind in kinds]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
 
 
-def _grid(rows: int, columns: int, panel: tuple[float, float], title: str) -> tuple[Any, np.ndarray]:
+def _grid(
+    rows: int, columns: int, panel: tuple[float, float], title: str
+) -> tuple[Any, np.ndarray]:
     """Return a figure and its axes (rows, columns) for panels of (width, height) mm."""
     from matplotlib.figure import Figure
 
     height = PANEL_INCHES * panel[1] / panel[0]
-    figure = Figure(figsize=(PANEL_INCHES * columns + 0.4, height * rows + 1.2), layout="compressed")
+    figure = Figure(
+        figsize=(PANEL_INCHES * columns + 0.4, height * rows + 1.2), layout="compressed"
+    )
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
     return figure, figure.subplots(rows, columns, squeeze=False)

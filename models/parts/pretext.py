@@ -14,7 +14,9 @@ from models.parts.layers import generator, rand, randn
 VISIBLE = 0.01  # smaller changes of intensity have no severity
 
 
-def swap_patches(image: Tensor, mask: Tensor, fraction: float = 0.125, seeds: Tensor | None = None) -> Tensor:
+def swap_patches(
+    image: Tensor, mask: Tensor, fraction: float = 0.125, seeds: Tensor | None = None
+) -> Tensor:
     """Swap two equal, disjoint patches in each image: context restoration (Chen et al. 2019).
 
     Patches have `fraction` of the image's height and width and are centred on brain pixels (moved inwards where they
@@ -46,14 +48,20 @@ def cover_squares(image: Tensor, count: int = 3, seeds: Tensor | None = None) ->
     for i in range(len(image)):
         source = generator(torch.randint(1 << 31, (1,)) if seeds is None else seeds[i], stream=2)
         for _ in range(int(torch.randint(count + 1, (1,), generator=source))):
-            side = int(torch.randint(1, max(2, min(height, width) // 2 + 1), (1,), generator=source))
-            top, left = (int(torch.randint(n - side + 1, (1,), generator=source)) for n in (height, width))
+            side = int(
+                torch.randint(1, max(2, min(height, width) // 2 + 1), (1,), generator=source)
+            )
+            top, left = (
+                int(torch.randint(n - side + 1, (1,), generator=source)) for n in (height, width)
+            )
             noise = torch.rand(image.shape[1], side, side, generator=source)
             out[i, :, top : top + side, left : left + side] = noise.to(image)
     return out
 
 
-def turn_and_shift(image: Tensor, turns: Tensor, across: Tensor, along: Tensor, fraction: float = 0.125) -> Tensor:
+def turn_and_shift(
+    image: Tensor, turns: Tensor, across: Tensor, along: Tensor, fraction: float = 0.125
+) -> Tensor:
     """Rotate each image by quarter turns, then move it by -1, 0 or 1 times a fraction of its side along both axes.
 
     Gidaris et al. 2018, Hendrycks et al. 2019. Args: image (B, C, N, N); turns (B,) in 0..3; across and along (B,) in -1..1, for
@@ -64,14 +72,18 @@ def turn_and_shift(image: Tensor, turns: Tensor, across: Tensor, along: Tensor, 
         raise ValueError(f"quarter turns need square images, got {tuple(image.shape[-2:])}")
     step = max(1, round(side * fraction))
     out = torch.zeros_like(image)
-    for i, (k, a, b) in enumerate(zip(turns.tolist(), across.tolist(), along.tolist(), strict=True)):
+    for i, (k, a, b) in enumerate(
+        zip(turns.tolist(), across.tolist(), along.tolist(), strict=True)
+    ):
         rows, columns = (slice(max(0, step * m), side + min(0, step * m)) for m in (a, b))
         there, from_columns = (slice(max(0, -step * m), side + min(0, -step * m)) for m in (a, b))
         out[i, :, rows, columns] = torch.rot90(image[i], k, (1, 2))[:, there, from_columns]
     return out
 
 
-def coarse_noise(image: Tensor, mask: Tensor, sd: float = 0.2, coarse: int = 16, seeds: Tensor | None = None) -> Tensor:
+def coarse_noise(
+    image: Tensor, mask: Tensor, sd: float = 0.2, coarse: int = 16, seeds: Tensor | None = None
+) -> Tensor:
     """Gaussian noise of a coarse grid, bilinearly interpolated and moved by a random number of pixels: Kascenas et al. 2022.
 
     The longer side of the image has `coarse` cells. The grid is continued periodically, so that moving leaves no seam. `sd` is that of
@@ -82,17 +94,25 @@ def coarse_noise(image: Tensor, mask: Tensor, sd: float = 0.2, coarse: int = 16,
     count, channels, height, width = image.shape
     cell = max(1, round(max(height, width) / coarse))
     rows, columns = -(-height // cell), -(-width // cell)
-    nodes = sd * randn(image.new_empty(count, channels, rows, columns, dtype=torch.float32), seeds, stream=8)
-    wide = F.interpolate(F.pad(nodes, (1, 1, 1, 1), mode="circular"), scale_factor=float(cell), mode="bilinear")[
-        ..., cell:-cell, cell:-cell
-    ]
+    nodes = sd * randn(
+        image.new_empty(count, channels, rows, columns, dtype=torch.float32), seeds, stream=8
+    )
+    wide = F.interpolate(
+        F.pad(nodes, (1, 1, 1, 1), mode="circular"), scale_factor=float(cell), mode="bilinear"
+    )[..., cell:-cell, cell:-cell]
     moves = rand(nodes.new_empty(count, 2), seeds, stream=9)
-    down = ((moves[:, :1] * rows * cell).long() + torch.arange(height, device=image.device)) % (rows * cell)
-    right = ((moves[:, 1:] * columns * cell).long() + torch.arange(width, device=image.device)) % (columns * cell)
+    down = ((moves[:, :1] * rows * cell).long() + torch.arange(height, device=image.device)) % (
+        rows * cell
+    )
+    right = ((moves[:, 1:] * columns * cell).long() + torch.arange(width, device=image.device)) % (
+        columns * cell
+    )
     return _cut(wide, (down[:, None, :, None], right[:, None, None])).to(image) * mask
 
 
-def foreign_patch(image: Tensor, mask: Tensor, seeds: Tensor | None = None, source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def foreign_patch(
+    image: Tensor, mask: Tensor, seeds: Tensor | None = None, source: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mix a region with what another slice has there, x + alpha * M * (y - x): foreign patch interpolation (Tan et al. 2020).
 
     Args: image (B, C, H, W) in [0, 1]; mask (B, 1, H, W); seeds (B,) or None; source like image (None: the batch's next slice, alone its
@@ -105,7 +125,9 @@ def foreign_patch(image: Tensor, mask: Tensor, seeds: Tensor | None = None, sour
     return _with_severity(image, image + weight * (source - image), weight)
 
 
-def poisson_patch(image: Tensor, mask: Tensor, seeds: Tensor | None = None, source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def poisson_patch(
+    image: Tensor, mask: Tensor, seeds: Tensor | None = None, source: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `foreign_patch`, without a seam: inside, second differences are mixed; at the border the image stays (Perez et al. 2003).
 
     Poisson image interpolation (Tan et al. 2021), solved by a fixed number of sweeps of red-black over-relaxation, half as many
@@ -119,7 +141,9 @@ def poisson_patch(image: Tensor, mask: Tensor, seeds: Tensor | None = None, sour
     return _with_severity(image, torch.where(inside, blended.clamp(0, 1), image), weight)
 
 
-def change_intensity(image: Tensor, mask: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def change_intensity(
+    image: Tensor, mask: Tensor, seeds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw a blob with soft edges towards one random intensity t per channel, x + alpha * M * (t - x); M from 0 to 1.
 
     Args and returns: as `foreign_patch`; the severity is alpha * M.
@@ -139,9 +163,14 @@ def deform(image: Tensor, mask: Tensor, seeds: Tensor | None = None) -> tuple[Te
     alpha, (height, width) = _alpha(draws), image.shape[-2:]
     factor = 1 + torch.where(draws[:, 6] < 0.5, -1, 1)[:, None, None] * (alpha * depth)[:, 0]
     rows, columns = _grid(image)
-    y, x = (c[:, None, None] + factor * (at - c[:, None, None]) for at, c in zip((rows, columns), centre.unbind(1), strict=True))
+    y, x = (
+        c[:, None, None] + factor * (at - c[:, None, None])
+        for at, c in zip((rows, columns), centre.unbind(1), strict=True)
+    )
     places = torch.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], dim=-1)
-    moved = F.grid_sample(image.float(), places.float(), padding_mode="border", align_corners=True).to(image)
+    moved = F.grid_sample(
+        image.float(), places.float(), padding_mode="border", align_corners=True
+    ).to(image)
     return _with_severity(image, torch.where(depth > 0, moved, image), alpha * (depth > 0))
 
 
@@ -154,7 +183,11 @@ CORRUPTIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def corrupt(
-    image: Tensor, mask: Tensor, seeds: Tensor | None = None, kinds: Sequence[str] = tuple(CORRUPTIONS), share: float = 1.0
+    image: Tensor,
+    mask: Tensor,
+    seeds: Tensor | None = None,
+    kinds: Sequence[str] = tuple(CORRUPTIONS),
+    share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Change a `share` of the slices, each by one of `kinds` of `CORRUPTIONS`; which one, its own seed says.
 
@@ -168,7 +201,9 @@ def corrupt(
         if len(at) == 0:
             continue
         given = {"source": source[at]} if kind in ("foreign", "poisson") else {}
-        out[at], severity[at] = CORRUPTIONS[kind](image[at], mask[at], None if seeds is None else seeds.to(at.device)[at], **given)
+        out[at], severity[at] = CORRUPTIONS[kind](
+            image[at], mask[at], None if seeds is None else seeds.to(at.device)[at], **given
+        )
     return out, severity
 
 
@@ -187,11 +222,15 @@ def _with_severity(image: Tensor, changed: Tensor, weight: Tensor) -> tuple[Tens
 
 def _grid(image: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column numbers, (H, 1) and (1, W), float."""
-    height, width = (torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[-2:])
+    height, width = (
+        torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[-2:]
+    )
     return height[:, None], width[None]
 
 
-def _regions(mask: Tensor, seeds: Tensor | None, rectangles: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _regions(
+    mask: Tensor, seeds: Tensor | None, rectangles: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """One region of each brain, centred on a brain pixel, from 0.1 to 0.4 of the longer side wide: an uneven blob or a rectangle.
 
     Returns depth (B, 1, H, W), 0 outside the region and the brain and up to 1 at the centre; the uniform draws (B, 7), of which 5 and 6
@@ -202,8 +241,13 @@ def _regions(mask: Tensor, seeds: Tensor | None, rectangles: bool = False) -> tu
     pixel = (order <= (draws[:, :1] * order[:, -1:]).long()).sum(1).clamp(max=order.shape[1] - 1)
     centre = torch.stack([pixel // mask.shape[-1], pixel % mask.shape[-1]], dim=1).float()
     radius = (max(mask.shape[-2:]) * (0.05 + 0.15 * draws[:, 1:3])).clamp(min=1.5)
-    y, x = ((at - c[:, None, None]) / r[:, None, None] for at, c, r in zip(_grid(mask), centre.unbind(1), radius.unbind(1), strict=True))
-    apart = (y.square() + x.square()).sqrt() + coarse_noise(mask, torch.ones_like(mask), 0.3, 8, seeds)[:, 0]
+    y, x = (
+        (at - c[:, None, None]) / r[:, None, None]
+        for at, c, r in zip(_grid(mask), centre.unbind(1), radius.unbind(1), strict=True)
+    )
+    apart = (y.square() + x.square()).sqrt() + coarse_noise(
+        mask, torch.ones_like(mask), 0.3, 8, seeds
+    )[:, 0]
     if rectangles:
         apart = torch.where(draws[:, 3, None, None] < 0.5, torch.maximum(y.abs(), x.abs()), apart)
     return (1 - apart).clamp(0, 1)[:, None].to(mask) * mask, draws, centre
@@ -258,13 +302,17 @@ def _cut(x: Tensor, window: tuple[Tensor, Tensor]) -> Tensor:
     return part.gather(3, columns.expand(-1, x.shape[1], rows.shape[2], -1))
 
 
-def _two_places(brain: Tensor, h: int, w: int, source: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]] | None:
+def _two_places(
+    brain: Tensor, h: int, w: int, source: torch.Generator
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Top-left corners of two disjoint h x w patches centred on brain pixels, or None."""
     pixels = brain.nonzero().cpu()
     if len(pixels) == 0:
         return None
     corners = pixels - torch.tensor([h // 2, w // 2])
-    corners = torch.minimum(corners.clamp(min=0), torch.tensor([brain.shape[0] - h, brain.shape[1] - w]))
+    corners = torch.minimum(
+        corners.clamp(min=0), torch.tensor([brain.shape[0] - h, brain.shape[1] - w])
+    )
     first = corners[torch.randint(len(corners), (1,), generator=source)[0]]
     apart = (corners - first).abs()
     others = corners[(apart[:, 0] >= h) | (apart[:, 1] >= w)]

@@ -16,10 +16,18 @@ def total_variation(d: Tensor, smooth: float = 0.01) -> Tensor:
     `smooth` 0 gives the sum of |s|. A slope at 0 lets the ascent leave its start, where every step is 0.
     """
     steps = torch.cat([d.diff(dim=-1).flatten(1), d.diff(dim=-2).flatten(1)], 1)
-    return steps.abs().sum(1) if smooth == 0 else ((steps.square() + smooth**2).sqrt() - smooth).sum(1)
+    return (
+        steps.abs().sum(1) if smooth == 0 else ((steps.square() + smooth**2).sqrt() - smooth).sum(1)
+    )
 
 
-def map_restoration(x: Tensor, mask: Tensor, elbo: Callable[[Tensor], Tensor], rho: float, schedule: Sequence[tuple[int, float]]) -> Tensor:
+def map_restoration(
+    x: Tensor,
+    mask: Tensor,
+    elbo: Callable[[Tensor], Tensor],
+    rho: float,
+    schedule: Sequence[tuple[int, float]],
+) -> Tensor:
     """Climb from x to the slice that the model finds most likely near it: maximum a posteriori (You et al. 2019, Chen et al. 2020).
 
     Step: y <- y + size * clip(d [elbo(y) - rho * TV(x - y)] / dy, +-100) * mask. A step that would lower a slice's objective is not
@@ -35,7 +43,11 @@ def map_restoration(x: Tensor, mask: Tensor, elbo: Callable[[Tensor], Tensor], r
 
     Returns (B, C, H, W), float32 for half precision; works inside `torch.inference_mode` and without autocast.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(x.device.type, enabled=False),
+    ):
         start = x.detach().clone()
         start = start.float() if start.dtype in (torch.float16, torch.bfloat16) else start
         inside = mask.detach().clone().to(start)
@@ -43,7 +55,9 @@ def map_restoration(x: Tensor, mask: Tensor, elbo: Callable[[Tensor], Tensor], r
         def objective(y: Tensor) -> tuple[Tensor, Tensor]:
             y = y.detach().requires_grad_()
             value = elbo(y) - rho * total_variation(start - y)
-            return value.detach(), torch.autograd.grad(value.sum(), y)[0].clamp(-CLIP, CLIP) * inside
+            return value.detach(), torch.autograd.grad(value.sum(), y)[0].clamp(
+                -CLIP, CLIP
+            ) * inside
 
         y, (best, slope) = start, objective(start)
         share = torch.ones_like(start[:, :1, :1, :1])

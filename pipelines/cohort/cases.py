@@ -19,7 +19,9 @@ def load_channels(data: Path, row: dict[str, str], side: dict[str, Any]) -> np.n
     return channels[0] if len(channels) == 1 else np.stack(channels, -1)
 
 
-def read_truth(row: dict[str, str], shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray | None:
+def read_truth(
+    row: dict[str, str], shape: tuple[int, ...], affine: np.ndarray
+) -> np.ndarray | None:
     """Lesion labels on the scan's own grid of `shape` and `affine`, int (0 is none); all 0 for a healthy scan, None where nobody knows."""
     if row["mask"]:
         image = read_image(Path(row["mask"]))
@@ -28,7 +30,11 @@ def read_truth(row: dict[str, str], shape: tuple[int, ...], affine: np.ndarray) 
                 f"{row['mask']}: shape {image.shape} or affine differs from the scan's, {shape}; the truth must lie on its grid."
             )
         data = np.asarray(image.dataobj)
-        return (data > 0).astype(np.int32) if is_picture(Path(row["mask"])) else np.round(data).astype(np.int32)
+        return (
+            (data > 0).astype(np.int32)
+            if is_picture(Path(row["mask"]))
+            else np.round(data).astype(np.int32)
+        )
     return np.zeros(shape, np.int32) if row["label"] == "healthy" else None
 
 
@@ -40,14 +46,20 @@ def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
     """
     table = data / "scans.tsv"
     if not table.is_file():
-        raise InputError(f"{table}: no such file; run 'make preprocess' first and give its OUT as DATA.")
+        raise InputError(
+            f"{table}: no such file; run 'make preprocess' first and give its OUT as DATA."
+        )
     rows = read_table(table)
     if splits:
         given = {r.get("id", ""): r.get("split", "") for r in read_table(splits)}
         unknown = set(given) - {r["id"] for r in rows}
         wrong = set(given.values()) - set(SPLITS)
         if unknown or wrong:
-            what = f"scan '{min(unknown)}' is not in {table}" if unknown else f"split '{min(wrong)}', expected {', '.join(SPLITS)}"
+            what = (
+                f"scan '{min(unknown)}' is not in {table}"
+                if unknown
+                else f"split '{min(wrong)}', expected {', '.join(SPLITS)}"
+            )
             raise InputError(f"{splits}: {what}.")
         rows = [r | {"split": given[r["id"]]} for r in rows if r["id"] in given]
     for key, what in (("subject", "subject"), ("digest", "the same image, as")):
@@ -62,7 +74,9 @@ def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
     return rows
 
 
-def learning_rows(rows: list[dict[str, str]], split: str, data: Path, supervised: bool = False) -> list[dict[str, str]]:
+def learning_rows(
+    rows: list[dict[str, str]], split: str, data: Path, supervised: bool = False
+) -> list[dict[str, str]]:
     """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name.
 
     A supervised model needs both kinds instead.
@@ -79,5 +93,7 @@ def learning_rows(rows: list[dict[str, str]], split: str, data: Path, supervised
             f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone."
         )
     if not rows:
-        raise InputError(f"{data / 'scans.tsv'}: no scans in split '{split}'; training needs healthy scans in 'train' and 'val'.")
+        raise InputError(
+            f"{data / 'scans.tsv'}: no scans in split '{split}'; training needs healthy scans in 'train' and 'val'."
+        )
     return rows

@@ -20,5 +20,7 @@ def demo_data(page: Callable[..., str], seed: int = 0) -> Path:
     data = DEMO / "data"
     if not (data / "scans.tsv").is_file():
         data.mkdir(parents=True, exist_ok=True)
-        preprocess_cohort(list_input(demo_table(seed), "t1", data), load_recipe("t1"), data, page=page)
+        preprocess_cohort(
+            list_input(demo_table(seed), "t1", data), load_recipe("t1"), data, page=page
+        )
     return data

@@ -55,7 +55,9 @@ def fingerprint(scan: Scan, recipe: Recipe) -> str:
 
 
 def recipe_digest(recipe: Recipe, digests: Sequence[str]) -> str:
-    return sha256("\n".join([str(STEPS_VERSION), recipe.model_dump_json(), *digests]).encode()).hexdigest()
+    return sha256(
+        "\n".join([str(STEPS_VERSION), recipe.model_dump_json(), *digests]).encode()
+    ).hexdigest()
 
 
 def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> None:
@@ -69,7 +71,9 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
     settings = recipe_digest(recipe, [])
     stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files_in]
     done = read_json(sidecar) if sidecar.is_file() else {}
-    complete = set(formats) <= set(done.get("formats", ())) and all((out / f).is_file() for f in done.get("files", ()))
+    complete = set(formats) <= set(done.get("formats", ())) and all(
+        (out / f).is_file() for f in done.get("files", ())
+    )
     if done and complete and (done.get("settings"), done.get("stamps")) == (settings, stamps):
         return
     digests = [file_digest(p) for p in files_in]
@@ -95,17 +99,29 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
         files[suffix] = Path(f"{base}_desc-preproc_{suffix}.nii.gz")
         save_nifti(nib.Nifti1Image(data, prepared.affine), files[suffix])
         files[f"{suffix} picture"] = out / "quality" / f"{scan.id}_{suffix}.png"
-        _picture(files[f"{suffix} picture"], data, prepared.mask, f"{scan.id} {suffix}", prepared.outline)
+        _picture(
+            files[f"{suffix} picture"], data, prepared.mask, f"{scan.id} {suffix}", prepared.outline
+        )
         more.append({"suffix": suffix, "image": str(files[suffix].relative_to(out))})
         if prepared.worlds:
-            files[f"{suffix} transform"] = folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
+            files[f"{suffix} transform"] = (
+                folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
+            )
             register.write_matrix(files[f"{suffix} transform"], prepared.worlds[i])
             more[-1]["world"] = prepared.worlds[i]
     z = slices.select(prepared.mask, recipe.min_brain_pixels)
     slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.mask, z)
     if "nifti" in formats:
-        slices.export_nifti(out / "slices" / "nifti" / scan.id, scan.id, prepared.image, prepared.affine, z)
-    _picture(files["picture"], channels[0], prepared.mask, f"{scan.id} {recipe.suffixes[0]}" if more else scan.id, prepared.outline)
+        slices.export_nifti(
+            out / "slices" / "nifti" / scan.id, scan.id, prepared.image, prepared.affine, z
+        )
+    _picture(
+        files["picture"],
+        channels[0],
+        prepared.mask,
+        f"{scan.id} {recipe.suffixes[0]}" if more else scan.id,
+        prepared.outline,
+    )
     content = {
         "fingerprint": digest,
         "settings": settings,
@@ -127,12 +143,25 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
     write_json(sidecar, content)
 
 
-def _picture(path: Path, image: np.ndarray, mask: np.ndarray, title: str, atlas_mask: np.ndarray | None = None) -> None:
+def _picture(
+    path: Path,
+    image: np.ndarray,
+    mask: np.ndarray,
+    title: str,
+    atlas_mask: np.ndarray | None = None,
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, outline_figure(image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask))
+    write_atomic(
+        path,
+        outline_figure(
+            image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask
+        ),
+    )
 
 
-def try_preprocess(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> dict[str, Any] | None:
+def try_preprocess(
+    scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """`process` that answers a failure ({"reason", "checks"}) instead of raising for a bad scan, and None for a good one."""
     try:
         preprocess_scan(scan, recipe, out, formats)
@@ -145,12 +174,25 @@ def try_preprocess(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str]
         if error.picture is not None:
             low, high = np.percentile(error.picture[0], (1, 99.5))
             shown = np.clip((error.picture[0] - low) / max(high - low, 1e-6), 0, 1)
-            _picture(out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)")
+            _picture(
+                out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)"
+            )
         return {"reason": str(error), "checks": [c.row() for c in error.checks]}
     except ScanError as error:
         return {"reason": str(error), "checks": []}
-    except (RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError, ValueError, KeyError, IndexError) as error:
-        return {"reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}", "checks": []}
+    except (
+        RuntimeError,
+        MemoryError,
+        ArithmeticError,
+        np.linalg.LinAlgError,
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:
+        return {
+            "reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}",
+            "checks": [],
+        }
 
 
 @dataclass(frozen=True)
@@ -173,12 +215,16 @@ def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
     DICOM folders are converted below `out`.
     """
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist.")
+        raise InputError(
+            f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
+        )
     scans, lost = list_scans(source, modality, out)
     given = all(s.split for s in scans)
     scans = assign_splits(scans, seed)
     check_leaks(scans)
-    notes = [] if given else [f"Splits by subject were made here (seed {seed}) and are in scans.tsv."]
+    notes = (
+        [] if given else [f"Splits by subject were made here (seed {seed}) and are in scans.tsv."]
+    )
     if any(not s.label and s.split in ("train", "val") for s in scans):
         notes.append("Scans without a label in train and val are taken as healthy.")
     for note in notes:
@@ -201,10 +247,19 @@ def preprocess_cohort(
     """
     results: Results = []
     work = partial(try_preprocess, recipe=recipe, out=out, formats=formats)
-    bar = tqdm(spread.each(work, given.scans, executor, workers), total=len(given.scans), desc="preprocess", unit="scan")
+    bar = tqdm(
+        spread.each(work, given.scans, executor, workers),
+        total=len(given.scans),
+        desc="preprocess",
+        unit="scan",
+    )
     try:
         for scan, result, lost_because in bar:
-            failure = {"reason": f"{scan.image}: {lost_because}", "checks": []} if lost_because else result
+            failure = (
+                {"reason": f"{scan.image}: {lost_because}", "checks": []}
+                if lost_because
+                else result
+            )
             results.append((scan, failure))
             if failure:
                 tqdm.write(f"left out: {failure['reason']}", file=bar.fp)
@@ -212,14 +267,19 @@ def preprocess_cohort(
         order = {s.id: i for i, s in enumerate(given.scans)}
         results.sort(key=lambda r: order[r[0].id])
         if results:
-            results += [(Scan(name, given.source, name), {"reason": reason, "checks": []}) for name, reason in given.lost.items()]
+            results += [
+                (Scan(name, given.source, name), {"reason": reason, "checks": []})
+                for name, reason in given.lost.items()
+            ]
             write_cohort(results, recipe, out)
             if page:
                 write_atomic(out / "quality.html", page(results, recipe, out, given.notes))
     return results
 
 
-def write_cohort(results: Sequence[tuple[Scan, dict[str, Any] | None]], recipe: Recipe, out: Path) -> None:
+def write_cohort(
+    results: Sequence[tuple[Scan, dict[str, Any] | None]], recipe: Recipe, out: Path
+) -> None:
     """Write scans.tsv, failures.tsv, the slice index, recipe.yaml and preprocess.json from (scan, failure or None).
 
     Sidecars are read one at a time, so that memory holds a few numbers per scan.
@@ -245,20 +305,50 @@ def write_cohort(results: Sequence[tuple[Scan, dict[str, Any] | None]], recipe: 
     )
     values: dict[str, list[float]] = {}
     n_slices = itertools.count()
-    slices.write_index(out / "slices", (row for s in good for row in _index_rows(s, read_json(sidecar_of(s, out)), values, n_slices)))
+    slices.write_index(
+        out / "slices",
+        (
+            row
+            for s in good
+            for row in _index_rows(s, read_json(sidecar_of(s, out)), values, n_slices)
+        ),
+    )
     write_atomic(out / "recipe.yaml", write_yaml(recipe))
-    spread_of = {name: {"min": min(v), "median": float(np.median(v)), "max": max(v)} for name, v in values.items()}
-    summary = {"n_scans": len(good), "n_failed": len(bad), "n_slices": next(n_slices), "checks": spread_of}
-    write_json(out / "preprocess.json", summary | {"command": sys.argv[1:], "recipe": recipe.model_dump(), "versions": versions()})
+    spread_of = {
+        name: {"min": min(v), "median": float(np.median(v)), "max": max(v)}
+        for name, v in values.items()
+    }
+    summary = {
+        "n_scans": len(good),
+        "n_failed": len(bad),
+        "n_slices": next(n_slices),
+        "checks": spread_of,
+    }
+    write_json(
+        out / "preprocess.json",
+        summary | {"command": sys.argv[1:], "recipe": recipe.model_dump(), "versions": versions()},
+    )
 
 
 def _cohort_row(scan: Scan, out: Path) -> dict[str, Any]:
     side, path = read_json(sidecar_of(scan, out)), sidecar_of(scan, out)
-    about = {"preproc": side["image"], "brain": side["mask"], "sidecar": str(path.relative_to(out)), "flags": "; ".join(side["flags"])}
-    return {**scan.extra, **scan_row(replace(scan, extra={})), **about, "digest": side.get("digest") or file_digest(scan.image)}
+    about = {
+        "preproc": side["image"],
+        "brain": side["mask"],
+        "sidecar": str(path.relative_to(out)),
+        "flags": "; ".join(side["flags"]),
+    }
+    return {
+        **scan.extra,
+        **scan_row(replace(scan, extra={})),
+        **about,
+        "digest": side.get("digest") or file_digest(scan.image),
+    }
 
 
-def _index_rows(scan: Scan, side: dict[str, Any], values: dict[str, list[float]], count: Iterator[int]) -> Iterator[dict[str, Any]]:
+def _index_rows(
+    scan: Scan, side: dict[str, Any], values: dict[str, list[float]], count: Iterator[int]
+) -> Iterator[dict[str, Any]]:
     """The slices of a scan for the index; notes the values of its checks and counts its slices on the way."""
     for check in side["checks"]:
         values.setdefault(check["name"], []).append(check["value"])

@@ -99,7 +99,9 @@ class Reference(Closed):
         return self.kind != "none" or self.symmetry > 0
 
     def __repr_args__(self) -> Any:
-        silent = (() if self.symmetry else ("symmetry", "reach")) + (() if self.scores else ("scores",))
+        silent = (() if self.symmetry else ("symmetry", "reach")) + (
+            () if self.scores else ("scores",)
+        )
         return ((k, v) for k, v in super().__repr_args__() if k not in silent)
 
 
@@ -147,10 +149,14 @@ class RunConfig(Closed):
     @property
     def decisive(self) -> RunConfig:
         """The config without what changes no result: a run with other loader workers is the same run."""
-        return self.model_copy(update={"loop": self.loop.model_copy(update={"loader_workers": None})})
+        return self.model_copy(
+            update={"loop": self.loop.model_copy(update={"loader_workers": None})}
+        )
 
 
-def load_run_config(model: str, overrides: list[str] | None = None, preset: str | None = None) -> RunConfig:
+def load_run_config(
+    model: str, overrides: list[str] | None = None, preset: str | None = None
+) -> RunConfig:
     """The config of configs/<model>.yaml, under a preset (its part `all`, then its part <model>) and overrides such as "loop.seed=1"."""
     path = config_path(CONFIGS, model, "MODEL")
     values = read_yaml(path)

@@ -50,21 +50,42 @@ class NativeMap:
         return voxel_sizes(self.affine)
 
 
-def atlas_map(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray:
+def atlas_map(
+    model: AnomalyModel,
+    config: RunConfig,
+    image: np.ndarray,
+    brain: np.ndarray,
+    device: torch.device,
+) -> np.ndarray:
     """Anomaly map (X, Y, Z) of a scan in atlas space (X, Y, Z[, C]), slice by slice or at once, filtered, without the rim of the brain."""
-    return filtered(slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess)
+    return filtered(
+        slicewise(model.anomaly_map, config, image, brain, device), brain, config.postprocess
+    )
 
 
-def reconstruction(model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device) -> np.ndarray | None:
+def reconstruction(
+    model: AnomalyModel,
+    config: RunConfig,
+    image: np.ndarray,
+    brain: np.ndarray,
+    device: torch.device,
+) -> np.ndarray | None:
     """Pseudo-healthy volume (X, Y, Z) of the first channel, 0 outside the brain; None for a model that reconstructs nothing."""
     try:
-        return slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device) * brain
+        return (
+            slicewise(lambda x, mask, z: model.reconstruct(x) * mask, config, image, brain, device)
+            * brain
+        )
     except NotImplementedError:
         return None
 
 
 def map_and_slice_volume(
-    model: AnomalyModel, config: RunConfig, image: np.ndarray, brain: np.ndarray, device: torch.device
+    model: AnomalyModel,
+    config: RunConfig,
+    image: np.ndarray,
+    brain: np.ndarray,
+    device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`atlas_map`, and the model's own score of each slice or of the volume at every voxel of its brain (X, Y, Z), 0 elsewhere.
 
@@ -81,7 +102,9 @@ def map_and_slice_volume(
     def of_patches(x: torch.Tensor, mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return _everywhere(model.score(x, mask, z), mask)
 
-    raw = slicewise(model.anomaly_map if config.patch_size else network, config, image, brain, device)
+    raw = slicewise(
+        model.anomaly_map if config.patch_size else network, config, image, brain, device
+    )
     if config.patch_size:
         for rows, x, mask, z in network_batches(config, image, brain, device):
             spread = _by_patches(of_patches, config.patch_size)(x, mask, z) * mask
@@ -105,7 +128,9 @@ def slicewise(
     if config.patch_size:
         network = _by_patches(network, config.patch_size)
     for rows, x, mask, z in network_batches(config, image, brain, device):
-        full = F.interpolate(network(x, mask, z).float(), shape, mode=mode, align_corners=False)[:, 0]
+        full = F.interpolate(network(x, mask, z).float(), shape, mode=mode, align_corners=False)[
+            :, 0
+        ]
         slices[:, :, rows] = (full[0] if volumes else full.permute(1, 2, 0)).cpu().numpy()
     return result
 
@@ -116,7 +141,8 @@ def _everywhere(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _by_patches(
-    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], patch_size: tuple[int, ...]
+    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    patch_size: tuple[int, ...],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The network on overlapping patches, whose answers are averaged with a weight that falls towards their edges (MONAI)."""
 
@@ -124,9 +150,13 @@ def _by_patches(
         stacked = torch.cat([x, mask, _everywhere(z.to(x), mask)], 1)
 
         def patch(part: torch.Tensor) -> torch.Tensor:
-            return network(part[:, : x.shape[1]], part[:, -2:-1], part[:, -1].flatten(1)[:, 0].long())
+            return network(
+                part[:, : x.shape[1]], part[:, -2:-1], part[:, -1].flatten(1)[:, 0].long()
+            )
 
-        return torch.as_tensor(sliding_window_inference(stacked, patch_size, 16, patch, overlap=0.5, mode="gaussian"))
+        return torch.as_tensor(
+            sliding_window_inference(stacked, patch_size, 16, patch, overlap=0.5, mode="gaussian")
+        )
 
     return whole
 
@@ -138,15 +168,27 @@ def network_batches(
     if len(config.image_size) == 3:
         small, mask = resize_volume(image, brain, config.image_size)
         with torch.inference_mode():
-            yield np.arange(brain.shape[2]), small.to(device), mask.to(device), torch.zeros(1, dtype=torch.long, device=device)
+            yield (
+                np.arange(brain.shape[2]),
+                small.to(device),
+                mask.to(device),
+                torch.zeros(1, dtype=torch.long, device=device),
+            )
         return
     image, brain = turned(image, config.plane), turned(brain, config.plane)
     rows = np.flatnonzero(brain.any((0, 1)))
-    small, mask = resize_volume(with_neighbours(image, rows, config.around), brain[:, :, rows], config.image_size)
+    small, mask = resize_volume(
+        with_neighbours(image, rows, config.around), brain[:, :, rows], config.image_size
+    )
     with torch.inference_mode():
         for i in range(0, len(rows), SLICES_AT_ONCE):
             part = slice(i, i + SLICES_AT_ONCE)
-            yield rows[part], small[part].to(device), mask[part].to(device), torch.as_tensor(rows[part], device=device)
+            yield (
+                rows[part],
+                small[part].to(device),
+                mask[part].to(device),
+                torch.as_tensor(rows[part], device=device),
+            )
 
 
 def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.ndarray:
@@ -160,13 +202,20 @@ def filtered(raw: np.ndarray, brain: np.ndarray, settings: Postprocess) -> np.nd
 
 
 def to_native(
-    values: np.ndarray, brain: np.ndarray, space: np.ndarray, world: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
+    values: np.ndarray,
+    brain: np.ndarray,
+    space: np.ndarray,
+    world: np.ndarray,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
 ) -> NativeMap:
     """Carry a map (linear) and brain mask (nearest neighbour) from the grid of `space` (4x4) to the scan's own."""
     back = np.linalg.inv(world)
     native_brain = register.carry_mask(brain, space, shape, affine, back)
     native = register.resample(values, space, shape, affine, back)
-    return NativeMap(np.where(native_brain, np.maximum(native, 0), 0).astype(np.float32), native_brain, affine)
+    return NativeMap(
+        np.where(native_brain, np.maximum(native, 0), 0).astype(np.float32), native_brain, affine
+    )
 
 
 def native_map(
@@ -182,16 +231,28 @@ def native_map(
 ) -> NativeMap:
     """A prepared scan (image and brain on the grid of `space`) to its map on its own grid of `shape` and `affine`."""
     if config.calibration.score != "model":
-        return with_scores(to_native(atlas_map(model, config, image, brain, device), brain, space, world, shape, affine), config)
+        return with_scores(
+            to_native(
+                atlas_map(model, config, image, brain, device), brain, space, world, shape, affine
+            ),
+            config,
+        )
     found, volume = map_and_slice_volume(model, config, image, brain, device)
     native = to_native(found, brain, space, world, shape, affine)
-    return replace(native, scores=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0))
+    return replace(
+        native,
+        scores=register.resample(volume, space, shape, affine, np.linalg.inv(world), order=0),
+    )
 
 
 def with_scores(native: NativeMap, config: RunConfig) -> NativeMap:
     """A native map with its cluster enhancement, where the config scores scans by that."""
     clusters = config.calibration.score == "cluster"
-    return replace(native, scores=postprocess.cluster_enhanced(native.map, native.spacing)) if clusters else native
+    return (
+        replace(native, scores=postprocess.cluster_enhanced(native.map, native.spacing))
+        if clusters
+        else native
+    )
 
 
 def scan_score(native: NativeMap, fraction: float) -> float:
@@ -204,7 +265,11 @@ def slice_scores(native: NativeMap, fraction: float, context: float = 0.0) -> di
     whole = context * scan_score(native, fraction) if context else 0.0
     axis = array_axis(native.affine, 2)
     maps, brains = (np.moveaxis(v, axis, 0) for v in (native.scored, native.brain))
-    return {i: whole + top_mean(m[b], fraction) for i, (m, b) in enumerate(zip(maps, brains, strict=True)) if b.any()}
+    return {
+        i: whole + top_mean(m[b], fraction)
+        for i, (m, b) in enumerate(zip(maps, brains, strict=True))
+        if b.any()
+    }
 
 
 def top_mean(values: np.ndarray, fraction: float) -> float:
@@ -217,7 +282,14 @@ def top_mean(values: np.ndarray, fraction: float) -> float:
 
 def cut(native: NativeMap, threshold: float, settings: Postprocess) -> np.ndarray:
     """Mask (bool) of a native map: threshold, closing, components under the smallest volume removed."""
-    return postprocess.binarise(native.map, native.brain, native.spacing, threshold, settings.closing_mm, settings.min_volume_mm3)
+    return postprocess.binarise(
+        native.map,
+        native.brain,
+        native.spacing,
+        threshold,
+        settings.closing_mm,
+        settings.min_volume_mm3,
+    )
 
 
 def cohort_maps(
@@ -237,7 +309,11 @@ def cohort_maps(
     side = read_json(data / row["sidecar"])
     brain_file = nib.Nifti1Image.from_filename(data / row["brain"])
     brain, space = np.asarray(brain_file.dataobj) > 0, brain_file.affine
-    shape, affine, world = tuple(side["native_shape"]), np.array(side["native_affine"]), np.array(side["world"])
+    shape, affine, world = (
+        tuple(side["native_shape"]),
+        np.array(side["native_affine"]),
+        np.array(side["world"]),
+    )
     stored = cache / f"{row['id']}_map.nii.gz" if cache else None
     of_slices = cache / f"{row['id']}_score.npy" if cache else Path()
     shaping = f"{config.name} {config.model} {config.image_size} {config.postprocess.median} {config.postprocess.rim_mm}"
@@ -252,7 +328,9 @@ def cohort_maps(
         if kept.header["descrip"].item().decode() == key:
             inside = register.carry_mask(brain, space, shape, affine, np.linalg.inv(world))
             own = np.load(of_slices) if config.calibration.score == "model" else None
-            return with_scores(NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own), config)
+            return with_scores(
+                NativeMap(np.asarray(kept.dataobj, np.float32), inside, affine, own), config
+            )
     image = load_channels(data, row, side)
     native = native_map(model, config, image, brain, space, world, shape, affine, device)
     if stored:

@@ -12,13 +12,17 @@ from torch import Tensor
 def resize_chain(image_size: tuple[int, ...]) -> mt.Compose:
     """To tensors, and resized: area for images, nearest for masks."""
     keys = ("image", "mask")
-    return mt.Compose([mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))])
+    return mt.Compose(
+        [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
+    )
 
 
 def resize(image: Tensor, mask: Tensor, transform: mt.Compose) -> tuple[Tensor, Tensor]:
     """Images (B, C, ...) and masks (B, 1, ...) of any type by a `chain`, all at once, float32; images 0 outside their masks."""
     set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
-    small = transform({"image": image.flatten(0, 1).float(), "mask": mask[:, 0].float()})  # samples stand where channels would
+    small = transform(
+        {"image": image.flatten(0, 1).float(), "mask": mask[:, 0].float()}
+    )  # samples stand where channels would
     inside = small["mask"][:, None]
     return small["image"].unflatten(0, image.shape[:2]) * inside, inside
 
@@ -36,12 +40,17 @@ def with_neighbours(image: np.ndarray, rows: np.ndarray, around: tuple[int, ...]
     return np.concatenate(parts, 3)
 
 
-def resize_volume(image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def resize_volume(
+    image: np.ndarray, mask: np.ndarray, image_size: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """Image (X, Y, Z[, C]) and mask (X, Y, Z) as network input, by the same chain as in training: axial slices, (Z, C, H, W), (Z, 1, H, W).
 
     With three numbers in `image_size` the whole volume, (1, C, X, Y, Z) and (1, 1, X, Y, Z).
     """
-    channels, inside = torch.from_numpy(image.reshape(*mask.shape, -1)), torch.from_numpy(mask)[..., None]
+    channels, inside = (
+        torch.from_numpy(image.reshape(*mask.shape, -1)),
+        torch.from_numpy(mask)[..., None],
+    )
     order = (3, 0, 1, 2) if len(image_size) == 3 else (2, 3, 0, 1)
     images, masks = (v.permute(order) for v in (channels, inside))
     return (

@@ -13,16 +13,30 @@ from pipelines.detect.run import Run
 from pipelines.versions import __version__
 from preprocessing.scans import NOTICE, Scan
 
-COLUMNS = ("id", "image", "status", "score", "percentile", "anomalous_ml", "components", "flags", "reason")
+COLUMNS = (
+    "id",
+    "image",
+    "status",
+    "score",
+    "percentile",
+    "anomalous_ml",
+    "components",
+    "flags",
+    "reason",
+)
 
 
-def scored_report(run: Run, scan: Scan, threshold: float, native: NativeMap, mask: np.ndarray, world: np.ndarray) -> dict[str, Any]:
+def scored_report(
+    run: Run, scan: Scan, threshold: float, native: NativeMap, mask: np.ndarray, world: np.ndarray
+) -> dict[str, Any]:
     score = scan_score(native, run.config.calibration.score_fraction)
     found = components(mask, native.map, native.affine)
     peak = location_of_maximum(native.map, native.affine)
     for place in (*found, peak):
         for key in [k for k in place if k.endswith("mm")]:
-            place[key.replace("mm", "atlas_mm")] = (np.linalg.inv(world) @ [*place[key], 1])[:3].round(1)
+            place[key.replace("mm", "atlas_mm")] = (np.linalg.inv(world) @ [*place[key], 1])[
+                :3
+            ].round(1)
     volume = float(mask.sum() * np.prod(native.spacing))
     return {
         "id": scan.id,

@@ -64,24 +64,34 @@ def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
         raise InputError(f"{folder}: no such run folder; train one with 'make train'.")
     for name in ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name}, so this is no finished run; finish it with 'make train'.")
+            raise InputError(
+                f"{folder}: no {name}, so this is no finished run; finish it with 'make train'."
+            )
     config = read_config(RunConfig, folder / "config.yaml")
     recipe = read_config(Recipe, folder / "recipe.yaml")
     device = pick_device(accelerator)
     model = build_detector(config, build_model(config, recipe))
     try:
-        model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        model.load_state_dict(
+            torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise InputError(f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]}).") from None
+        raise InputError(
+            f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]})."
+        ) from None
     model.eval().to(device)
     points = _with_key(folder / "threshold.json", "points")["points"]
-    return Run(folder, model, config, recipe, points, _with_key(folder / "reference.json", "scans"), device)
+    return Run(
+        folder, model, config, recipe, points, _with_key(folder / "reference.json", "scans"), device
+    )
 
 
 def _with_key(path: Path, key: str) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or key not in content:
-        raise InputError(f"{path}: no '{key}' in it, so this is no finished run; train it again with 'make train'.")
+        raise InputError(
+            f"{path}: no '{key}' in it, so this is no finished run; train it again with 'make train'."
+        )
     return content
 
 

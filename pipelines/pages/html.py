@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DISCLAIMER = "Norma is research software. It is not a medical device and must not be used for diagnosis."
+DISCLAIMER = (
+    "Norma is research software. It is not a medical device and must not be used for diagnosis."
+)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 TEMPLATE = """<!DOCTYPE html>
@@ -108,7 +110,9 @@ def _rows(section: Section) -> list[list[Any]]:
                 raise ValueError(f"table '{section.heading}': no column for {sorted(unknown)}")
             row = [row.get(column) for column in columns]
         if len(row) != len(columns):
-            raise ValueError(f"table '{section.heading}': {len(row)} cells for {len(columns)} columns")
+            raise ValueError(
+                f"table '{section.heading}': {len(row)} cells for {len(columns)} columns"
+            )
         cells.append(list(row))
     return cells
 

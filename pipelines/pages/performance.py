@@ -38,10 +38,16 @@ def performance_page() -> str:
             for r in result["rows"]
             if r["part"] == part
         ]
-        parts += [f"## {part.capitalize()}", markdown_table(["what", "Norma", "beside", "its value", "ratio"], rows)]
+        parts += [
+            f"## {part.capitalize()}",
+            markdown_table(["what", "Norma", "beside", "its value", "ratio"], rows),
+        ]
     if result["notes"]:
         parts += ["## Left out", "\n".join(f"- {note}" for note in result["notes"])]
-    parts += ["## How cost grows", "![Cost by scans, resolution and workers](images/performance.png)"]
+    parts += [
+        "## How cost grows",
+        "![Cost by scans, resolution and workers](images/performance.png)",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,7 +66,13 @@ def performance_figure() -> bytes:
             workers[r["name"].partition(",")[0].partition(" by ")[0]] = [(1, 1.0), (2, r["ratio"])]
     panels = [
         ("Cohorts of small scans", "scans", "seconds", scans, True),
-        ("Training step, 64 slices", "side of a slice, pixels", "seconds", {"vae_cr": sides} if sides else {}, False),
+        (
+            "Training step, 64 slices",
+            "side of a slice, pixels",
+            "seconds",
+            {"vae_cr": sides} if sides else {},
+            False,
+        ),
         ("Processes of one thread", "processes", "times as fast as one", workers, False),
     ]
     return curves_figure([panel for panel in panels if panel[3]])

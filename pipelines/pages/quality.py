@@ -26,11 +26,22 @@ def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[st
 
     def pictures(scan: Scan) -> list[tuple[str, bytes]]:
         names = [f"{scan.id}.png", *(f"{scan.id}_{suffix}.png" for suffix in recipe.suffixes[1:])]
-        return [("", (out / "quality" / name).read_bytes()) for name in names if (out / "quality" / name).is_file()]
+        return [
+            ("", (out / "quality" / name).read_bytes())
+            for name in names
+            if (out / "quality" / name).is_file()
+        ]
 
     def table(checks: list[dict]) -> list[list]:
         return [
-            [c["name"], c["value"], c["unit"], c["expected"], "ok" if c["passed"] else "FAILED" if c["hard"] else "flag"] for c in checks
+            [
+                c["name"],
+                c["value"],
+                c["unit"],
+                c["expected"],
+                "ok" if c["passed"] else "FAILED" if c["hard"] else "flag",
+            ]
+            for c in checks
         ]
 
     columns = ["check", "value", "unit", "expected", "result"]
@@ -51,13 +62,25 @@ def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[st
     )
     sections = [Section("Summary", text)]
     if bad:
-        sections.append(Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad])))
+        sections.append(
+            Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad]))
+        )
     for scan, failure in bad[:SHOWN]:
         if pictures(scan):
-            sections.append(Section(f"{scan.id} (left out)", failure["reason"], (columns, table(failure["checks"])), pictures(scan)))
+            sections.append(
+                Section(
+                    f"{scan.id} (left out)",
+                    failure["reason"],
+                    (columns, table(failure["checks"])),
+                    pictures(scan),
+                )
+            )
     for scan in picked:
         side = read_json(sidecar_of(scan, out))
-        about = f"split {scan.split or '-'}, {scan.label or 'no label'}, brain mask: {side['brain_method']}. " + " ".join(side["flags"])
+        about = (
+            f"split {scan.split or '-'}, {scan.label or 'no label'}, brain mask: {side['brain_method']}. "
+            + " ".join(side["flags"])
+        )
         sections.append(Section(scan.id, about, (columns, table(side["checks"])), pictures(scan)))
     return page("Preprocessing quality", sections)
 
@@ -65,7 +88,11 @@ def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[st
 def _shown(good: Sequence[Scan], out: Path) -> list[Scan]:
     if len(good) <= SHOWN:
         return list(good)
-    flagged = list(itertools.islice((s for s in good if read_json(sidecar_of(s, out))["flags"]), SHOWN // 2))
+    flagged = list(
+        itertools.islice((s for s in good if read_json(sidecar_of(s, out))["flags"]), SHOWN // 2)
+    )
     seen = {s.id for s in flagged}
     rest = [s for s in good if s.id not in seen]
-    return flagged + [rest[i * len(rest) // (SHOWN - len(flagged))] for i in range(SHOWN - len(flagged))]
+    return flagged + [
+        rest[i * len(rest) // (SHOWN - len(flagged))] for i in range(SHOWN - len(flagged))
+    ]

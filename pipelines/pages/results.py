@@ -54,7 +54,9 @@ def results_page() -> str:
 
 def _choices() -> str:
     """The table of choose.yaml: what to take for which scan, lesion and budget, with its figures where it was measured."""
-    cost = {r["name"]: f"{short_number(r['value'])} {r['unit']}" for r in read_json(PERFORMANCE)["rows"]}
+    cost = {
+        r["name"]: f"{short_number(r['value'])} {r['unit']}" for r in read_json(PERFORMANCE)["rows"]
+    }
     rows = []
     chosen = read_yaml(CHOICES)
     for choice in chosen["choices"]:
@@ -62,16 +64,34 @@ def _choices() -> str:
         members = [member["run"] for member in result["config"]["model"].get("members", [])]
         trained = [result, *(read_json(FOLDER / choice["measured"] / f"{m}.json") for m in members)]
         seconds = sum(median(r["training"]["seconds"] for r in t["runs"]) for t in trained)
-        figures = [figure_text(result["figures"][key]) for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")]
-        costs = [cost.get(f"{what}, {choice['command']}", "–") for what in ("make infer of one raw scan", "peak memory of make infer")]
+        figures = [
+            figure_text(result["figures"][key])
+            for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")
+        ]
+        costs = [
+            cost.get(f"{what}, {choice['command']}", "–")
+            for what in ("make infer of one raw scan", "peak memory of make infer")
+        ]
         about = [
             *(choice[k] for k in ("scan", "lesion", "budget")),
             f"`{choice['command']}`",
             f"`{choice['measured']}`: `{choice['model']}`",
         ]
         rows.append([*about, *figures, f"{seconds:.0f}", *costs])
-    head = ["scan", "lesion", "budget", "make train", "measured", "AUROC per scan", "slicewise", "voxel AP", "Dice, pooled"]
-    table = markdown_table([*head, "training with all members, s", "infer of one raw scan", "memory of infer"], rows)
+    head = [
+        "scan",
+        "lesion",
+        "budget",
+        "make train",
+        "measured",
+        "AUROC per scan",
+        "slicewise",
+        "voxel AP",
+        "Dice, pooled",
+    ]
+    table = markdown_table(
+        [*head, "training with all members, s", "infer of one raw scan", "memory of infer"], rows
+    )
     return f"## Which method for which scan\n\n{chosen['about'].strip()}\n\n{table}"
 
 
@@ -83,10 +103,21 @@ def _ranking(path: Path) -> str:
         given = entry["trained_by"]
         model = given[given.index("--model") + 1]
         score, best = next(iter(entry["scores"].items()))
-        figures = [entry["voxel_ap"], *(entry["voxel_ap_by_kind"][k] for k in ranking["kinds"]), best["auroc"]]
+        figures = [
+            entry["voxel_ap"],
+            *(entry["voxel_ap_by_kind"][k] for k in ranking["kinds"]),
+            best["auroc"],
+        ]
         settings = " ".join(part for part in given if "=" in part)
         rows.append(
-            [f"`{Path(entry['run']).name}`", *(f"{v:.3f}" for v in figures), score, f"{entry['train_seconds']:.0f}", model, settings]
+            [
+                f"`{Path(entry['run']).name}`",
+                *(f"{v:.3f}" for v in figures),
+                score,
+                f"{entry['train_seconds']:.0f}",
+                model,
+                settings,
+            ]
         )
     low, high = ranking["volumes_ml"]
     about = (
@@ -107,22 +138,45 @@ def _comparison(folder: Path) -> str:
         f"{comparison['protocol_text']} Per run {counts['n_healthy']} healthy and {counts['n_abnormal']} abnormal test scans, "
         f"{counts['n_with_lesion_mask']} with a lesion mask."
     )
-    shown = [k for k in LABELS if any(files[name]["figures"][k]["mean"] is not None for name in models)]
-    rows = [[LABELS[k], *[figure_text(files[name]["figures"][k]) for name in models]] for k in shown]
+    shown = [
+        k for k in LABELS if any(files[name]["figures"][k]["mean"] is not None for name in models)
+    ]
+    rows = [
+        [LABELS[k], *[figure_text(files[name]["figures"][k]) for name in models]] for k in shown
+    ]
     runs = [["runs", *[str(len(files[name]["runs"])) for name in models]]]
-    seconds = [["training, s per run", *[f"{m['train_seconds']:.0f}" for m in comparison["models"]]]]
-    parts = [f"### {folder.name}", about, markdown_table(["figure", *models], rows + runs + seconds)]
+    seconds = [
+        ["training, s per run", *[f"{m['train_seconds']:.0f}" for m in comparison["models"]]]
+    ]
+    parts = [
+        f"### {folder.name}",
+        about,
+        markdown_table(["figure", *models], rows + runs + seconds),
+    ]
     tests = [
-        [d["model"], SHORT.get(d["figure"], d["figure"]), _number(d["difference"]), interval_text(d["interval"]), _p(d["p_holm"])]
+        [
+            d["model"],
+            SHORT.get(d["figure"], d["figure"]),
+            _number(d["difference"]),
+            interval_text(d["interval"]),
+            _p(d["p_holm"]),
+        ]
         for d in comparison["differences"]
         if d["p_holm"] is not None  # not with too few subjects
     ]
     if tests:
         head = ["model", "figure", "difference", "95 % interval", "p (Holm)"]
-        parts += [f"Differences from `{comparison['baseline']}`, paired bootstrap:", markdown_table(head, tests)]
-    parts += [_classes(files, models, column) for column in first["protocol"]["by"]] + [_sizes(files, models)]
+        parts += [
+            f"Differences from `{comparison['baseline']}`, paired bootstrap:",
+            markdown_table(head, tests),
+        ]
+    parts += [_classes(files, models, column) for column in first["protocol"]["by"]] + [
+        _sizes(files, models)
+    ]
     trainings = {name: files[name]["runs"][0]["training"] for name in models}
-    device = " and ".join(sorted({f"{t['device']} with {t['threads']} threads" for t in trainings.values()}))
+    device = " and ".join(
+        sorted({f"{t['device']} with {t['threads']} threads" for t in trainings.values()})
+    )
     versions = ", ".join(f"{k} {v}" for k, v in comparison["versions"].items())
     train = sorted({len(t["train_scans"]) for t in trainings.values()})
     parts.append(
@@ -134,14 +188,33 @@ def _comparison(folder: Path) -> str:
 
 def _classes(files: dict[str, dict[str, Any]], models: list[str], column: str) -> str:
     """AUROC per scan and per slice, Dice and voxel AP by class, mean over runs."""
-    names = sorted({row["class"] for f in files.values() for run in f["runs"] for row in run["classes"].get(column, [])})
+    names = sorted(
+        {
+            row["class"]
+            for f in files.values()
+            for run in f["runs"]
+            for row in run["classes"].get(column, [])
+        }
+    )
     rows = []
     for name in names:
         cells, n = [], 0
         for model in models:
-            own = [r for run in files[model]["runs"] for r in run["classes"][column] if r["class"] == name]
+            own = [
+                r
+                for run in files[model]["runs"]
+                for r in run["classes"][column]
+                if r["class"] == name
+            ]
             n = max([n, *[r["n"] for r in own]])
-            cells.append(_means([[r[key] for r in own] for key in ("scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean")]))
+            cells.append(
+                _means(
+                    [
+                        [r[key] for r in own]
+                        for key in ("scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean")
+                    ]
+                )
+            )
         rows.append([name, str(n), *cells])
     if not rows:
         return ""
@@ -157,11 +230,20 @@ def _sizes(files: dict[str, dict[str, Any]], models: list[str]) -> str:
         cells, scans = [], set()
         for model in models:
             found = [run["lesions_by_size"][i]["sensitivity"] for run in files[model]["runs"]]
-            own = [s for s in files[model]["scans"] if s["truth_ml"] and low <= s["truth_ml"] < high]
+            own = [
+                s for s in files[model]["scans"] if s["truth_ml"] and low <= s["truth_ml"] < high
+            ]
             scans |= {s["id"] for s in own}
             cells.append(_means([found, *([s[key] for s in own] for key in ("dice", "voxel_ap"))]))
         if size["n"] or scans:
-            rows.append([f"{low:g} to {high:g} ml" if size["to_ml"] else f"from {low:g} ml", str(size["n"]), str(len(scans)), *cells])
+            rows.append(
+                [
+                    f"{low:g} to {high:g} ml" if size["to_ml"] else f"from {low:g} ml",
+                    str(size["n"]),
+                    str(len(scans)),
+                    *cells,
+                ]
+            )
     if not rows:
         return ""
     about = "By size (share of lesions found / mean Dice / mean voxel AP, the latter two of scans by the volume of all their lesions):"
@@ -176,7 +258,10 @@ def _means(columns: list[list[float | None]]) -> str:
 
 def _preprocessing(folder: Path) -> str:
     result = read_json(folder / "preprocess.json")
-    rows = [[name, *(_number(v[k]) for k in ("min", "median", "max"))] for name, v in result["checks"].items()]
+    rows = [
+        [name, *(_number(v[k]) for k in ("min", "median", "max"))]
+        for name, v in result["checks"].items()
+    ]
     head = f"### {folder.name}\n\n{result['n_scans']} scans, {result['n_failed']} left out, {result['n_slices']} slices."
     return "\n\n".join(
         [
@@ -199,7 +284,9 @@ def add(folder: Path) -> None:
     """Copy the results of a comparison's OUT, or the preprocess.json of a preprocessed cohort, into docs/results."""
     found = sorted(folder.glob("*_comparison.json"))
     if not found and not (folder / "preprocess.json").is_file():
-        raise InputError(f"{folder}: neither a *_comparison.json of 'make compare' nor a preprocess.json of 'make preprocess' in it.")
+        raise InputError(
+            f"{folder}: neither a *_comparison.json of 'make compare' nor a preprocess.json of 'make preprocess' in it."
+        )
     for path in found:
         data = path.name.removesuffix("_comparison.json")
         for name in ["comparison", *(m["model"] for m in read_json(path)["models"])]:

@@ -44,7 +44,9 @@ SHORT = {
 def comparison_line(entry: dict[str, Any]) -> str:
     """A model of a comparison on the terminal."""
     figures = entry["figures"]
-    texts = [f"{SHORT[k]} {figure_text(figures[k])}" for k in COMPARED if figures[k]["mean"] is not None]
+    texts = [
+        f"{SHORT[k]} {figure_text(figures[k])}" for k in COMPARED if figures[k]["mean"] is not None
+    ]
     return f"{entry['model']} ({len(entry['runs'])} runs): " + "; ".join(texts)
 
 

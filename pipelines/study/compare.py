@@ -38,13 +38,20 @@ def configs(models: list[str], overrides: list[str], preset: str | None) -> dict
 
     A variant "vae@mean" is the model `vae` with what is said of `vae` and then of "vae@mean".
     """
-    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys(["all", *(kind_of(n) for n in models), *models])}
+    parts: dict[str, list[str]] = {
+        name: [] for name in dict.fromkeys(["all", *(kind_of(n) for n in models), *models])
+    }
     for text in overrides:
         name, dot, rest = text.partition(".")
         if not dot or name not in parts:
-            raise ConfigError(f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(parts)}{nearest(name, list(parts))}")
+            raise ConfigError(
+                f"'{text}': expected <model>.<key>=<value>, with a model of {', '.join(parts)}{nearest(name, list(parts))}"
+            )
         parts[name].append(rest)
-    own = {name: [text for part in dict.fromkeys(["all", kind_of(name), name]) for text in parts[part]] for name in models}
+    own = {
+        name: [text for part in dict.fromkeys(["all", kind_of(name), name]) for text in parts[part]]
+        for name in models
+    }
     return {name: load_run_config(kind_of(name), own[name], preset) for name in models}
 
 
@@ -53,7 +60,9 @@ def kind_of(name: str) -> str:
     return name.partition("@")[0]
 
 
-def share_training(config: RunConfig, about: dict[str, str], folder: Path, others: Iterable[Path]) -> None:
+def share_training(
+    config: RunConfig, about: dict[str, str], folder: Path, others: Iterable[Path]
+) -> None:
     """Give a new run the last checkpoint of another run that was trained in the same way, whatever its map, reference or scores.
 
     In the same way: with the same settings of all that happens up to the weights, on the data that `about` describes. Training then
@@ -66,10 +75,23 @@ def share_training(config: RunConfig, about: dict[str, str], folder: Path, other
     def trained_by(c: RunConfig) -> tuple[Any, ...]:
         holdout = c.reference.holdout if c.reference.kind != "none" else 0
         model = {k: v for k, v in c.model.items() if k not in scoring}
-        return c.name, model, c.image_size, c.patch_size, c.around, c.plane, c.stages, c.augmentation, c.decisive.loop, holdout
+        return (
+            c.name,
+            model,
+            c.image_size,
+            c.patch_size,
+            c.around,
+            c.plane,
+            c.stages,
+            c.augmentation,
+            c.decisive.loop,
+            holdout,
+        )
 
     for other in others:
-        finished = (other / "weights.pt").is_file() and (other / "checkpoints" / "last.pt").is_file()
+        finished = (other / "weights.pt").is_file() and (
+            other / "checkpoints" / "last.pt"
+        ).is_file()
         if (
             finished
             and read_json(other / "run.json").get("data_digest") == about["data_digest"]
@@ -81,7 +103,9 @@ def share_training(config: RunConfig, about: dict[str, str], folder: Path, other
             return
 
 
-def figures_over_runs(results: list[dict[str, Any]], protocol: Protocol) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def figures_over_runs(
+    results: list[dict[str, Any]], protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Each figure as mean, sd and n over runs, with its bootstrap interval where it has one; and the bootstrap values."""
     figures: dict[str, Any] = {}
     for key in LABELS:
@@ -96,7 +120,9 @@ def figures_over_runs(results: list[dict[str, Any]], protocol: Protocol) -> tupl
     return figures, draws
 
 
-def differences(models: list[dict[str, Any]], draws: dict[str, dict[str, np.ndarray]], baseline: str) -> list[dict[str, Any]]:
+def differences(
+    models: list[dict[str, Any]], draws: dict[str, dict[str, np.ndarray]], baseline: str
+) -> list[dict[str, Any]]:
     """Every model against the baseline, figure by figure: paired bootstrap, Holm-corrected over the models."""
     base = next(m for m in models if m["model"] == baseline)
     found = []
@@ -107,7 +133,13 @@ def differences(models: list[dict[str, Any]], draws: dict[str, dict[str, np.ndar
                 apart = draws[m["model"]][figure] - draws[baseline][figure]
                 mean = m["figures"][figure]["mean"] - base["figures"][figure]["mean"]
                 rows.append(
-                    {"model": m["model"], "figure": figure, "difference": mean, "interval": list(interval(apart)), "p": p_value(apart)}
+                    {
+                        "model": m["model"],
+                        "figure": figure,
+                        "difference": mean,
+                        "interval": list(interval(apart)),
+                        "p": p_value(apart),
+                    }
                 )
         for row, corrected in zip(rows, holm([r["p"] for r in rows]), strict=True):
             row["p_holm"] = corrected
@@ -150,20 +182,35 @@ EvaluationPage = Callable[[dict[str, Any], Run, Images], str]
 
 def question(data: Path, names: list[str], protocol: Protocol, **about: Any) -> Question:
     """A question with its defaults filled in; ConfigError where its parts do not go together."""
-    test, name, baseline = about.pop("test", None) or data, about.pop("name", None), about.pop("baseline", None)
+    test, name, baseline = (
+        about.pop("test", None) or data,
+        about.pop("name", None),
+        about.pop("baseline", None),
+    )
     if name and Path(name).name != name:
-        raise ConfigError(f"--name {name}: expected the first part of a file name, such as ct_pretraining.")
+        raise ConfigError(
+            f"--name {name}: expected the first part of a file name, such as ct_pretraining."
+        )
     if not names:
-        raise ConfigError('MODELS is empty; name models such as MODELS="zero intensity pca atlas vae_cr".')
+        raise ConfigError(
+            'MODELS is empty; name models such as MODELS="zero intensity pca atlas vae_cr".'
+        )
     if protocol.folds and test != data:
         raise ConfigError("folds test on the scans they are cut from; leave TEST out.")
     baseline = baseline or ("intensity" if "intensity" in names else names[0])
     if baseline not in names:
-        raise ConfigError(f"baseline '{baseline}' is not among the models {', '.join(names)}{nearest(baseline, names)}")
+        raise ConfigError(
+            f"baseline '{baseline}' is not among the models {', '.join(names)}{nearest(baseline, names)}"
+        )
     return Question(data, test, protocol, baseline, name or test.name, **about)
 
 
-def compare(asked: Question, run_configs: dict[str, RunConfig], out: Path, page: EvaluationPage | None = None) -> Answer:
+def compare(
+    asked: Question,
+    run_configs: dict[str, RunConfig],
+    out: Path,
+    page: EvaluationPage | None = None,
+) -> Answer:
     """Train what is missing, evaluate all, write <name>_comparison.tsv, .json and <name>_<model>.json to `out`.
 
     Runs lie in `out`/<model>/<seed or fold>; a finished run is not trained again, an evaluation that stands is read, and variants of
@@ -179,12 +226,17 @@ def compare(asked: Question, run_configs: dict[str, RunConfig], out: Path, page:
     for model, config in run_configs.items():
         results[model] = []
         for unit in units(asked.protocol, model_class(config.name), folds):
-            run, result = run_unit(asked, model, config, unit, out, page, pictures=not results[model])
+            run, result = run_unit(
+                asked, model, config, unit, out, page, pictures=not results[model]
+            )
             first_run = run if not results[model] else first_run
             results[model].append(result)
         figures, draws[model] = figures_over_runs(results[model], asked.protocol)
         entries.append(entry_of(model, results[model], figures))
-        write_rows(out / f"{asked.name}_{model}.json", results_file(results[model], figures, command, asked.protocol, versions()))
+        write_rows(
+            out / f"{asked.name}_{model}.json",
+            results_file(results[model], figures, command, asked.protocol, versions()),
+        )
     comparison = {
         "name": asked.name,
         "data": asked.test.name,
@@ -194,31 +246,60 @@ def compare(asked: Question, run_configs: dict[str, RunConfig], out: Path, page:
         "command": command,
         "versions": versions(),
         "baseline": asked.baseline,
-        "failures": sorted({f["id"] for runs in results.values() for r in runs for f in r["failures"]}),
+        "failures": sorted(
+            {f["id"] for runs in results.values() for r in runs for f in r["failures"]}
+        ),
         "models": entries,
         "differences": differences(entries, draws, asked.baseline),
     }
     comparison = plain(comparison)
     write_json(out / f"{asked.name}_comparison.json", comparison)
     write_table(out / f"{asked.name}_comparison.tsv", table_rows(comparison))
-    images: dict[str, Images] = {model: case_images(runs[0], out / model, asked.test) for model, runs in results.items()}
+    images: dict[str, Images] = {
+        model: case_images(runs[0], out / model, asked.test) for model, runs in results.items()
+    }
     return Answer(comparison, results, images, first_run)
 
 
 def run_unit(
-    asked: Question, model: str, config: RunConfig, unit: Unit, out: Path, page: EvaluationPage | None = None, pictures: bool = True
+    asked: Question,
+    model: str,
+    config: RunConfig,
+    unit: Unit,
+    out: Path,
+    page: EvaluationPage | None = None,
+    pictures: bool = True,
 ) -> tuple[Run, dict[str, Any]]:
     """One run of a comparison: trained and evaluated where that is not done yet, and what it is called there."""
     run_dir = cli.writable_folder(out / model / unit.name)
     config = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": unit.seed})})
     about = describe_data(asked.data, cohort_rows(asked.data, unit.splits))
-    share_training(config, about, run_dir, [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name])
+    share_training(
+        config,
+        about,
+        run_dir,
+        [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name],
+    )
     train(config, asked.data, run_dir, unit.splits)
     run = load_run(run_dir, asked.accelerator)
-    result = evaluate(run, asked.test, run_dir / "evaluation" / asked.test.name, asked.protocol, asked.point, pictures, page)
+    result = evaluate(
+        run,
+        asked.test,
+        run_dir / "evaluation" / asked.test.name,
+        asked.protocol,
+        asked.point,
+        pictures,
+        page,
+    )
     if not result["scans"]:
         raise InputError(f"{asked.test}: no test scan could be evaluated.")
-    return run, result | {"model": model, "unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
+    return run, result | {
+        "model": model,
+        "unit": unit.name,
+        "seed": unit.seed,
+        "repeat": unit.repeat,
+        "fold": unit.fold,
+    }
 
 
 def entry_of(model: str, results: list[dict[str, Any]], figures: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +307,10 @@ def entry_of(model: str, results: list[dict[str, Any]], figures: dict[str, Any])
     return {
         "model": model,
         "figures": figures,
-        "runs": [{k: r[k] for k in ("seed", "repeat", "fold")} | {"summary": r["summary"]} for r in results],
+        "runs": [
+            {k: r[k] for k in ("seed", "repeat", "fold")} | {"summary": r["summary"]}
+            for r in results
+        ],
         "train_seconds": float(np.mean([r["training"]["seconds"] for r in results])),
         "seconds_per_scan": float(np.mean([r["seconds_per_scan"] for r in results])),
     }
@@ -234,8 +318,16 @@ def entry_of(model: str, results: list[dict[str, Any]], figures: dict[str, Any])
 
 def _protocol_text(asked: Question) -> str:
     data, test, protocol, point = asked.data, asked.test, asked.protocol, asked.point
-    how = f"{protocol.repeats} x {protocol.folds} folds by subject" if protocol.folds else f"{protocol.seeds} seeds on one split by subject"
-    where = f"test scans of {test.name}" if test == data else f"test scans of {test.name}, trained on {data.name}"
+    how = (
+        f"{protocol.repeats} x {protocol.folds} folds by subject"
+        if protocol.folds
+        else f"{protocol.seeds} seeds on one split by subject"
+    )
+    where = (
+        f"test scans of {test.name}"
+        if test == data
+        else f"test scans of {test.name}, trained on {data.name}"
+    )
     return f"Protocol {protocol.name}: {how}; {where}; operating point {point or 'of each run'}."
 
 

@@ -23,12 +23,27 @@ from evaluation.thresholds import best_f1, percentile_of
 from pipelines import cli
 from pipelines.cohort.cases import cohort_rows, load_channels, read_truth
 from pipelines.config import read_config
-from pipelines.detect.detector import NativeMap, cohort_maps, cut, reconstruction, scan_score, slice_scores
+from pipelines.detect.detector import (
+    NativeMap,
+    cohort_maps,
+    cut,
+    reconstruction,
+    scan_score,
+    slice_scores,
+)
 from pipelines.detect.points import chosen_point
 from pipelines.detect.run import Run
 from pipelines.study.protocol import Protocol
 from pipelines.versions import versions
-from preprocessing.files import file_digest, plain, read_json, read_table, write_atomic, write_rows, write_table
+from preprocessing.files import (
+    file_digest,
+    plain,
+    read_json,
+    read_table,
+    write_atomic,
+    write_rows,
+    write_table,
+)
 from preprocessing.images import array_axis, load_array
 from preprocessing.recipe import Recipe
 from preprocessing.register import carry_mask, resample
@@ -80,7 +95,9 @@ def evaluate_scan(
     mask = cut(native, threshold, run.config.postprocess)
     labels = read_truth(row, native.map.shape, native.affine)
     voxel_ml = float(np.prod(native.spacing)) / 1000
-    case: dict[str, Any] = {k: row[k] for k in ("id", "subject", "label", "pathology")} | {k: row[k] for k in by if k in row}
+    case: dict[str, Any] = {k: row[k] for k in ("id", "subject", "label", "pathology")} | {
+        k: row[k] for k in by if k in row
+    }
     case["score"] = _digits(scan_score(native, run.config.calibration.score_fraction))
     case |= {
         "percentile": percentile_of(case["score"], run.healthy_scores),
@@ -105,11 +122,16 @@ def evaluate_scan(
             "false_positive_ml": false_positive_ml(mask, truth, native.spacing),
         }
         found = lesions.match(mask, native.map, labels, native.spacing)
-        case |= {kind: [{k: _digits(v) for k, v in f.items()} for f in rows] for kind, rows in found.items()}
+        case |= {
+            kind: [{k: _digits(v) for k, v in f.items()} for f in rows]
+            for kind, rows in found.items()
+        }
     return case, _slice_rows(run, row, native, None if labels is None else labels > 0, by), voxels
 
 
-def _slice_rows(run: Run, row: dict[str, str], native: NativeMap, truth: np.ndarray | None, by: Sequence[str]) -> list[dict[str, Any]]:
+def _slice_rows(
+    run: Run, row: dict[str, str], native: NativeMap, truth: np.ndarray | None, by: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row per axial slice of the scan's own grid that shows brain; labels from the slice table or else from the truth."""
     table: dict[int, dict[str, str]] = {}
     if row["slice_labels"]:
@@ -124,7 +146,9 @@ def _slice_rows(run: Run, row: dict[str, str], native: NativeMap, truth: np.ndar
     settings = run.config.calibration
     for i, score in slice_scores(native, settings.score_fraction, settings.context).items():
         known = {k: table[i][k] for k in by if i in table and table[i].get(k)}
-        rows.append({"id": f"{row['id']}/{i}", "label": labels.get(i), "score": _digits(score)} | known)
+        rows.append(
+            {"id": f"{row['id']}/{i}", "label": labels.get(i), "score": _digits(score)} | known
+        )
     return rows
 
 
@@ -147,13 +171,19 @@ def test_rows(run: Run, data: Path) -> list[dict[str, str]]:
     about = read_json(run.folder / "run.json") if (run.folder / "run.json").is_file() else {}
     own = run.folder / "splits.tsv"
     same = "data" in about and Path(about["data"]).resolve() == data.resolve()
-    rows = [r for r in cohort_rows(data, own if same and own.is_file() else None) if r["split"] == "test"]
+    rows = [
+        r
+        for r in cohort_rows(data, own if same and own.is_file() else None)
+        if r["split"] == "test"
+    ]
     if not rows:
         raise InputError(f"{data / 'scans.tsv'}: no scans in split 'test'.")
     learned = set(about.get("digests", []))
     seen = next((r for r in rows if r.get("digest") in learned and r["digest"]), None)
     if seen:
-        raise InputError(f"{data / 'scans.tsv'}: test scan '{seen['id']}' is an image that {run.folder} was trained or calibrated on.")
+        raise InputError(
+            f"{data / 'scans.tsv'}: test scan '{seen['id']}' is an image that {run.folder} was trained or calibrated on."
+        )
     return rows
 
 
@@ -173,7 +203,9 @@ def evaluate(
     """
     rows, at, weights = test_rows(run, data), chosen_point(run, point), run.weights_digest
     key = _key(run, data, rows, at, protocol)
-    if (out / "evaluation.json").is_file() and (before := read_json(out / "evaluation.json")).get("key") == key:
+    if (out / "evaluation.json").is_file() and (before := read_json(out / "evaluation.json")).get(
+        "key"
+    ) == key:
         return before
     started = time.perf_counter()
 
@@ -210,7 +242,9 @@ def evaluate(
         "key": key,
         "config": run.config.model_dump(),
         "recipe": run.recipe.model_dump(),
-        "training": read_json(run.folder / "run.json") if (run.folder / "run.json").is_file() else {},
+        "training": read_json(run.folder / "run.json")
+        if (run.folder / "run.json").is_file()
+        else {},
         "failures": failures,
         "voxels": pooled.coarser(COARSER).to_rows(),
         "scans": cases,
@@ -218,8 +252,14 @@ def evaluate(
     }
     result = plain(result | all_figures(result))
     out.mkdir(parents=True, exist_ok=True)
-    images = [_panel(run, data, row, native_of(row), result) for row in _telling(rows, cases)] if pictures else []
-    shutil.rmtree(out / "cases", ignore_errors=True)  # another operating point may have shown other cases
+    images = (
+        [_panel(run, data, row, native_of(row), result) for row in _telling(rows, cases)]
+        if pictures
+        else []
+    )
+    shutil.rmtree(
+        out / "cases", ignore_errors=True
+    )  # another operating point may have shown other cases
     for i, (caption, png) in enumerate(images):
         (out / "cases").mkdir(exist_ok=True)
         write_atomic(out / "cases" / f"{i}_{caption.partition(':')[0]}.png", png)
@@ -231,16 +271,45 @@ def evaluate(
     return result
 
 
-def _key(run: Run, data: Path, rows: list[dict[str, str]], at: dict[str, Any], protocol: Protocol) -> str:
-    files = [[file_digest(Path(r[k])) for k in ("mask", "slice_labels") if r[k] and Path(r[k]).is_file()] for r in rows]
-    prints = [(sorted(r.items()), read_json(data / r["sidecar"])["fingerprint"], own) for r, own in zip(rows, files, strict=True)]
+def _key(
+    run: Run, data: Path, rows: list[dict[str, str]], at: dict[str, Any], protocol: Protocol
+) -> str:
+    files = [
+        [file_digest(Path(r[k])) for k in ("mask", "slice_labels") if r[k] and Path(r[k]).is_file()]
+        for r in rows
+    ]
+    prints = [
+        (sorted(r.items()), read_json(data / r["sidecar"])["fingerprint"], own)
+        for r, own in zip(rows, files, strict=True)
+    ]
     c = run.config
-    settings = [c.name, c.model, c.image_size, c.patch_size, c.around, c.reference, c.postprocess, c.calibration]
-    parts = [EVALUATION_VERSION, run.weights_digest, settings, protocol.slices, protocol.by, at["point"], at["voxel"], at["scan"], prints]
+    settings = [
+        c.name,
+        c.model,
+        c.image_size,
+        c.patch_size,
+        c.around,
+        c.reference,
+        c.postprocess,
+        c.calibration,
+    ]
+    parts = [
+        EVALUATION_VERSION,
+        run.weights_digest,
+        settings,
+        protocol.slices,
+        protocol.by,
+        at["point"],
+        at["voxel"],
+        at["scan"],
+        prints,
+    ]
     return sha256(repr(parts).encode()).hexdigest()
 
 
-def _oracle(run: Run, rows: list[dict[str, str]], native_of: Any, at: dict[str, Any]) -> dict[str, Any]:
+def _oracle(
+    run: Run, rows: list[dict[str, str]], native_of: Any, at: dict[str, Any]
+) -> dict[str, Any]:
     """The oracle's thresholds, from the labels of the test scans."""
     pooled, scores, labels = VoxelHistogram(), [], []
     for row in rows:
@@ -264,8 +333,12 @@ def all_figures(result: dict[str, Any]) -> dict[str, Any]:
     found, marked = ([f for s in ill for f in s[kind]] for kind in ("lesions", "candidates"))
     threshold = float("nan") if scan_threshold is None else scan_threshold
     return {
-        "summary": protocol.summarise(scans, slices, VoxelHistogram.from_rows(result["voxels"]), threshold, result["points"]),
-        "classes": {column: protocol.classes(scans, slices, column) for column in result["protocol"]["by"]},
+        "summary": protocol.summarise(
+            scans, slices, VoxelHistogram.from_rows(result["voxels"]), threshold, result["points"]
+        ),
+        "classes": {
+            column: protocol.classes(scans, slices, column) for column in result["protocol"]["by"]
+        },
         "lesions_by_size": lesions.by_size(found) if ill else [],
         "precision_by_size": lesions.precision_by_size(marked) if ill else [],
         "froc": lesions.froc(found, marked, len(ill)) if ill else {},
@@ -275,7 +348,10 @@ def all_figures(result: dict[str, Any]) -> dict[str, Any]:
 def _telling(rows: list[dict[str, str]], cases: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of the best, median and worst abnormal cases (by Dice, else by score), and of the healthy ones with median and highest score."""
     with_dice = [c for c in cases if c.get("truth_voxels")]
-    ill = sorted(with_dice or [c for c in cases if c["label"] == "abnormal"], key=lambda c: c["dice"] if with_dice else c["score"])
+    ill = sorted(
+        with_dice or [c for c in cases if c["label"] == "abnormal"],
+        key=lambda c: c["dice"] if with_dice else c["score"],
+    )
     well = sorted((c for c in cases if c["label"] != "abnormal"), key=lambda c: c["score"])
     places = [(ill, f) for f in (1, 0.75, 0.5, 0.25, 0)] + [(well, f) for f in (0.5, 1)]
     names = dict.fromkeys(group[round(f * (len(group) - 1))]["id"] for group, f in places if group)
@@ -283,29 +359,45 @@ def _telling(rows: list[dict[str, str]], cases: list[dict[str, Any]]) -> list[di
     return [by_id[name] for name in names]
 
 
-def _panel(run: Run, data: Path, row: dict[str, str], native: NativeMap, result: dict[str, Any]) -> tuple[str, bytes]:
+def _panel(
+    run: Run, data: Path, row: dict[str, str], native: NativeMap, result: dict[str, Any]
+) -> tuple[str, bytes]:
     case = next(c for c in result["scans"] if c["id"] == row["id"])
-    dice = f", Dice {case['dice']:.3f}" if case.get("dice") is not None and np.isfinite(case["dice"]) else ""
+    dice = (
+        f", Dice {case['dice']:.3f}"
+        if case.get("dice") is not None and np.isfinite(case["dice"])
+        else ""
+    )
     what = f"{case['label'] or 'no label'} {case['pathology']}".strip()
     caption = f"{case['id']}: {what}, score {case['score']:.4g} (percentile {case['percentile']:.0f}){dice}"
     return caption, case_picture(run, data, row, native, result["point"]["voxel"])
 
 
-def case_picture(run: Run, data: Path, row: dict[str, str], native: NativeMap, threshold: float) -> bytes:
+def case_picture(
+    run: Run, data: Path, row: dict[str, str], native: NativeMap, threshold: float
+) -> bytes:
     """Input, reconstruction, map, mask and truth of one case in the space of its atlas, RAS+."""
     side = read_json(data / row["sidecar"])
-    world, whole, brain = np.array(side["world"]), load_channels(data, row, side), load_array(data / row["brain"])
+    world, whole, brain = (
+        np.array(side["world"]),
+        load_channels(data, row, side),
+        load_array(data / row["brain"]),
+    )
     image = whole if whole.ndim == 3 else whole[..., 0]
     space = nib.Nifti1Image.from_filename(data / row["preproc"]).affine
     shown: dict[str, Any] = {
         "anomaly_map": resample(native.map, native.affine, image.shape, space, world),
-        "mask": carry_mask(cut(native, threshold, run.config.postprocess), native.affine, image.shape, space, world),
+        "mask": carry_mask(
+            cut(native, threshold, run.config.postprocess), native.affine, image.shape, space, world
+        ),
         "brain": brain > 0,
     }
     truth = read_truth(row, native.map.shape, native.affine)
     if truth is not None and truth.any():
         shown["truth"] = carry_mask(truth > 0, native.affine, image.shape, space, world)
-    shown["further"] = {f["suffix"]: whole[..., i] for i, f in enumerate(side.get("further", []), start=1)}
+    shown["further"] = {
+        f["suffix"]: whole[..., i] for i, f in enumerate(side.get("further", []), start=1)
+    }
     top = max(run.reference["voxel_quantiles"]["0.999"], 1e-6)
     return case_figure(
         image,

@@ -29,8 +29,13 @@ def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[U
     if protocol.folds:
         folder = folder / "labelled" if model.supervised else folder
         pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
-        return [Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv") for r, f in pairs]
-    return [Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)]
+        return [
+            Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv")
+            for r, f in pairs
+        ]
+    return [
+        Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)
+    ]
 
 
 def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
@@ -51,9 +56,13 @@ def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) ->
     for label in ("healthy", "abnormal"):
         n = len({g for g, own in zip(groups, labels, strict=True) if own == label})
         if n < protocol.folds:
-            raise InputError(f"{n} subjects with {label} scans cannot be cut into {protocol.folds} folds; use fewer folds.")
+            raise InputError(
+                f"{n} subjects with {label} scans cannot be cut into {protocol.folds} folds; use fewer folds."
+            )
     for repeat in range(protocol.repeats):
-        parts = StratifiedGroupKFold(protocol.folds, shuffle=True, random_state=repeat).split(rows, labels, groups)
+        parts = StratifiedGroupKFold(protocol.folds, shuffle=True, random_state=repeat).split(
+            rows, labels, groups
+        )
         tests = [{rows[i]["id"] for i in test} for _, test in parts]
         for fold, test in enumerate(tests):
             nearby = tests[(fold + 1) % protocol.folds]

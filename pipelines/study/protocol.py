@@ -36,7 +36,13 @@ def load_protocol(name: str, overrides: list[str] | None = None) -> Protocol:
 def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol:
     """The named protocol; by default "pictures" for pictures and "volumes" for all else."""
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder; give the OUT folder of 'make preprocess' as DATA.")
+        raise InputError(
+            f"{data}: no such folder; give the OUT folder of 'make preprocess' as DATA."
+        )
     if name is None:
-        name = "pictures" if read_yaml(data / "recipe.yaml").get("modality") == "picture" else "volumes"
+        name = (
+            "pictures"
+            if read_yaml(data / "recipe.yaml").get("modality") == "picture"
+            else "volumes"
+        )
     return load_protocol(name, overrides)

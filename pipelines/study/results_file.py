@@ -8,14 +8,29 @@ from pipelines.study.protocol import Protocol
 
 
 def results_file(
-    runs: list[dict[str, Any]], figures: dict[str, Any], command: str, protocol: Protocol, made_with: dict[str, str]
+    runs: list[dict[str, Any]],
+    figures: dict[str, Any],
+    command: str,
+    protocol: Protocol,
+    made_with: dict[str, str],
 ) -> dict[str, Any]:
     """What is committed of one model: everything its figures are computed from, run by run and case by case.
 
     `scans` and `slices` are one list each, with the number of their run; `runs` holds what a run has once.
     """
     first = runs[0]
-    training = ("data", "seconds", "device", "threads", "parameters", "train_scans", "val_scans", "tune_scans", "versions", "command")
+    training = (
+        "data",
+        "seconds",
+        "device",
+        "threads",
+        "parameters",
+        "train_scans",
+        "val_scans",
+        "tune_scans",
+        "versions",
+        "command",
+    )
     content: dict[str, Any] = {
         "model": first["model"],
         "data": first["data"],

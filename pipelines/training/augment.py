@@ -16,7 +16,10 @@ from pipelines.detect.config import Augmentation
 
 STREAM = 100  # of each sample's seed; models draw from lower ones
 
-PLANES = {2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # axes that an image can be turned in, by its number of dimensions
+PLANES = {
+    2: ((0, 1),),
+    3: ((1, 2), (0, 2), (0, 1)),
+}  # axes that an image can be turned in, by its number of dimensions
 
 
 def augment(batch: dict[str, Tensor], a: Augmentation) -> dict[str, Tensor]:
@@ -29,10 +32,16 @@ def augment(batch: dict[str, Tensor], a: Augmentation) -> dict[str, Tensor]:
     image, mask = batch["image"], batch["mask"]
     dims = image.dim() - 2
     parts = (1, len(PLANES[dims]), dims, dims, 1)  # flip, turns, shifts, sizes, brightness
-    draws = torch.stack([torch.rand(sum(parts), generator=generator(s, STREAM)) for s in batch["seed"].tolist()]).to(image.device)
+    draws = torch.stack(
+        [torch.rand(sum(parts), generator=generator(s, STREAM)) for s in batch["seed"].tolist()]
+    ).to(image.device)
     signed = (2 * draws - 1).split(parts, 1)
     if a.flip or a.rotate or a.translate or a.scale:
-        grid = F.affine_grid(_affine(draws[:, 0], signed[1:4], a, image.shape[2:]), list(image.shape), align_corners=False).to(image)
+        grid = F.affine_grid(
+            _affine(draws[:, 0], signed[1:4], a, image.shape[2:]),
+            list(image.shape),
+            align_corners=False,
+        ).to(image)
         image = F.grid_sample(image, grid, mode="bilinear", align_corners=False)
         mask = F.grid_sample(mask, grid, mode="nearest", align_corners=False)
     if a.intensity:
@@ -51,7 +60,9 @@ def _affine(flips: Tensor, signed: Sequence[Tensor], a: Augmentation, sides: tor
         matrix[:, i, j] = matrix[:, i, j] * sides[j] / sides[i]  # from voxels to -1 .. 1
     matrix = matrix / (1 + a.scale * sizes)[:, :, None]
     rows = torch.cat([matrix.flip(2), 2 * a.translate * shifts[:, :, None]], 2)
-    rows[:, 0] *= torch.where(flips < a.flip, -1.0, 1.0)[:, None]  # the first axis runs from left to right
+    rows[:, 0] *= torch.where(flips < a.flip, -1.0, 1.0)[
+        :, None
+    ]  # the first axis runs from left to right
     return rows.flip(1)
 
 
@@ -69,10 +80,17 @@ def _rotation(angles: Tensor, dims: int) -> Tensor:
 def crop(batch: dict[str, Tensor], size: tuple[int, ...]) -> dict[str, Tensor]:
     """One patch of `size` per slice or volume, about a place in the brain that its seed draws (any place where there is no brain)."""
     parts: dict[str, list[Tensor]] = {"image": [], "mask": []}
-    for image, mask, seed in zip(batch["image"], batch["mask"], batch["seed"].tolist(), strict=True):
+    for image, mask, seed in zip(
+        batch["image"], batch["mask"], batch["seed"].tolist(), strict=True
+    ):
         inside = mask[0].nonzero() if mask.any() else torch.ones_like(mask[0]).nonzero()
-        centre = inside[int(torch.randint(len(inside), (1,), generator=generator(seed, STREAM + 1)))].tolist()
-        starts = [min(max(c - s // 2, 0), n - s) for c, s, n in zip(centre, size, mask.shape[1:], strict=True)]
+        centre = inside[
+            int(torch.randint(len(inside), (1,), generator=generator(seed, STREAM + 1)))
+        ].tolist()
+        starts = [
+            min(max(c - s // 2, 0), n - s)
+            for c, s, n in zip(centre, size, mask.shape[1:], strict=True)
+        ]
         window = (slice(None), *(slice(i, i + s) for i, s in zip(starts, size, strict=True)))
         parts["image"].append(image[window])
         parts["mask"].append(mask[window])

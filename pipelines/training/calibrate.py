@@ -34,7 +34,11 @@ def calibrate(
     """
     healthy, labelled, marked, scans, tuned = VoxelHistogram(), VoxelHistogram(), False, [], []
     settings = config.calibration
-    for row, labels_seen in tqdm([*((r, False) for r in rows), *((r, True) for r in tune)], desc="healthy reference", unit="scan"):
+    for row, labels_seen in tqdm(
+        [*((r, False) for r in rows), *((r, True) for r in tune)],
+        desc="healthy reference",
+        unit="scan",
+    ):
         native = cohort_maps(model, config, data, row, device)
         values, score = native.map[native.brain], scan_score(native, settings.score_fraction)
         case = {"id": row["id"], "score": score, "maximum": float(values.max(initial=0.0))}
@@ -48,8 +52,15 @@ def calibrate(
                 labelled.update(values, truth[native.brain] > 0)
                 marked = True
     points = operating_points(healthy, scans, tuned, labelled if marked else None, settings)
-    threshold = {"value": points[settings.point]["voxel"], **points[settings.point], "n_scans": len(scans), "points": points}
-    quantiles = {str(q): float(healthy.quantile(q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
+    threshold = {
+        "value": points[settings.point]["voxel"],
+        **points[settings.point],
+        "n_scans": len(scans),
+        "points": points,
+    }
+    quantiles = {
+        str(q): float(healthy.quantile(q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+    }
     reference = {
         "score": f"mean of the highest {settings.score_fraction:.1%} of the {WHAT[settings.score]} inside the brain",
         "scans": sorted(scans, key=lambda s: s["score"]),

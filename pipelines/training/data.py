@@ -41,7 +41,12 @@ class SliceDataset(Dataset):
         depth: int = 0,
         around: tuple[int, ...] = (),
     ) -> None:
-        self.abnormal, self.augmentation, self.patch_size, self.around = frozenset(abnormal), augmentation, patch_size, around
+        self.abnormal, self.augmentation, self.patch_size, self.around = (
+            frozenset(abnormal),
+            augmentation,
+            patch_size,
+            around,
+        )
         store = SliceStore(folder, scans)
         items = store if len(image_size) == 2 else VolumeStore(store, depth)
         super().__init__(cast(Any, items), transform=resize_chain(image_size))
@@ -64,10 +69,21 @@ class SliceDataset(Dataset):
         for start in range(0, len(items), AT_ONCE):
             read = stored.batch([i for i, _ in items[start : start + AT_ONCE]], self.around)
             found = {k: torch.from_numpy(v) for k, v in read.items()}
-            parts.append((*resize(found["image"], found["mask"], cast(mt.Compose, self.transform)), found["z"]))
+            parts.append(
+                (
+                    *resize(found["image"], found["mask"], cast(mt.Compose, self.transform)),
+                    found["z"],
+                )
+            )
         image, mask, z = (torch.cat(values) for values in zip(*parts, strict=True))
         labels = torch.tensor([int(stored.scan_of(i) in self.abnormal) for i, _ in items])
-        return {"image": image, "mask": mask, "z": z, "seed": torch.tensor([s for _, s in items]), "label": labels}
+        return {
+            "image": image,
+            "mask": mask,
+            "z": z,
+            "seed": torch.tensor([s for _, s in items]),
+            "label": labels,
+        }
 
 
 class Batches:
@@ -78,12 +94,22 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: SliceDataset, loop: Loop, *, shuffle: bool, stream: int, rank: int = 0, world: int = 1, steps: int | None = None
+        self,
+        dataset: SliceDataset,
+        loop: Loop,
+        *,
+        shuffle: bool,
+        stream: int,
+        rank: int = 0,
+        world: int = 1,
+        steps: int | None = None,
     ) -> None:
         self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
         self.rank, self.world, self.steps = rank, world, steps
         self.loader: DataLoader | None = None
-        self.planned: list[list[tuple[int, int]]] = []  # of the epoch that is on, read by the loader
+        self.planned: list[
+            list[tuple[int, int]]
+        ] = []  # of the epoch that is on, read by the loader
 
     def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
         """This process's (index, seed) lists, one per batch."""
@@ -109,7 +135,11 @@ class Batches:
                 workers = 2 if self.loop.accelerator != "cpu" and torch.cuda.is_available() else 0
             kept = workers > 0
             self.loader = DataLoader(
-                self.dataset, batch_sampler=self.planned, num_workers=workers, collate_fn=as_it_is, persistent_workers=kept
+                self.dataset,
+                batch_sampler=self.planned,
+                num_workers=workers,
+                collate_fn=as_it_is,
+                persistent_workers=kept,
             )
         yield from self.loader
 

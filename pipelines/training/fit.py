@@ -41,7 +41,9 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     """
     rows, config = cohort_rows(data, splits), with_members(config, run)
     supervised, combines = model_class(config.name).supervised, model_class(config.name).combines
-    train_rows, val_rows = (learning_rows(rows, split, data, supervised) for split in ("train", "val"))
+    train_rows, val_rows = (
+        learning_rows(rows, split, data, supervised) for split in ("train", "val")
+    )
     reference_ids = held_out(config, train_rows)
     train_ids = {r["id"] for r in train_rows} - reference_ids
     val_ids = {r["id"] for r in val_rows}
@@ -62,16 +64,28 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if combines:
         load_members(model, config, run)
     n = sum(p.numel() for p in model.parameters())
-    depth = grid_depth(data, train_rows[0], config) if len(config.image_size) == 3 or config.around or config.plane != "axial" else 0
+    depth = (
+        grid_depth(data, train_rows[0], config)
+        if len(config.image_size) == 3 or config.around or config.plane != "axial"
+        else 0
+    )
     with fabric.rank_zero_first():
         store = in_plane(data / "slices", config.plane, depth, recipe.min_brain_pixels)
-    shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
-    training = SliceDataset(store, train_ids, config.image_size, config.augmentation, abnormal=ill, **shape)
+    shape: dict[str, Any] = {
+        "patch_size": config.patch_size,
+        "depth": depth,
+        "around": config.around,
+    }
+    training = SliceDataset(
+        store, train_ids, config.image_size, config.augmentation, abnormal=ill, **shape
+    )
     checking = SliceDataset(store, val_ids, config.image_size, abnormal=ill, **shape)
     items = "volumes" if len(config.image_size) == 3 else "slices"
     least = min(len(training), len(checking), loop.batch_size)
     if fabric.world_size > least:
-        raise ConfigError(f"{fabric.world_size} processes, but batches of {least} {items}; use fewer devices, or a larger loop.batch_size.")
+        raise ConfigError(
+            f"{fabric.world_size} processes, but batches of {least} {items}; use fewer devices, or a larger loop.batch_size."
+        )
     if fabric.is_global_zero:
         log.info(
             "%s: %.2f M parameters on %s; %d scans (%d %s) to train, %d scans (%d %s) to validate",
@@ -92,7 +106,9 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
             write_table(run / "splits.tsv", [{"id": r["id"], "split": r["split"]} for r in rows])
     fabric.barrier()
     trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
-    started = time.perf_counter()  # what was trained before a kill counts, so the epochs have their own clock
+    started = (
+        time.perf_counter()
+    )  # what was trained before a kill counts, so the epochs have their own clock
     model.eval()
     healthy_ids = val_ids - ill if combines else train_ids
     plain = SliceDataset(store, healthy_ids, config.image_size, **shape)
@@ -103,11 +119,18 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
     if config.reference.active:
         model = detector.to(fabric.device).eval()
     if config.reference.kind != "none":
-        healthy_maps = SliceDataset(store, (reference_ids or train_ids) - ill, config.image_size, around=config.around)
+        healthy_maps = SliceDataset(
+            store, (reference_ids or train_ids) - ill, config.image_size, around=config.around
+        )
         model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
     if fabric.is_global_zero:
         threshold, reference, healthy = calibrate(
-            model, config, data, [r for r in val_rows if r["label"] != "abnormal"], fabric.device, tune_rows
+            model,
+            config,
+            data,
+            [r for r in val_rows if r["label"] != "abnormal"],
+            fabric.device,
+            tune_rows,
         )
         write_voxels(healthy, run)
         write_json(run / "threshold.json", threshold)
@@ -126,7 +149,9 @@ def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) 
                 "train_scans": [r["id"] for r in train_rows],
                 "val_scans": [r["id"] for r in val_rows],
                 "tune_scans": [r["id"] for r in tune_rows],
-                "digests": sorted({r["digest"] for r in (*train_rows, *val_rows, *tune_rows) if r.get("digest")}),
+                "digests": sorted(
+                    {r["digest"] for r in (*train_rows, *val_rows, *tune_rows) if r.get("digest")}
+                ),
             },
         )
         write_weights(model, run)
@@ -138,7 +163,9 @@ def grid_depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
     grid = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[:3]
     depth = grid[2]
     if model_class(config.name).combines and config.image_size != grid:
-        raise ConfigError(f"image_size {list(config.image_size)}: members see slices of the grid itself; give image_size={list(grid)}.")
+        raise ConfigError(
+            f"image_size {list(config.image_size)}: members see slices of the grid itself; give image_size={list(grid)}."
+        )
     if depth == 1:
         what = "three numbers in image_size ask"
         if config.plane != "axial":
@@ -156,17 +183,29 @@ def held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:
     subjects = sorted({r["subject"] for r in rows})
     count = round(config.reference.holdout * len(subjects))
     if not 0 < count < len(subjects):
-        raise ConfigError(f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it.")
-    chosen = set(np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist())
+        raise ConfigError(
+            f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it."
+        )
+    chosen = set(
+        np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist()
+    )
     return {r["id"] for r in rows if r["subject"] in chosen}
 
 
 def _fabric(loop: Loop) -> Fabric:
     """One process, `loop.devices` processes that Fabric starts, or those that torchrun started, on one node or more."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", loop.devices))
-    nodes = int(os.environ.get("WORLD_SIZE", local)) // local if "LOCAL_WORLD_SIZE" in os.environ else 1
+    nodes = (
+        int(os.environ.get("WORLD_SIZE", local)) // local if "LOCAL_WORLD_SIZE" in os.environ else 1
+    )
     strategy = DDPStrategy(find_unused_parameters=True) if local * nodes > 1 else "auto"
-    return Fabric(accelerator=loop.accelerator, devices=local, num_nodes=nodes, strategy=strategy, precision=loop.precision)
+    return Fabric(
+        accelerator=loop.accelerator,
+        devices=local,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=loop.precision,
+    )
 
 
 def describe_data(data: Path, rows: list[dict[str, str]]) -> dict[str, str]:
@@ -183,5 +222,7 @@ def _finished(run: Path, config: RunConfig, about: dict[str, str]) -> bool:
     before = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if other.decisive != config.decisive or before.get("data_digest", "") != about["data_digest"]:
         what = "settings" if other.decisive != config.decisive else "data"
-        raise InputError(f"{run}: holds a run with other {what}; choose another OUT or delete the folder.")
+        raise InputError(
+            f"{run}: holds a run with other {what}; choose another OUT or delete the folder."
+        )
     return (run / "weights.pt").is_file()

@@ -29,7 +29,14 @@ class TrainingError(ConfigError):
     """Training cannot go on; the message says which setting to change."""
 
 
-def fit(model: AnomalyModel, config: RunConfig, train: SliceDataset, val: SliceDataset, fabric: Fabric, run: Path) -> float:
+def fit(
+    model: AnomalyModel,
+    config: RunConfig,
+    train: SliceDataset,
+    val: SliceDataset,
+    fabric: Fabric,
+    run: Path,
+) -> float:
     """Train every stage of a model, leave the best weights of the last one in it, and return the seconds of all epochs.
 
     All randomness follows from (seed, stage, epoch, sample), and a checkpoint is written after each epoch, so a run that
@@ -58,7 +65,9 @@ def laid_out(model: AnomalyModel, config: RunConfig, fabric: Fabric) -> Any:
     if config.loop.channels_last and len(config.image_size) == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.loop.compile:
-        for network in model.children():  # in place, so that names of weights and the losses stay as they are
+        for (
+            network
+        ) in model.children():  # in place, so that names of weights and the losses stay as they are
             network.compile()
     return fabric.setup_module(model)
 
@@ -83,14 +92,21 @@ def _stage(
         module.mark_forward_method(update.loss.__name__)
     optimizers = [make_optimizer(update, settings) for update in updates]
     steppers = [fabric.setup_optimizers(o) for o in optimizers]
-    plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=settings.lr_factor, patience=settings.lr_patience) for o in optimizers]
+    plateaus = [
+        torch.optim.lr_scheduler.ReduceLROnPlateau(
+            o, factor=settings.lr_factor, patience=settings.lr_patience
+        )
+        for o in optimizers
+    ]
     for kept, live in zip(state.get("optimizers", []), optimizers, strict=False):
         live.load_state_dict(kept)
     for kept, plateau in zip(state.get("plateaus", []), plateaus, strict=False):
         plateau.load_state_dict(kept)
     progress = {"best": state.get("best", float("inf")), "bad": state.get("bad", 0)}
     split = {"rank": fabric.global_rank, "world": fabric.world_size}
-    batches = Batches(train, config.loop, shuffle=True, stream=number, steps=settings.steps_per_epoch, **split)
+    batches = Batches(
+        train, config.loop, shuffle=True, stream=number, steps=settings.steps_per_epoch, **split
+    )
     checks = Batches(val, config.loop, shuffle=False, stream=1000 + number, **split)
     if updates and settings.max_epochs == 0 and "model" not in state:
         _save(fabric, best_path, {"model": model.state_dict()})
@@ -99,14 +115,24 @@ def _stage(
             break
         started = time.perf_counter()
         logged = train_epoch(epoch, name, module, updates, steppers, batches, config, fabric)
-        logged |= {f"val_{k}": v for k, v in validation_losses(module, updates, checks, fabric).items()}
+        logged |= {
+            f"val_{k}": v for k, v in validation_losses(module, updates, checks, fabric).items()
+        }
         if not math.isfinite(logged["val_loss"]):
-            raise TrainingError(f"{name}, epoch {epoch + 1}: the validation loss is {logged['val_loss']}; lower stages.{name}.lr.")
+            raise TrainingError(
+                f"{name}, epoch {epoch + 1}: the validation loss is {logged['val_loss']}; lower stages.{name}.lr."
+            )
         for plateau in plateaus:
             plateau.step(logged["val_loss"])
         improved = logged["val_loss"] < progress["best"]
-        progress = {"best": min(progress["best"], logged["val_loss"]), "bad": 0 if improved else progress["bad"] + 1}
-        logged |= {"lr": optimizers[0].param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+        progress = {
+            "best": min(progress["best"], logged["val_loss"]),
+            "bad": 0 if improved else progress["bad"] + 1,
+        }
+        logged |= {
+            "lr": optimizers[0].param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+        }
         state["history"] += [(name, epoch, key, value) for key, value in logged.items()]
         if improved:
             _save(fabric, best_path, {"model": model.state_dict()})
@@ -126,11 +152,20 @@ def _stage(
         if writer is not None:
             _report(writer, run, name, epoch, logged, state["history"], model, val, fabric)
     if best_path.is_file() and settings.keep == "best":
-        model.load_state_dict(torch.load(best_path, map_location=fabric.device, weights_only=True)["model"])
+        model.load_state_dict(
+            torch.load(best_path, map_location=fabric.device, weights_only=True)["model"]
+        )
 
 
 def train_epoch(
-    epoch: int, name: str, module: Any, updates: list[Update], steppers: list[Any], batches: Batches, config: RunConfig, fabric: Fabric
+    epoch: int,
+    name: str,
+    module: Any,
+    updates: list[Update],
+    steppers: list[Any],
+    batches: Batches,
+    config: RunConfig,
+    fabric: Fabric,
 ) -> dict[str, float]:
     module.train()
     sums: dict[str, torch.Tensor] = {}
@@ -146,12 +181,16 @@ def train_epoch(
         batch = fabric.to_device(batch)
         if config.loop.channels_last and batch["image"].dim() == 4:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        torch.manual_seed(zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode()))  # dropout: the same after a resume
+        torch.manual_seed(
+            zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode())
+        )  # dropout: the same after a resume
         for update, optimizer in zip(updates, steppers, strict=True):
             if step % update.every:
                 continue
             _freeze_others(module, update)
-            with fabric.autocast():  # a marked method passes by the wrapper's own autocast on a single device
+            with (
+                fabric.autocast()
+            ):  # a marked method passes by the wrapper's own autocast on a single device
                 losses = getattr(module, update.loss.__name__)(batch)
             optimizer.zero_grad()
             fabric.backward(losses["loss"])
@@ -159,14 +198,16 @@ def train_epoch(
                 fabric.clip_gradients(module, optimizer, max_norm=config.loop.gradient_clip)
             optimizer.step()
             for key, value in losses.items():
-                sums.setdefault(_key(update, updates, key), torch.zeros(2, device=value.device)).add_(
-                    torch.stack([value.detach().float(), torch.ones((), device=value.device)])
-                )
+                sums.setdefault(
+                    _key(update, updates, key), torch.zeros(2, device=value.device)
+                ).add_(torch.stack([value.detach().float(), torch.ones((), device=value.device)]))
     return _means(sums, fabric)
 
 
 @torch.no_grad()
-def validation_losses(module: Any, updates: list[Update], batches: Batches, fabric: Fabric) -> dict[str, float]:
+def validation_losses(
+    module: Any, updates: list[Update], batches: Batches, fabric: Fabric
+) -> dict[str, float]:
     """Mean losses over the validation slices in eval mode; `loss` is their sum over the updates."""
     module.eval()
     sums: dict[str, torch.Tensor] = {}
@@ -180,7 +221,9 @@ def validation_losses(module: Any, updates: list[Update], batches: Batches, fabr
                 losses = getattr(module, update.loss.__name__)(batch)
             for key, value in losses.items():
                 weighted = torch.stack([value.float() * n, torch.tensor(n, device=value.device)])
-                sums[_key(update, updates, key)] = sums.get(_key(update, updates, key), torch.zeros_like(weighted)) + weighted
+                sums[_key(update, updates, key)] = (
+                    sums.get(_key(update, updates, key), torch.zeros_like(weighted)) + weighted
+                )
     means = _means(sums, fabric)
     return means | {"loss": sum(means[_key(u, updates, "loss")] for u in updates)}
 
@@ -196,8 +239,15 @@ def _means(sums: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
 
 def make_optimizer(update: Update, settings: Stage) -> torch.optim.Optimizer:
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(list(update.parameters), lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(list(update.parameters), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        return torch.optim.RMSprop(
+            list(update.parameters), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+    return torch.optim.Adam(
+        list(update.parameters),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def tiles(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -228,7 +278,9 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
             os.replace(temporary, path)
         except RuntimeError as error:  # torch reports a full disk as a RuntimeError
-            raise OSError(f"{path}: could not be written ({str(error).splitlines()[0]}); free some space and run again.") from None
+            raise OSError(
+                f"{path}: could not be written ({str(error).splitlines()[0]}); free some space and run again."
+            ) from None
         finally:
             temporary.unlink(missing_ok=True)
     fabric.barrier()
@@ -256,7 +308,9 @@ def _report(
         writer.add_scalar(f"{stage}/{key}", value, epoch)
     lines = ["stage,epoch,name,value", *(f"{s},{e},{k},{v:.8g}" for s, e, k, v in history)]
     write_atomic(run / "metrics.csv", "\n".join(lines) + "\n")
-    shown = val.batch([(int(i), 0) for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)])
+    shown = val.batch(
+        [(int(i), 0) for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)]
+    )
     image, mask, z = (shown[k].to(fabric.device) for k in ("image", "mask", "z"))
     model.eval()
     with torch.no_grad():
@@ -272,7 +326,11 @@ def _report(
         "%s epoch %d: train %.5g, validation %.5g, %.0f s",
         stage,
         epoch + 1,
-        sum(v for k, v in logged.items() if not k.startswith("val_") and (k == "loss" or k.endswith("_loss"))),
+        sum(
+            v
+            for k, v in logged.items()
+            if not k.startswith("val_") and (k == "loss" or k.endswith("_loss"))
+        ),
         logged["val_loss"],
         logged["seconds"],
     )

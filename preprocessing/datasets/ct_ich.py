@@ -22,10 +22,16 @@ def scans(data: Path, out: Path) -> list[Scan]:
         labels.parent.mkdir(parents=True, exist_ok=True)
         kinds_of = [[k for k in (*BLEEDS, "fracture") if s[k] == "1"] for s in own]
         write_table(
-            labels, [{"slice": s["slice"], "label": int(bool(k)), "pathology": "+".join(k)} for s, k in zip(own, kinds_of, strict=True)]
+            labels,
+            [
+                {"slice": s["slice"], "label": int(bool(k)), "pathology": "+".join(k)}
+                for s, k in zip(own, kinds_of, strict=True)
+            ],
         )
         abnormal = row["hemorrhage"] == "1" or row["fracture"] == "1"
-        kinds = "+".join(k for k in BLEEDS if any(s[k] == "1" for s in own)) or ("fracture" if abnormal else "")
+        kinds = "+".join(k for k in BLEEDS if any(s[k] == "1" for s in own)) or (
+            "fracture" if abnormal else ""
+        )
         found.append(
             Scan(
                 subject,

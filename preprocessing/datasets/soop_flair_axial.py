@@ -15,6 +15,13 @@ MIN_LESION_PIXELS = 100  # of a slice; those with fewer are left out
 def scans(data: Path, out: Path) -> list[Scan]:
     """Slices without an acute lesion ("healthy" here, though old strokes and white-matter disease remain) and with a large one."""
     found = [
-        s for s in read_scans(data / "labels.csv", "picture") if s.label == "healthy" or int(s.extra["lesion_px"]) >= MIN_LESION_PIXELS
+        s
+        for s in read_scans(data / "labels.csv", "picture")
+        if s.label == "healthy" or int(s.extra["lesion_px"]) >= MIN_LESION_PIXELS
     ]
-    return assign_splits([replace(s, pathology="acute stroke" if s.label == "abnormal" else "", extra={}) for s in found])
+    return assign_splits(
+        [
+            replace(s, pathology="acute stroke" if s.label == "abnormal" else "", extra={})
+            for s in found
+        ]
+    )

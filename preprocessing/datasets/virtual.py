@@ -89,7 +89,9 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def draw(seed: int, index: int, split: str, label: str, number: int = 0) -> Subject:
     """Draw a subject's parameters, whatever the cohort's size; `number` counts the abnormal ones and spreads lesion kind and size."""
     rng = np.random.default_rng([seed, index])
-    tissue = np.array([0.30, 0.68, 0.92]) * rng.uniform([0.75, 0.93, 0.97], [1.25, 1.07, 1.03])  # CSF, grey, white
+    tissue = np.array([0.30, 0.68, 0.92]) * rng.uniform(
+        [0.75, 0.93, 0.97], [1.25, 1.07, 1.03]
+    )  # CSF, grey, white
     subject = Subject(
         id=f"sub-{index:03d}",
         split=split,
@@ -110,11 +112,21 @@ def draw(seed: int, index: int, split: str, label: str, number: int = 0) -> Subj
     )
     if label == "abnormal":
         for i in range(int(rng.integers(1, 3))):
-            share = (np.random.default_rng(seed).uniform() + number * GOLDEN) % 1 if i == 0 else rng.uniform()
-            wanted = 0.2 * (40 / 0.2) ** share  # log-uniform over 0.2..40 ml, spread evenly over the test subjects
+            share = (
+                (np.random.default_rng(seed).uniform() + number * GOLDEN) % 1
+                if i == 0
+                else rng.uniform()
+            )
+            wanted = (
+                0.2 * (40 / 0.2) ** share
+            )  # log-uniform over 0.2..40 ml, spread evenly over the test subjects
             kind = KINDS[(number + i) % 3]
             form = FORMS[int(rng.integers(3 if wanted > 1 and kind != "textured" else 2))]
-            subject.lesions.append(Lesion(kind, form, _place(rng, wanted), float(wanted), float(rng.uniform(0.25, 0.6))))
+            subject.lesions.append(
+                Lesion(
+                    kind, form, _place(rng, wanted), float(wanted), float(rng.uniform(0.25, 0.6))
+                )
+            )
     return subject
 
 
@@ -126,7 +138,9 @@ def _place(rng: np.random.Generator, ml: float) -> list[float]:
     return (affine[:3, :3] @ inside[rng.integers(len(inside))] + affine[:3, 3]).tolist()
 
 
-def render(subject: Subject, seed: int, lesions: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def render(
+    subject: Subject, seed: int, lesions: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The subject's scan (X, Y, Z) float32, its lesion mask (bool) and affine; `lesions=False` is the same brain in health."""
     rng = np.random.default_rng([seed, int(subject.id[4:]), 1])
     shape, affine, at = _grid(subject, rng)
@@ -149,16 +163,26 @@ def render(subject: Subject, seed: int, lesions: bool = True) -> tuple[np.ndarra
     field = _noise(rng, 35.0 / voxel, shape)
     field -= field[inside].mean()
     image *= 1 + subject.bias * field / np.abs(field[inside]).max()
-    image = np.hypot(image + subject.noise * rng.normal(size=shape), subject.noise * rng.normal(size=shape))
-    return np.where(inside, image * subject.white_matter / white_mean, 0).astype(np.float32), mask, affine
+    image = np.hypot(
+        image + subject.noise * rng.normal(size=shape), subject.noise * rng.normal(size=shape)
+    )
+    return (
+        np.where(inside, image * subject.white_matter / white_mean, 0).astype(np.float32),
+        mask,
+        affine,
+    )
 
 
-def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+def _grid(
+    subject: Subject, rng: np.random.Generator
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     """Shape and affine of the scan, and for every voxel its template voxel (3, X, Y, Z): pose, size and deformation."""
     base = template()[2]
     extent = np.array([150.0, 186, 160]) * subject.scale + 2 * np.array(subject.margin_mm)
     turn = Rotation.from_euler("xyz", subject.rotation_degrees, degrees=True).as_matrix()
-    tilt = Rotation.from_euler("xyz", 0.6 * np.array(subject.rotation_degrees), degrees=True).as_matrix()
+    tilt = Rotation.from_euler(
+        "xyz", 0.6 * np.array(subject.rotation_degrees), degrees=True
+    ).as_matrix()
     axes = tilt @ AXES[subject.axes]  # the scanner follows the head's pose in part
     along = np.abs(AXES[subject.axes].T) @ (extent + 20)
     shape = tuple(int(n) for n in np.ceil(along / subject.voxel_mm))
@@ -167,8 +191,12 @@ def _grid(subject: Subject, rng: np.random.Generator) -> tuple[tuple[int, ...], 
     centre = np.array([0.0, -18, 8])  # of the template's brain
     middle = centre + subject.shift_mm
     affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    world = np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) @ affine[:3, :3].T.astype(np.float32) + affine[:3, 3].astype(np.float32)
-    there = (world - middle.astype(np.float32)) @ turn.astype(np.float32) / np.array(subject.scale, np.float32) + centre.astype(np.float32)
+    world = np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) @ affine[:3, :3].T.astype(
+        np.float32
+    ) + affine[:3, 3].astype(np.float32)
+    there = (world - middle.astype(np.float32)) @ turn.astype(np.float32) / np.array(
+        subject.scale, np.float32
+    ) + centre.astype(np.float32)
     for axis in range(3):
         values = _noise(rng, 20.0 / np.array(subject.voxel_mm), shape)
         there[..., axis] += subject.deformation_mm * values / np.abs(values).max()
@@ -183,11 +211,18 @@ def _sampled(stack: np.ndarray, at: np.ndarray, voxel_mm: list[float]) -> list[n
         return [map_coordinates(channel, at, order=1) for channel in stack]
     step = np.gradient(at, axis=thick + 1) / 3
     points = [at + k * step for k in (-1, 0, 1)]
-    return [np.mean([map_coordinates(channel, p, order=1) for p in points], axis=0) for channel in stack]
+    return [
+        np.mean([map_coordinates(channel, p, order=1) for p in points], axis=0) for channel in stack
+    ]
 
 
 def _lesion_shape(
-    lesion: Lesion, at: np.ndarray, rng: np.random.Generator, base: np.ndarray, inside: np.ndarray, voxel: np.ndarray
+    lesion: Lesion,
+    at: np.ndarray,
+    rng: np.random.Generator,
+    base: np.ndarray,
+    inside: np.ndarray,
+    voxel: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft shape (X, Y, Z) in [0, 1] in one piece within the brain, whose half level holds the wanted volume; and a ring's core."""
     point = np.linalg.inv(base)[:3] @ [*lesion.centre, 1]
@@ -197,7 +232,9 @@ def _lesion_shape(
     distance = np.sqrt(sum((offset[a] / stretch[a]) ** 2 for a in range(3)))
     if lesion.form == "blob":
         size = (lesion.wanted_ml * 239) ** (1 / 3)  # radius in mm of a ball of this volume
-        distance = distance + 0.3 * size * _noise(rng, np.clip(0.5 * size, 2, 8) / voxel, distance.shape)
+        distance = distance + 0.3 * size * _noise(
+            rng, np.clip(0.5 * size, 2, 8) / voxel, distance.shape
+        )
     count = round(lesion.wanted_ml * 1000 / voxel.prod())
     radius = float(np.partition(distance[inside], count)[count])
     soft = _step(distance, radius) * inside
@@ -211,14 +248,18 @@ def _step(distance: np.ndarray, radius: float) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip((distance - radius) / 0.4, -30, 30)))
 
 
-def _lesion_value(lesion: Lesion, image: np.ndarray, core: np.ndarray, subject: Subject, rng: np.random.Generator) -> np.ndarray:
+def _lesion_value(
+    lesion: Lesion, image: np.ndarray, core: np.ndarray, subject: Subject, rng: np.random.Generator
+) -> np.ndarray:
     """Intensity inside a lesion, before bias and noise; the core of a ring is as dark as fluid, or bright in a dark ring."""
     csf, _, white = subject.tissue
     voxel = np.array(subject.voxel_mm)
     grain = 0.05 * _noise(rng, 1.5 / voxel, image.shape)
     bright, dark = white * (1 + lesion.strength) + grain, csf + (image - csf) * 0.25 + 0.3 * grain
     if lesion.kind == "textured":
-        return image * np.clip(1 + 1.2 * lesion.strength * _noise(rng, 2.0 / voxel, image.shape), 0.05, None)
+        return image * np.clip(
+            1 + 1.2 * lesion.strength * _noise(rng, 2.0 / voxel, image.shape), 0.05, None
+        )
     rim, middle = (bright, dark) if lesion.kind == "bright" else (dark, bright)
     return rim * (1 - core) + middle * core
 
@@ -254,7 +295,11 @@ def make_cohort(
         "n_test_healthy": n_test_healthy,
         "n_test_abnormal": n_test_abnormal,
     }
-    if table.is_file() and record.is_file() and json.loads(record.read_text())["settings"] == wanted:
+    if (
+        table.is_file()
+        and record.is_file()
+        and json.loads(record.read_text())["settings"] == wanted
+    ):
         return table
     groups = [
         ("train", "healthy", n_train, 1),
@@ -264,7 +309,9 @@ def make_cohort(
     ]
     plan = [(first + i, split, label, i) for split, label, n, first in groups for i in range(n)]
     subjects = [draw(seed, *p) for p in plan]
-    rows = [_write(subject, seed, out) for subject in tqdm(subjects, desc="virtual cohort", unit="scan")]
+    rows = [
+        _write(subject, seed, out) for subject in tqdm(subjects, desc="virtual cohort", unit="scan")
+    ]
     write_table(table, rows)
     write_json(record, {"settings": wanted, "subjects": plain([asdict(s) for s in subjects])})
     return table

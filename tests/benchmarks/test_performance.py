@@ -16,7 +16,11 @@ def test_a_ratio_says_how_many_times_better():
     assert measure.row("a", 2.0, "s", "peer", 10.0)["ratio"] == 5
     assert measure.row("a", 50.0, "1/s", "peer", 10.0, more=True)["ratio"] == 5
     alone = measure.row("a", 2.0, "s")
-    assert alone["ratio"] is None and alone["peer_value"] is None and set(alone) == {"name", "value", "unit", "peer", "peer_value", "ratio"}
+    assert (
+        alone["ratio"] is None
+        and alone["peer_value"] is None
+        and set(alone) == {"name", "value", "unit", "peer", "peer_value", "ratio"}
+    )
 
 
 def test_runs_alternate_and_their_median_counts(monkeypatch):
@@ -27,16 +31,31 @@ def test_runs_alternate_and_their_median_counts(monkeypatch):
     assert called == ["a", "b"] * 3
 
 
-@pytest.mark.parametrize(("name", "content"), [("none.nii.gz", None), ("cut.nii.gz", b"\x1f\x8b\x08\x00cut")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("none.nii.gz", None), ("cut.nii.gz", b"\x1f\x8b\x08\x00cut")]
+)
 def test_a_scan_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsys, name, content):
     if content:
         (tmp_path / name).write_bytes(content)
-    given = ["performance", "--t1", str(tmp_path / name), "--out", str(tmp_path / "out.json"), "--only", "loading"]
+    given = [
+        "performance",
+        "--t1",
+        str(tmp_path / name),
+        "--out",
+        str(tmp_path / "out.json"),
+        "--only",
+        "loading",
+    ]
     monkeypatch.setattr("sys.argv", given)
     with pytest.raises(SystemExit, match="2"):
         cli.run(benchmark.main, benchmark.build_parser())
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and name in said and len(said.splitlines()) == 1 and not (tmp_path / "out.json").exists()
+    assert (
+        said.startswith("error: ")
+        and name in said
+        and len(said.splitlines()) == 1
+        and not (tmp_path / "out.json").exists()
+    )
 
 
 def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
@@ -52,11 +71,29 @@ def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
 
 def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch):
     rows = [
-        {"part": "scale", **measure.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50)} for n in (1000, 3000)
+        {
+            "part": "scale",
+            **measure.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50),
+        }
+        for n in (1000, 3000)
     ]
-    rows += [{"part": "training", **measure.row("training step of 64 slices of 64 x 64", 0.25, "s")}]
-    rows += [{"part": "workers", **measure.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True)}]
-    content = {"rows": rows, "notes": ["peer: not there"], "scans": {"t1": "a.nii"}, "repeats": 3, "machine": {"cores": 2}, "versions": {}}
+    rows += [
+        {"part": "training", **measure.row("training step of 64 slices of 64 x 64", 0.25, "s")}
+    ]
+    rows += [
+        {
+            "part": "workers",
+            **measure.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True),
+        }
+    ]
+    content = {
+        "rows": rows,
+        "notes": ["peer: not there"],
+        "scans": {"t1": "a.nii"},
+        "repeats": 3,
+        "machine": {"cores": 2},
+        "versions": {},
+    }
     (tmp_path / "performance.json").write_text(json.dumps(content))
     (tmp_path / "remarks.md").write_text("Remarks.")
     monkeypatch.setattr(performance, "PERFORMANCE", tmp_path / "performance.json")
@@ -68,7 +105,11 @@ def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch)
     )
     assert "- peer: not there" in page
     drawn = {}
-    monkeypatch.setattr(performance, "curves_figure", lambda panels: drawn.update({p[0]: p[3] for p in panels}) or b"")
+    monkeypatch.setattr(
+        performance,
+        "curves_figure",
+        lambda panels: drawn.update({p[0]: p[3] for p in panels}) or b"",
+    )
     performance.performance_figure()
     assert drawn["Cohorts of small scans"] == {"resume": [(1000, 10), (3000, 30)]}
     assert drawn["Training step, 64 slices"] == {"vae_cr": [(64, 0.25)]}
@@ -85,18 +126,34 @@ def test_the_committed_page_is_the_one_that_the_file_makes():
 def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, monkeypatch):
     """Medians of three alternating processes, by hand; a choice without a finished run here is left out by name."""
     costs = {"intensity": iter([(4.0, 900.0), (6.0, 910.0), (5.0, 920.0)] * 9)}
-    monkeypatch.setattr(recommended, "finished", lambda model: None if "head_ct_200" in str(model) else model / "seed-0")
+    monkeypatch.setattr(
+        recommended,
+        "finished",
+        lambda model: None if "head_ct_200" in str(model) else model / "seed-0",
+    )
     monkeypatch.setattr(recommended, "raw_scan", lambda run: tmp_path / "scan.nii.gz")
-    monkeypatch.setattr(recommended, "process", lambda run, scan, out: next(costs.get(run.parent.name, iter([(20.0, 2500.0)]))))
+    monkeypatch.setattr(
+        recommended,
+        "process",
+        lambda run, scan, out: next(costs.get(run.parent.name, iter([(20.0, 2500.0)]))),
+    )
     monkeypatch.setattr(recommended, "NOTES", [])
     rows = recommended.recommended(3)
-    assert {(r["value"], r["unit"], r["peer_value"], r["ratio"]) for r in rows} == {(20, "s", 5, 0.25), (2500, "MB", 910, 0.364)}
-    assert "`MODEL=patchcore PRESET=picture`: no finished run of it here" in recommended.NOTES[0] and len(recommended.NOTES) == 2
+    assert {(r["value"], r["unit"], r["peer_value"], r["ratio"]) for r in rows} == {
+        (20, "s", 5, 0.25),
+        (2500, "MB", 910, 0.364),
+    }
+    assert (
+        "`MODEL=patchcore PRESET=picture`: no finished run of it here" in recommended.NOTES[0]
+        and len(recommended.NOTES) == 2
+    )
     (tmp_path / "performance.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(results, "PERFORMANCE", tmp_path / "performance.json")
     lines = [line for line in results._choices().splitlines() if "PRESET=" in line]
     assert len(lines) == len(rows) // 2 + 2
-    assert all(line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines)
+    assert all(
+        line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines
+    )
 
 
 def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monkeypatch):
@@ -113,8 +170,12 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     for data in ("ct_ich", "ds002748", "head_ct_200", "soop_flair_axial"):
         (tmp_path / data).mkdir()
         if data != "ds002748":
-            (tmp_path / data / "scans.tsv").write_text(f"image\tsplit\na.nii\t{'train' if data == 'soop_flair_axial' else 'test'}\n")
-    monkeypatch.setattr(recommended, "read_json", lambda path: {"data": str(tmp_path / path.parents[2].name)})
+            (tmp_path / data / "scans.tsv").write_text(
+                f"image\tsplit\na.nii\t{'train' if data == 'soop_flair_axial' else 'test'}\n"
+            )
+    monkeypatch.setattr(
+        recommended, "read_json", lambda path: {"data": str(tmp_path / path.parents[2].name)}
+    )
     rows = recommended.recommended(1)
     assert [r["name"].split(", ")[1] for r in rows[::2]] == [
         "MODEL=ensemble PRESET=picture",
@@ -124,19 +185,36 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     said = "\n".join(recommended.NOTES)
     assert (
         len(recommended.NOTES) == 4
-        and "`MODEL=patchcore PRESET=picture`: python -m pipelines.infer ended with 2; run it to see why." in said
+        and "`MODEL=patchcore PRESET=picture`: python -m pipelines.infer ended with 2; run it to see why."
+        in said
     )
-    assert said.count(f"{tmp_path / 'ds002748' / 'scans.tsv'}: No such file or directory.") == 2 and "has no test scan" in said
+    assert (
+        said.count(f"{tmp_path / 'ds002748' / 'scans.tsv'}: No such file or directory.") == 2
+        and "has no test scan" in said
+    )
 
 
 def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
-    figures = {key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")}
-    for name, seconds, members in (("ensemble", (3, 5, 100), ["a", "b@z"]), ("a", (20,), []), ("b@z", (300, 100), [])):
+    figures = {
+        key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")
+    }
+    for name, seconds, members in (
+        ("ensemble", (3, 5, 100), ["a", "b@z"]),
+        ("a", (20,), []),
+        ("b@z", (300, 100), []),
+    ):
         runs = [{"training": {"seconds": s}} for s in seconds]
-        content = {"config": {"model": {"members": [{"run": m} for m in members]} if members else {}}, "runs": runs, "figures": figures}
+        content = {
+            "config": {"model": {"members": [{"run": m} for m in members]} if members else {}},
+            "runs": runs,
+            "figures": figures,
+        }
         (tmp_path / "set").mkdir(exist_ok=True)
         (tmp_path / "set" / f"{name}.json").write_text(json.dumps(content))
-    choice = dict.fromkeys(("scan", "lesion", "budget", "command"), "x") | {"measured": "set", "model": "ensemble"}
+    choice = dict.fromkeys(("scan", "lesion", "budget", "command"), "x") | {
+        "measured": "set",
+        "model": "ensemble",
+    }
     (tmp_path / "choose.yaml").write_text(json.dumps({"about": "", "choices": [choice]}))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(results, "CHOICES", tmp_path / "choose.yaml")
@@ -144,5 +222,7 @@ def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
 
 
 def test_a_process_that_fails_is_no_measurement(tmp_path):
-    with pytest.raises(InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"):
+    with pytest.raises(
+        InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"
+    ):
         recommended.process(tmp_path / "nowhere" / "seed-0", tmp_path / "scan.nii.gz", tmp_path)

@@ -20,7 +20,11 @@ PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
 @pytest.mark.parametrize("full", [False, True])
 def test_every_comparison_has_models_settings_and_data_that_exist(full):
     listed = commands(PLANS, Path("sets"), None, full)
-    made = {c[c.index("--out") + 1] for c in listed if c[0] in ("pipelines.preprocess", "pipelines.synthesise")}
+    made = {
+        c[c.index("--out") + 1]
+        for c in listed
+        if c[0] in ("pipelines.preprocess", "pipelines.synthesise")
+    }
     names, trained = set(), {}
     for command in listed:
         if command[0] == "pipelines.preprocess":
@@ -32,30 +36,49 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
             configs = configs_of(models, arguments.overrides, None)
             assert list(configs) == models and (arguments.baseline in models)
             assert {arguments.data, arguments.test or arguments.data} <= made
-            assert len({str(c) for c in configs.values()}) == len(models), "two variants are the same"
+            assert len({str(c) for c in configs.values()}) == len(models), (
+                "two variants are the same"
+            )
             names.add(arguments.name or Path(arguments.test or arguments.data).name)
         if command[0] == "pipelines.train":
             arguments = train.build_parser().parse_args(command[1:])
             trained[arguments.out] = load_run_config(arguments.model, arguments.overrides)
-            assert {str(Path(arguments.out).parent / m) for m in trained[arguments.out].model.get("members", [])} <= set(trained)
+            assert {
+                str(Path(arguments.out).parent / m)
+                for m in trained[arguments.out].model.get("members", [])
+            } <= set(trained)
         if command[0] == "pipelines.choose":
             arguments = choose.build_parser().parse_args(command[1:])
             ranked = [trained[run] for run in arguments.runs]
-            assert len({str(c) for c in ranked}) == len(ranked) and kinds_of(arguments.kinds) and volumes_of(arguments.volumes)
+            assert (
+                len({str(c) for c in ranked}) == len(ranked)
+                and kinds_of(arguments.kinds)
+                and volumes_of(arguments.volumes)
+            )
             names.add(Path(arguments.out).stem)
     assert names == {*PLANS["compare"], *PLANS["choose"]}
-    assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= made - {"work/synthetic/ds002748"}
+    assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= made - {
+        "work/synthetic/ds002748"
+    }
 
 
 def test_one_comparison_takes_its_own_data_alone():
     listed = commands(PLANS, Path("sets"), "open_ms", False)
     prepared = {c[c.index("--out") + 1] for c in listed if c[0] == "pipelines.preprocess"}
-    assert prepared == {"work/ds002748", "work/open_ms"} and sum(c[0] == "pipelines.compare" for c in listed) == 1
+    assert (
+        prepared == {"work/ds002748", "work/open_ms"}
+        and sum(c[0] == "pipelines.compare" for c in listed) == 1
+    )
 
 
 def test_the_full_budget_keeps_settings_and_drops_what_two_cores_bear():
-    short, full = (next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare") for f in (False, True))
-    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(full)
+    short, full = (
+        next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare")
+        for f in (False, True)
+    )
+    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(
+        full
+    )
     assert "vae_cr@z.reference.kind=z" in full
 
 
@@ -67,7 +90,9 @@ def test_what_is_recommended_is_what_was_measured(choice):
     """The settings of `make train <command>` are those of the run that stands beside it, members of an ensemble one by one."""
     plan = PLANS["compare"][choice["measured"]]
     given = dict(part.split("=", 1) for part in shlex.split(choice["command"]))
-    settings = overrides(plan["settings"], plan["models"]) + overrides(plan["budget"], plan["models"])
+    settings = overrides(plan["settings"], plan["models"]) + overrides(
+        plan["budget"], plan["models"]
+    )
     measured = configs_of(plan["models"], settings, None)
 
     def asked(model):
@@ -77,7 +102,9 @@ def test_what_is_recommended_is_what_was_measured(choice):
     members = [c.model.pop("members", []) for c in pairs[0]]
     pairs += [(asked(a), measured[b]) for a, b in zip(*members, strict=True)]
     for own, theirs in pairs:
-        loop = {"seed", "loader_workers"} if own.stages else True  # without training, slices at a time change nothing
+        loop = (
+            {"seed", "loader_workers"} if own.stages else True
+        )  # without training, slices at a time change nothing
         assert own.model_dump(exclude={"loop": loop}) == theirs.model_dump(exclude={"loop": loop})
 
 
@@ -93,4 +120,6 @@ def test_the_committed_rankings_are_of_the_listed_runs(name):
         arguments = train.build_parser().parse_args(command)
         return arguments.out, load_run_config(arguments.model, arguments.overrides)
 
-    assert dict(config(e["trained_by"]) for e in ranking["entries"]) == dict(config(c[1:]) for c in listed[:-1])
+    assert dict(config(e["trained_by"]) for e in ranking["entries"]) == dict(
+        config(c[1:]) for c in listed[:-1]
+    )

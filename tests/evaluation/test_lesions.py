@@ -7,7 +7,15 @@ import pytest
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
-from evaluation.lesions import by_size, froc, hausdorff95, lesions_of, match, precision, precision_by_size
+from evaluation.lesions import (
+    by_size,
+    froc,
+    hausdorff95,
+    lesions_of,
+    match,
+    precision,
+    precision_by_size,
+)
 
 SHAPE, SPACING = (11, 17, 8), (0.5, 1.0, 3.0)
 VOXEL_ML = 1.5 / 1000
@@ -43,7 +51,10 @@ def box(*slices, value=1):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spacing", [SPACING, (1, 1, 1), (4.0, 0.7, 1.3)])
 def test_hausdorff_agrees_with_brute_force(seed, spacing):
-    prediction, truth = blob(seed), blob(seed + 100, share=0.05 + 0.05 * seed)  # some touch the border of the array
+    prediction, truth = (
+        blob(seed),
+        blob(seed + 100, share=0.05 + 0.05 * seed),
+    )  # some touch the border of the array
     expected = brute_hausdorff95(prediction, truth, spacing)
     assert expected > 0
     assert hausdorff95(prediction, truth, spacing) == pytest.approx(expected, rel=1e-5)
@@ -67,7 +78,9 @@ def test_hausdorff_by_hand():
 
 
 def test_hausdorff_leaves_out_the_furthest_twentieth():
-    truth = box(0, 0, slice(0, 8)) + box(slice(1, 5), 0, slice(0, 8))  # 40 voxels, all of them surface
+    truth = box(0, 0, slice(0, 8)) + box(
+        slice(1, 5), 0, slice(0, 8)
+    )  # 40 voxels, all of them surface
     stray = truth.copy()
     stray[10, 16, 7] = 1  # 1 of 41
     assert hausdorff95(stray, truth, SPACING) == 0
@@ -103,7 +116,9 @@ def test_touching_lesions_with_their_own_labels_stay_two():
     assert lesions_of(left + right).max() == 1
     lesions = lesions_of(left + 2 * right)
     assert sorted(np.bincount(lesions.ravel())[1:]) == [3, 4]
-    apart = lesions_of(left + 2 * right + 2 * box(1, 12, 6))  # one label in two places is two lesions
+    apart = lesions_of(
+        left + 2 * right + 2 * box(1, 12, 6)
+    )  # one label in two places is two lesions
     assert sorted(np.bincount(apart.ravel())[1:]) == [1, 3, 4]
     assert len(match(left, left * 0.5, left + 2 * right, SPACING)["lesions"]) == 2
     assert len(match(left, left * 0.5, left + right, SPACING)["lesions"]) == 1
@@ -124,7 +139,11 @@ def test_match_by_hand():
     anomaly_map[8, 12, 6] = 0.9  # high, but not in the prediction
     result = match(found + false, anomaly_map, hit + missed, SPACING)
     assert result["lesions"] == [
-        {"volume_ml": pytest.approx(40 * VOXEL_ML), "covered": pytest.approx(10 / 40), "score": 0.7},
+        {
+            "volume_ml": pytest.approx(40 * VOXEL_ML),
+            "covered": pytest.approx(10 / 40),
+            "score": 0.7,
+        },
         {"volume_ml": pytest.approx(4 * VOXEL_ML), "covered": 0.0, "score": 0.0},
     ]
     assert result["candidates"] == [
@@ -143,26 +162,42 @@ def test_a_lesion_is_detected_from_a_tenth_on(voxels, detected):
     result = match(prediction, prediction * 0.6, truth, SPACING)
     assert result["lesions"][0]["covered"] == voxels / 20
     assert result["lesions"][0]["score"] == (0.6 if detected else 0)
-    assert result["candidates"] == [{"volume_ml": pytest.approx(voxels * VOXEL_ML), "score": 0.6, "true": True}]
-    assert match(prediction, prediction * 0.6, truth, SPACING, min_overlap=0.05)["lesions"][0]["score"] == 0.6
+    assert result["candidates"] == [
+        {"volume_ml": pytest.approx(voxels * VOXEL_ML), "score": 0.6, "true": True}
+    ]
+    assert (
+        match(prediction, prediction * 0.6, truth, SPACING, min_overlap=0.05)["lesions"][0]["score"]
+        == 0.6
+    )
 
 
 def test_a_lesion_has_the_highest_score_of_its_candidates_and_they_may_cover_it_together():
     truth = box(5, slice(0, 10), slice(0, 2))  # 20 voxels
     first, second = box(slice(5, 8), 0, 0), box(slice(4, 8), 9, 1)
     result = match(first + second, first * 0.2 + second * 0.8, truth, SPACING)
-    assert result["lesions"] == [{"volume_ml": pytest.approx(20 * VOXEL_ML), "covered": 0.1, "score": 0.8}]
-    assert [candidate["true"] for candidate in result["candidates"]] == [True, True]  # a fourth or a third on truth
+    assert result["lesions"] == [
+        {"volume_ml": pytest.approx(20 * VOXEL_ML), "covered": 0.1, "score": 0.8}
+    ]
+    assert [candidate["true"] for candidate in result["candidates"]] == [
+        True,
+        True,
+    ]  # a fourth or a third on truth
 
 
 def test_a_candidate_is_true_by_its_own_voxels_or_by_a_lesion_it_covers():
     def true(candidate, truth):
-        return [row["true"] for row in match(candidate, candidate * 0.5, truth, SPACING)["candidates"]]
+        return [
+            row["true"] for row in match(candidate, candidate * 0.5, truth, SPACING)["candidates"]
+        ]
 
     large = box(slice(0, 10), slice(0, 10), slice(0, 2))  # 200 voxels
     assert true(large, box(4, 4, 1)) == [True]  # 0.5 % of it, but all of the lesion
-    assert true(large, box(9, slice(9, 17), slice(1, 8))) == [False]  # 1 voxel of 56: 0.5 % of it, 2 % of the lesion
-    assert true(box(9, slice(8, 11), 1), box(9, slice(10, 17), slice(1, 8))) == [True]  # 2 % of the lesion, but a third of it
+    assert true(large, box(9, slice(9, 17), slice(1, 8))) == [
+        False
+    ]  # 1 voxel of 56: 0.5 % of it, 2 % of the lesion
+    assert true(box(9, slice(8, 11), 1), box(9, slice(10, 17), slice(1, 8))) == [
+        True
+    ]  # 2 % of the lesion, but a third of it
     assert true(large, box(10, 16, 7)) == [False]
 
 
@@ -170,7 +205,9 @@ def test_a_candidate_on_two_lesions_counts_both():
     lesions = box(2, slice(2, 5), 2) + box(6, slice(2, 5), 2)
     bridge = box(slice(2, 7), 3, 2)
     result = match(bridge, bridge * 0.5, lesions, SPACING)
-    assert [(lesion["covered"], lesion["score"]) for lesion in result["lesions"]] == [(pytest.approx(1 / 3), 0.5)] * 2
+    assert [(lesion["covered"], lesion["score"]) for lesion in result["lesions"]] == [
+        (pytest.approx(1 / 3), 0.5)
+    ] * 2
     assert len(result["candidates"]) == 1
 
 
@@ -189,7 +226,12 @@ def test_match_without_lesions_or_candidates():
 
 def test_match_refuses_awkward_input():
     mask = box(2, 2, 2)
-    for scores in (mask * 0.0, mask * -1.0, np.where(mask, np.nan, 0.5), np.where(mask, np.inf, 0.5)):
+    for scores in (
+        mask * 0.0,
+        mask * -1.0,
+        np.where(mask, np.nan, 0.5),
+        np.where(mask, np.inf, 0.5),
+    ):
         with pytest.raises(ValueError, match="anomaly map"):
             match(mask, scores, mask, SPACING)
     for overlap in (0, 1.1):
@@ -202,12 +244,21 @@ def test_match_refuses_awkward_input():
 
 def test_by_size_by_hand():
     lesions = [
-        {"volume_ml": volume, "score": score} for volume, score in [(0.1, 0), (0.2, 0.4), (0.9, 0.0), (0.99, 0.1), (1, 0.3), (400, 0)]
+        {"volume_ml": volume, "score": score}
+        for volume, score in [(0.1, 0), (0.2, 0.4), (0.9, 0.0), (0.99, 0.1), (1, 0.3), (400, 0)]
     ]
     bins = by_size(lesions)
-    assert [(row["from_ml"], row["to_ml"]) for row in bins] == [(0, 0.2), (0.2, 1), (1, 5), (5, 20), (20, float("inf"))]
+    assert [(row["from_ml"], row["to_ml"]) for row in bins] == [
+        (0, 0.2),
+        (0.2, 1),
+        (1, 5),
+        (5, 20),
+        (20, float("inf")),
+    ]
     assert [(row["n"], row["detected"]) for row in bins] == [(1, 0), (3, 2), (1, 1), (0, 0), (1, 0)]
-    assert [row["sensitivity"] for row in bins] == pytest.approx([0, 2 / 3, 1, np.nan, 0], nan_ok=True)
+    assert [row["sensitivity"] for row in bins] == pytest.approx(
+        [0, 2 / 3, 1, np.nan, 0], nan_ok=True
+    )
     assert by_size(lesions, edges_ml=(0.2, 1)) == [bins[1]]
     assert all(np.isnan(row["sensitivity"]) for row in by_size([]))
     for edges in ((1,), (0, 1, 1), (5, 1)):
@@ -216,15 +267,23 @@ def test_by_size_by_hand():
 
 
 def test_precision_by_size_by_hand():
-    marks = [{"volume_ml": volume, "true": true} for volume, true in [(0.1, False), (0.3, True), (0.9, False), (30.0, True)]]
+    marks = [
+        {"volume_ml": volume, "true": true}
+        for volume, true in [(0.1, False), (0.3, True), (0.9, False), (30.0, True)]
+    ]
     bins = precision_by_size(marks)
     assert [(row["n"], row["true"]) for row in bins] == [(1, 0), (2, 1), (0, 0), (0, 0), (1, 1)]
-    assert [row["precision"] for row in bins] == pytest.approx([0, 0.5, np.nan, np.nan, 1], nan_ok=True)
+    assert [row["precision"] for row in bins] == pytest.approx(
+        [0, 0.5, np.nan, np.nan, 1], nan_ok=True
+    )
 
 
 def test_froc_by_hand():
     lesions = [{"score": score} for score in (0.9, 0.5, 0.0, 0.9)]
-    candidates = [{"score": score, "true": true} for score, true in [(0.9, True), (0.7, False), (0.5, True), (0.5, False), (0.2, False)]]
+    candidates = [
+        {"score": score, "true": true}
+        for score, true in [(0.9, True), (0.7, False), (0.5, True), (0.5, False), (0.2, False)]
+    ]
     assert froc(lesions, candidates, n_scans=2) == {
         "false_positives_per_scan": [0, 0, 0.5, 1, 1.5],
         "sensitivity": [0, 0.5, 0.5, 0.75, 0.75],
@@ -232,7 +291,10 @@ def test_froc_by_hand():
 
 
 def test_froc_and_precision_of_nothing():
-    assert froc([{"score": 0.0}], [], n_scans=3) == {"false_positives_per_scan": [0], "sensitivity": [0]}
+    assert froc([{"score": 0.0}], [], n_scans=3) == {
+        "false_positives_per_scan": [0],
+        "sensitivity": [0],
+    }
     curve = froc([], [{"score": 0.5, "true": False}], n_scans=4)
     assert curve["false_positives_per_scan"] == [0, 0.25] and np.isnan(curve["sensitivity"]).all()
     assert froc([], [], n_scans=1)["false_positives_per_scan"] == [0]

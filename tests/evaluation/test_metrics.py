@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evaluation.metrics import VoxelHistogram, auroc, average_precision, classification, dice, false_positive_ml
+from evaluation.metrics import (
+    VoxelHistogram,
+    auroc,
+    average_precision,
+    classification,
+    dice,
+    false_positive_ml,
+)
 
 SHAPE = (5, 7, 3)
 
@@ -89,7 +96,9 @@ def test_histogram_agrees_with_scikit_learn_at_any_scale(scale):
     scores, labels = residuals()
     scores *= np.float32(scale)
     histogram = filled(scores, labels)
-    assert histogram.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=2e-4)
+    assert histogram.average_precision() == pytest.approx(
+        average_precision_score(labels, scores), abs=2e-4
+    )
     assert histogram.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=2e-5)
 
 
@@ -98,7 +107,9 @@ def test_histogram_with_ties_is_exact(maximum):
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 4, 500) / 4, rng.random(500) < 0.3
     histogram = filled(scores, labels, maximum=maximum)
-    assert histogram.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert histogram.average_precision() == pytest.approx(
+        average_precision_score(labels, scores), abs=1e-12
+    )
     assert histogram.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
@@ -200,7 +211,12 @@ def test_classification_agrees_with_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     scores, labels = rng.random(40).round(1), rng.integers(0, 2, 40)
     got, marked = classification(scores, labels, 0.4), scores > 0.4
-    want = {"accuracy": accuracy_score, "recall": recall_score, "precision": precision_score, "f1": f1_score}
+    want = {
+        "accuracy": accuracy_score,
+        "recall": recall_score,
+        "precision": precision_score,
+        "f1": f1_score,
+    }
     for name, reference in want.items():
         assert got[name] == pytest.approx(reference(labels, marked))
     assert got["specificity"] == pytest.approx(recall_score(1 - labels, ~marked))
@@ -208,23 +224,42 @@ def test_classification_agrees_with_scikit_learn(seed):
 
 def test_classification_says_what_is_not_defined():
     nothing = classification(np.array([0.1, 0.2]), np.array([0, 1]), 0.5)
-    assert np.isnan(nothing["precision"]) and nothing["recall"] == 0 and nothing["f1"] == 0 and nothing["specificity"] == 1
+    assert (
+        np.isnan(nothing["precision"])
+        and nothing["recall"] == 0
+        and nothing["f1"] == 0
+        and nothing["specificity"] == 1
+    )
     healthy = classification(np.array([0.1, 0.9]), np.array([0, 0]), 0.5)
-    assert np.isnan(healthy["recall"]) and np.isnan(healthy["f1"]) and healthy["precision"] == 0 and healthy["accuracy"] == 0.5
+    assert (
+        np.isnan(healthy["recall"])
+        and np.isnan(healthy["f1"])
+        and healthy["precision"] == 0
+        and healthy["accuracy"] == 0.5
+    )
 
 
 def test_merged_and_stored_bins_give_the_figures_of_all_bins():
     scores, labels = residuals()
     fine = filled(scores, labels)
     coarse = fine.coarser(15)
-    assert coarse.counts.sum() == fine.counts.sum() and (coarse.counts[:, 0] == fine.counts[:, 0]).all()
-    assert coarse.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=2e-3)
+    assert (
+        coarse.counts.sum() == fine.counts.sum()
+        and (coarse.counts[:, 0] == fine.counts[:, 0]).all()
+    )
+    assert coarse.average_precision() == pytest.approx(
+        average_precision_score(labels, scores), abs=2e-3
+    )
     assert coarse.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
     stored = VoxelHistogram.from_rows(coarse.to_rows())
     assert stored.counts.size < coarse.counts.size
-    assert stored.average_precision() == pytest.approx(coarse.average_precision()) and stored.auroc() == pytest.approx(coarse.auroc())
+    assert stored.average_precision() == pytest.approx(
+        coarse.average_precision()
+    ) and stored.auroc() == pytest.approx(coarse.auroc())
     best, at = stored.oracle_dice()
-    assert best == coarse.oracle_dice()[0] and brute_dice(scores, labels, at) == pytest.approx(best, abs=1e-12)
+    assert best == coarse.oracle_dice()[0] and brute_dice(scores, labels, at) == pytest.approx(
+        best, abs=1e-12
+    )
     for q in (0.5, 0.9, 0.99):
         assert stored.quantile(q) == coarse.quantile(q)
     empty = VoxelHistogram.from_rows([])

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from evaluation.postprocess import binarise, cluster_enhanced, components, erode_rim, location_of_maximum, smooth
+from evaluation.postprocess import (
+    binarise,
+    cluster_enhanced,
+    components,
+    erode_rim,
+    location_of_maximum,
+    smooth,
+)
 
 SHAPE = (13, 17, 9)
 SPACING = (1.0, 0.5, 3.0)
-FLIPPED = np.array([[0, 0, -3.0, 40], [1.0, 0, 0, 20], [0, 0.5, 0, -10], [0, 0, 0, 1]])  # axes swapped too
+FLIPPED = np.array(
+    [[0, 0, -3.0, 40], [1.0, 0, 0, 20], [0, 0.5, 0, -10], [0, 0, 0, 1]]
+)  # axes swapped too
 
 
 def blank(dtype=bool):
@@ -33,7 +42,9 @@ def brute_closing(mask, spacing, radius):
 @pytest.mark.parametrize("size", [3, 5])
 def test_smooth_equals_scipy_median(size):
     noisy = np.random.default_rng(0).random(SHAPE).astype(np.float32)
-    np.testing.assert_array_equal(smooth(noisy, size), ndimage.median_filter(noisy, size, mode="nearest"))
+    np.testing.assert_array_equal(
+        smooth(noisy, size), ndimage.median_filter(noisy, size, mode="nearest")
+    )
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -50,7 +61,9 @@ def test_smooth_inside_a_mask_is_the_median_of_all_neighbours_there(size):
 
 def test_smooth_crops_without_changing_the_result():
     noisy = blank(np.float64)
-    noisy[0:6, 5:12, 6:9] = np.random.default_rng(0).normal(size=(6, 7, 3))  # at two borders, of both signs
+    noisy[0:6, 5:12, 6:9] = np.random.default_rng(0).normal(
+        size=(6, 7, 3)
+    )  # at two borders, of both signs
     expected = ndimage.median_filter(noisy.astype(np.float32), 5, mode="nearest")
     assert expected.any()
     np.testing.assert_array_equal(smooth(noisy, 5), expected)
@@ -99,7 +112,9 @@ def test_binarise_marks_what_exceeds_the_threshold_in_the_brain():
     scores, brain = blank(np.float32), blank()
     scores[3, 4, 5], scores[3, 4, 6], scores[9, 9, 2] = 0.5, 0.2, 0.9
     brain[:6] = True
-    assert np.argwhere(binarise(scores, brain, SPACING, 0.2)).tolist() == [[3, 4, 5]]  # 0.2 is not > 0.2
+    assert np.argwhere(binarise(scores, brain, SPACING, 0.2)).tolist() == [
+        [3, 4, 5]
+    ]  # 0.2 is not > 0.2
     assert not binarise(blank(float), brain, SPACING, 0.0).any()
     np.testing.assert_array_equal(binarise(np.ones(SHAPE), brain, SPACING, 0.5), brain)
 
@@ -117,7 +132,9 @@ def test_closing_equals_brute_force(spacing, radius):
 
 
 def test_closing_bridges_along_fine_axes_only():
-    for axis, bridged in enumerate([True, True, False]):  # gaps of 1, 0.5 and 3 mm between two plates
+    for axis, bridged in enumerate(
+        [True, True, False]
+    ):  # gaps of 1, 0.5 and 3 mm between two plates
         scores = np.ones(SHAPE)
         np.moveaxis(scores, axis, 0)[4] = 0
         closed = binarise(scores, np.ones(SHAPE), SPACING, 0.5, closing_mm=1.0)

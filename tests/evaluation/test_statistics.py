@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evaluation.statistics import holm, interval, p_value, resample_counts, weighted_auroc, weighted_average_precision
+from evaluation.statistics import (
+    holm,
+    interval,
+    p_value,
+    resample_counts,
+    weighted_auroc,
+    weighted_average_precision,
+)
 
 METRICS = [(weighted_auroc, roc_auc_score), (weighted_average_precision, average_precision_score)]
 
@@ -36,18 +43,29 @@ def test_a_weight_repeats_a_case(metric, reference):
 def test_weighted_metrics_by_hand():
     scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 0])
     weights = np.array([[1, 1, 1, 1], [1, 2, 1, 0]])
-    np.testing.assert_allclose(weighted_auroc(scores, labels, weights), [3.5 / 4, (1 + 2 * 0.5) / 3])
-    np.testing.assert_allclose(weighted_average_precision(scores, labels, weights), [0.5 + 0.5 * 2 / 3, 1 / 3 + 2 / 3 * 3 / 4])
+    np.testing.assert_allclose(
+        weighted_auroc(scores, labels, weights), [3.5 / 4, (1 + 2 * 0.5) / 3]
+    )
+    np.testing.assert_allclose(
+        weighted_average_precision(scores, labels, weights),
+        [0.5 + 0.5 * 2 / 3, 1 / 3 + 2 / 3 * 3 / 4],
+    )
 
 
 def test_equal_scores_carry_no_information():
     labels, weights = np.array([1, 0, 0, 1, 0]), np.array([[1, 1, 1, 1, 1], [3, 0, 1, 0, 2]])
     np.testing.assert_allclose(weighted_auroc(np.full(5, 0.7), labels, weights), 0.5)
-    np.testing.assert_allclose(weighted_average_precision(np.full(5, 0.7), labels, weights), [2 / 5, 3 / 6])  # prevalence
+    np.testing.assert_allclose(
+        weighted_average_precision(np.full(5, 0.7), labels, weights), [2 / 5, 3 / 6]
+    )  # prevalence
 
 
 def test_one_positive():
-    scores, labels, weights = np.linspace(0, 0.9, 10), (np.arange(10) == 7).astype(int), np.ones((1, 10))
+    scores, labels, weights = (
+        np.linspace(0, 0.9, 10),
+        (np.arange(10) == 7).astype(int),
+        np.ones((1, 10)),
+    )
     assert weighted_auroc(scores, labels, weights) == pytest.approx(7 / 9)
     assert weighted_average_precision(scores, labels, weights) == pytest.approx(1 / 3)
 
@@ -82,10 +100,20 @@ def test_resamples_keep_the_strata_and_the_subjects_together():
     labels = ["healthy", "healthy", "abnormal", "abnormal", "healthy", "healthy", "healthy"]
     counts, index = resample_counts(subjects, labels, 400, seed=3)
     assert counts.shape == (400, 5) and np.issubdtype(counts.dtype, np.integer)
-    assert index.tolist() == [2, 0, 0, 1, 4, 3, 2]  # sorted by name; both cases of s1 share its count
+    assert index.tolist() == [
+        2,
+        0,
+        0,
+        1,
+        4,
+        3,
+        2,
+    ]  # sorted by name; both cases of s1 share its count
     assert (counts[:, :2].sum(axis=1) == 2).all()  # s1 is abnormal by its second case
     assert (counts[:, 2:].sum(axis=1) == 3).all()
-    assert len(np.unique(counts, axis=0)) == 3 * 10  # every multiset of 2 of 2 times every one of 3 of 3
+    assert (
+        len(np.unique(counts, axis=0)) == 3 * 10
+    )  # every multiset of 2 of 2 times every one of 3 of 3
 
 
 def test_a_subject_is_drawn_as_with_replacement():
@@ -115,7 +143,9 @@ def test_resamples_refuse_awkward_input():
 def test_interval_by_hand():
     assert interval(np.arange(101.0), level=0.9) == pytest.approx((5, 95))
     assert interval(np.arange(1001.0)) == pytest.approx((25, 975))
-    assert interval(np.append(np.arange(101.0), [np.nan] * 101), level=0.9) == pytest.approx((5, 95))
+    assert interval(np.append(np.arange(101.0), [np.nan] * 101), level=0.9) == pytest.approx(
+        (5, 95)
+    )
     for lost in (np.append(np.arange(101.0), [np.nan] * 102), np.array([]), np.array([np.nan])):
         assert np.isnan(interval(lost)).all()
     for level in (0, 1, 95):
@@ -127,15 +157,23 @@ def test_interval_of_a_chance_auroc_covers_one_half():
     rng, covered = np.random.default_rng(5), 0
     labels = [0, 1] * 25
     for repeat in range(100):
-        counts, index = resample_counts([f"s{number:02d}" for number in range(50)], labels, 300, seed=repeat)
-        low, high = interval(weighted_auroc(rng.random(50), np.array(rng.permutation(labels)), counts[:, index]))
+        counts, index = resample_counts(
+            [f"s{number:02d}" for number in range(50)], labels, 300, seed=repeat
+        )
+        low, high = interval(
+            weighted_auroc(rng.random(50), np.array(rng.permutation(labels)), counts[:, index])
+        )
         covered += low <= 0.5 <= high
     assert 85 <= covered <= 99
 
 
 def test_p_value():
     rng = np.random.default_rng(0)
-    assert p_value(rng.normal(1, 0.1, 999)) == p_value(-rng.normal(1, 0.1, 999)) == pytest.approx(2 / 1000)
+    assert (
+        p_value(rng.normal(1, 0.1, 999))
+        == p_value(-rng.normal(1, 0.1, 999))
+        == pytest.approx(2 / 1000)
+    )
     assert p_value(rng.normal(0, 1, 999)) > 0.8
     assert p_value([-1.0, 1, 2, 3, 4, 5, 6, 7, np.nan]) == pytest.approx(2 * (1 + 1) / (8 + 1))
     assert p_value(np.zeros(50)) == 1

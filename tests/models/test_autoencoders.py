@@ -21,7 +21,11 @@ def batch(n=4, seed=0):
 
 def make(name, **arguments):
     torch.manual_seed(0)
-    arguments = {"channels": (4, 8, 8)} | ({} if name in ("ssae", "context_restoration") else {"image_size": SIDE}) | arguments
+    arguments = (
+        {"channels": (4, 8, 8)}
+        | ({} if name in ("ssae", "context_restoration") else {"image_size": SIDE})
+        | arguments
+    )
     return create_model(name, **arguments)
 
 
@@ -43,8 +47,16 @@ def test_the_loss_is_the_negative_elbo_per_pixel(name):
     mean, log_variance = model.encode(b["image"])
     assert mean.shape == (4, 256, 1, 1)
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros_like(mean), 1)).flatten(1).sum(1)
-    log_p = torch.distributions.Normal(model.decoder(mean), 1).log_prob(b["image"]).flatten(1).sum(1)
+    kl = (
+        torch.distributions.kl_divergence(
+            normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
+        )
+        .flatten(1)
+        .sum(1)
+    )
+    log_p = (
+        torch.distributions.Normal(model.decoder(mean), 1).log_prob(b["image"]).flatten(1).sum(1)
+    )
     pixels = SIDE[0] * SIDE[1]
     error = -2 * (log_p + 0.5 * pixels * np.log(2 * np.pi))
     torch.testing.assert_close(model.loss(b)["loss"], ((error + 0.7 * kl) / pixels).mean())
@@ -53,7 +65,9 @@ def test_the_loss_is_the_negative_elbo_per_pixel(name):
 def test_training_samples_the_latent_from_each_slice_s_own_seed():
     model = make("vae").train()
     b = batch()
-    one, two, other = (model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9))
+    one, two, other = (
+        model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9)
+    )
     assert one == two and one != other
 
 
@@ -77,12 +91,17 @@ def test_the_elbo_gradient_is_that_of_finite_differences():
 
     def elbo(y):
         mean, log_variance = model.encode(y)
-        return 0.5 * (model.decoder(mean) - y).square().sum() + 0.3 * kl_divergence(mean, log_variance).sum()
+        return (
+            0.5 * (model.decoder(mean) - y).square().sum()
+            + 0.3 * kl_divergence(mean, log_variance).sum()
+        )
 
     step = torch.zeros_like(x)
     step[1, 0, 6, 11] = 1e-5
     with torch.no_grad():
-        assert got[1, 0, 6, 11].item() == pytest.approx(abs((elbo(x + step) - elbo(x - step)).item()) / 2e-5, rel=1e-4)
+        assert got[1, 0, 6, 11].item() == pytest.approx(
+            abs((elbo(x + step) - elbo(x - step)).item()) / 2e-5, rel=1e-4
+        )
 
 
 def test_a_constant_encoder_has_no_kl_gradient():
@@ -102,23 +121,36 @@ def test_gradients_are_there_inside_inference_mode():
 
 
 @pytest.mark.parametrize("name", ["vae_kl", "ce_vae"])
-def test_the_combined_map_is_zero_where_the_slice_is_rebuilt_and_scaled_by_healthy_slices(name, monkeypatch):
+def test_the_combined_map_is_zero_where_the_slice_is_rebuilt_and_scaled_by_healthy_slices(
+    name, monkeypatch
+):
     model = make(name, map="combi").eval()
     b = batch()
-    monkeypatch.setattr(model, "reconstruct", lambda x: torch.where(torch.arange(SIDE[1]) < 10, x, 0.0))
+    monkeypatch.setattr(
+        model, "reconstruct", lambda x: torch.where(torch.arange(SIDE[1]) < 10, x, 0.0)
+    )
     combined = model.anomaly_map(b["image"], b["mask"])
     assert combined[..., :10].abs().max() == 0 and combined[..., 10:].max() > 0
     model.fit_reference([{k: v[:2] for k, v in b.items()}, {k: v[2:] for k, v in b.items()}])
     inside = b["mask"] > 0
-    assert model.healthy_gradient.item() == pytest.approx(model.kl_gradient(b["image"])[inside].mean().item(), rel=1e-4)
-    torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]) * model.healthy_gradient, combined)
+    assert model.healthy_gradient.item() == pytest.approx(
+        model.kl_gradient(b["image"])[inside].mean().item(), rel=1e-4
+    )
+    torch.testing.assert_close(
+        model.anomaly_map(b["image"], b["mask"]) * model.healthy_gradient, combined
+    )
 
 
 @pytest.mark.parametrize("kind", ["rec", "kl", "elbo", "combi"])
 def test_each_map_of_vae_kl_can_be_chosen(kind):
     b = batch()
     got = make("vae_kl", map=kind).eval().anomaly_map(b["image"], b["mask"])
-    assert got.shape == b["image"].shape and (got >= 0).all() and got[b["mask"] == 0].abs().max() == 0 and got.max() > 0
+    assert (
+        got.shape == b["image"].shape
+        and (got >= 0).all()
+        and got[b["mask"] == 0].abs().max() == 0
+        and got.max() > 0
+    )
 
 
 def test_without_context_ce_vae_is_a_vae():
@@ -182,8 +214,13 @@ def test_dropout_works_in_training_alone():
 def test_context_restoration_sees_the_swapped_and_is_held_to_the_whole_slice():
     model, b = make("context_restoration").eval(), batch()
     swapped = swap_patches(b["image"], b["mask"], 0.125, b["seed"])
-    torch.testing.assert_close(model.loss(b)["loss"], (model.reconstruct(swapped) - b["image"]).square().mean())
-    torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), (b["image"] - model.reconstruct(b["image"])).abs() * b["mask"])
+    torch.testing.assert_close(
+        model.loss(b)["loss"], (model.reconstruct(swapped) - b["image"]).square().mean()
+    )
+    torch.testing.assert_close(
+        model.anomaly_map(b["image"], b["mask"]),
+        (b["image"] - model.reconstruct(b["image"])).abs() * b["mask"],
+    )
 
 
 @pytest.mark.parametrize("side", [(16, 24), (17, 23), (31, 20)])
@@ -191,7 +228,12 @@ def test_a_pyramid_of_identities_rebuilds_the_slice_exactly(side):
     model = make("ssae", levels=3).eval()
     x = torch.rand(2, 1, *side)
     levels = model.pyramid(x)
-    assert [v.shape[-1] for v in levels] == [side[1], -(-side[1] // 2), -(-side[1] // 4), -(-side[1] // 8)]
+    assert [v.shape[-1] for v in levels] == [
+        side[1],
+        -(-side[1] // 2),
+        -(-side[1] // 4),
+        -(-side[1] // 8),
+    ]
     rebuilt = model.rebuild(levels, [nn.Identity()] * 4)
     for got, want in zip(rebuilt, levels, strict=True):
         torch.testing.assert_close(got, want)
@@ -200,6 +242,9 @@ def test_a_pyramid_of_identities_rebuilds_the_slice_exactly(side):
 def test_every_level_of_the_pyramid_counts_in_the_loss():
     model, b = make("ssae", levels=2).eval(), batch()
     levels = model.pyramid(b["image"])
-    errors = [(a - g).square().mean() for a, g in zip(model.rebuild(levels, list(model.bands)), levels, strict=True)]
+    errors = [
+        (a - g).square().mean()
+        for a, g in zip(model.rebuild(levels, list(model.bands)), levels, strict=True)
+    ]
     torch.testing.assert_close(model.loss(b)["loss"], sum(errors))
     assert model.reconstruct(torch.rand(1, 1, 19, 27)).shape == (1, 1, 19, 27)

@@ -20,13 +20,19 @@ def slices(n=40, side=(20, 24), seed=0):
 
 def batches(image, mask, z=None, size=16):
     z = torch.zeros(len(image), dtype=torch.long) if z is None else z
-    return [{"image": image[i : i + size], "mask": mask[i : i + size], "z": z[i : i + size]} for i in range(0, len(image), size)]
+    return [
+        {"image": image[i : i + size], "mask": mask[i : i + size], "z": z[i : i + size]}
+        for i in range(0, len(image), size)
+    ]
 
 
 def test_gaussian_blur_is_scipy_s():
     x = torch.rand(2, 1, 20, 24)
     for sigma in (0.7, 1.5, 3):
-        want = [ndimage.gaussian_filter(v[0].numpy(), sigma, mode="nearest", radius=round(3 * sigma)) for v in x]
+        want = [
+            ndimage.gaussian_filter(v[0].numpy(), sigma, mode="nearest", radius=round(3 * sigma))
+            for v in x
+        ]
         np.testing.assert_allclose(gaussian_blur(x, sigma)[:, 0].numpy(), want, atol=1e-6)
     assert gaussian_blur(x, 0) is x
 
@@ -48,7 +54,9 @@ def test_robust_z_is_scipy_s_median_absolute_deviation(tail):
     got = create_model("intensity", mode="z", tail=tail).anomaly_map(image, mask)
     for i in range(3):
         values = image[i][mask[i] > 0].numpy()
-        apart = values - np.sort(values)[(values.size - 1) // 2]  # torch's median is the lower middle
+        apart = (
+            values - np.sort(values)[(values.size - 1) // 2]
+        )  # torch's median is the lower middle
         z = apart / np.median(np.abs(apart)) / 1.4826
         want = {"bright": np.maximum(z, 0), "dark": np.maximum(-z, 0), "both": np.abs(z)}[tail]
         np.testing.assert_allclose(got[i][mask[i] > 0].numpy(), want, rtol=2e-2, atol=1e-4)
@@ -67,7 +75,12 @@ def test_equalised_intensity_is_the_rank_in_the_brain():
 def test_equalised_intensity_does_not_see_a_change_of_scale():
     image, mask = slices(2)
     model = create_model("intensity", mode="equalised", tail="both", smooth=0)
-    torch.testing.assert_close(model.anomaly_map(image, mask), model.anomaly_map(0.3 * image + 0.1 * mask, mask), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        model.anomaly_map(image, mask),
+        model.anomaly_map(0.3 * image + 0.1 * mask, mask),
+        atol=5e-3,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -119,7 +132,9 @@ def test_the_atlas_keeps_mean_and_spread_of_each_place():
     np.testing.assert_allclose(model.mean.numpy(), scans.mean(0), atol=1e-5)
     np.testing.assert_allclose(model.deviation.numpy(), scans.std(0), rtol=1e-3)
     got = model.anomaly_map(image[:2], inside[:2], z[:2])[:, 0].numpy()
-    np.testing.assert_allclose(got, np.abs(scans[0] - scans.mean(0)) / scans.std(0), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        got, np.abs(scans[0] - scans.mean(0)) / scans.std(0), rtol=2e-3, atol=1e-4
+    )
 
 
 def test_the_atlas_looks_at_the_slice_s_own_place():
@@ -129,9 +144,13 @@ def test_the_atlas_looks_at_the_slice_s_own_place():
     image += 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     model = create_model("atlas", smooth=0, prior=0.1, mirror=False)
     model.fit_reference(batches(image, mask, z))
-    right, wrong = (model.anomaly_map(image[:2], mask[:2], place).mean() for place in (z[:2], 1 - z[:2]))
+    right, wrong = (
+        model.anomaly_map(image[:2], mask[:2], place).mean() for place in (z[:2], 1 - z[:2])
+    )
     assert wrong > 10 * right
-    beyond = model.anomaly_map(image[1:2], mask[1:2], torch.tensor([7]))  # a slice that no healthy scan had: the last known one
+    beyond = model.anomaly_map(
+        image[1:2], mask[1:2], torch.tensor([7])
+    )  # a slice that no healthy scan had: the last known one
     torch.testing.assert_close(beyond, model.anomaly_map(image[1:2], mask[1:2], torch.tensor([1])))
 
 
@@ -152,4 +171,6 @@ def test_a_standardised_atlas_does_not_see_a_change_of_scale():
     torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
     plain = create_model("atlas", smooth=1, prior=1)
     plain.fit_reference(batches(image, mask))
-    assert (plain.anomaly_map(image, mask) - plain.anomaly_map(0.5 * image + 0.2 * mask, mask)).abs().max() > 0.1
+    assert (
+        plain.anomaly_map(image, mask) - plain.anomaly_map(0.5 * image + 0.2 * mask, mask)
+    ).abs().max() > 0.1

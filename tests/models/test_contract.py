@@ -29,15 +29,23 @@ def variants():
     """(name, spatial dimensions) of every model; those with the argument `spatial_dims` come for slices and for volumes."""
     known = {name: inspect.signature(model_class(name)).parameters for name in model_names()}
     return [
-        pytest.param((n, d), id=n if d == 2 else f"{n}-3d") for n, p in known.items() for d in ((2, 3) if "spatial_dims" in p else (2,))
+        pytest.param((n, d), id=n if d == 2 else f"{n}-3d")
+        for n, p in known.items()
+        for d in ((2, 3) if "spatial_dims" in p else (2,))
     ]
 
 
 def make(name, dims=2, modality="t1"):
     torch.manual_seed(0)
     given = load_run_config(name).model
-    changes = [f"image_size={list(SIDES[dims])}", *[f"model.{k}={v}" for k, v in SMALL.items() if k in given]]
-    return build_model(load_run_config(name, changes + (["model.spatial_dims=3"] if dims == 3 else [])), load_recipe(modality))
+    changes = [
+        f"image_size={list(SIDES[dims])}",
+        *[f"model.{k}={v}" for k, v in SMALL.items() if k in given],
+    ]
+    return build_model(
+        load_run_config(name, changes + (["model.spatial_dims=3"] if dims == 3 else [])),
+        load_recipe(modality),
+    )
 
 
 def cohort(n=24, dims=2):
@@ -50,7 +58,13 @@ def cohort(n=24, dims=2):
     mask = (r[None] < size).float()
     image = (0.55 + 0.05 * torch.randn(n, *one, generator=source) - 0.25 * (r[None] < 0.15)) * mask
     image = (image + 0.01 * torch.randn(n, *sides, generator=source) * mask).clamp(0, 1)
-    return {"image": image[:, None], "mask": mask[:, None], "z": torch.arange(n) % 3, "seed": torch.arange(n), "label": torch.arange(n) % 2}
+    return {
+        "image": image[:, None],
+        "mask": mask[:, None],
+        "z": torch.arange(n) % 3,
+        "seed": torch.arange(n),
+        "label": torch.arange(n) % 2,
+    }
 
 
 def blind(model):
@@ -105,13 +119,17 @@ def test_each_update_reaches_all_its_parameters(variant):
     model = make(name, dims)
     for stage in model.stages:
         for update in model.updates(stage):
-            assert getattr(model, update.loss.__name__) == update.loss  # the loop calls losses by name
+            assert (
+                getattr(model, update.loss.__name__) == update.loss
+            )  # the loop calls losses by name
             model.zero_grad()
             update.loss(cohort(4, dims))["loss"].backward()
             named = {id(p) for p in update.parameters}
             for key, p in model.named_parameters():
                 if id(p) in named:
-                    assert p.grad is not None and p.grad.abs().sum() > 0, f"{name}.{update.name}: no gradient reaches {key}"
+                    assert p.grad is not None and p.grad.abs().sum() > 0, (
+                        f"{name}.{update.name}: no gradient reaches {key}"
+                    )
 
 
 def test_map_is_deterministic_non_negative_and_zero_outside(trained):
@@ -122,8 +140,14 @@ def test_map_is_deterministic_non_negative_and_zero_outside(trained):
         alone = model.anomaly_map(batch["image"][:1], batch["mask"][:1], batch["z"][:1])
         nowhere = model.anomaly_map(batch["image"], batch["mask"])
     assert one.shape == (5, 1, *SIDES[dims]) and torch.equal(one, two)
-    assert (one >= 0).all() and one[batch["mask"] == 0].abs().max() == 0 and (one.sum() > 0 or blind(model))
-    assert nowhere.shape == one.shape and torch.equal(nowhere[0], one[0])  # without z the slice counts as the first
+    assert (
+        (one >= 0).all()
+        and one[batch["mask"] == 0].abs().max() == 0
+        and (one.sum() > 0 or blind(model))
+    )
+    assert nowhere.shape == one.shape and torch.equal(
+        nowhere[0], one[0]
+    )  # without z the slice counts as the first
     torch.testing.assert_close(alone, one[:1], atol=1e-5 * max(1, float(one.max())), rtol=1e-4)
 
 
@@ -137,7 +161,9 @@ def test_planted_lesions_stand_out(trained, value):
     lesion[LESIONS[dims]] = True
     image = torch.where(lesion, torch.tensor(value), batch["image"])
     with torch.no_grad():
-        healthy, ill = (model.anomaly_map(x, batch["mask"], batch["z"]) for x in (batch["image"], image))
+        healthy, ill = (
+            model.anomaly_map(x, batch["mask"], batch["z"]) for x in (batch["image"], image)
+        )
     inside = batch["mask"][:, 0].bool()
     assert ill[:, 0, lesion].mean() > 2 * healthy[:, 0, lesion].mean()
     assert ill[:, 0, lesion].mean() > 2 * ill[:, 0][inside & ~lesion].mean()
@@ -154,7 +180,12 @@ def test_saved_and_loaded_models_agree(trained, request):
     batch = cohort(3, dims)
     with torch.no_grad():
         torch.testing.assert_close(
-            *(m.eval().anomaly_map(batch["image"], batch["mask"], batch["z"]) for m in (model, other)), rtol=0, atol=1e-6
+            *(
+                m.eval().anomaly_map(batch["image"], batch["mask"], batch["z"])
+                for m in (model, other)
+            ),
+            rtol=0,
+            atol=1e-6,
         )
 
 
@@ -189,7 +220,12 @@ def test_every_model_takes_two_channels_and_sees_both(name):
         plain = model.anomaly_map(image, mask, z)
         alone = model.anomaly_map(image[:1], mask[:1], z[:1])
         score = model.score(image, mask, z)
-        seen = [model.anomaly_map(torch.where(lesion & (torch.arange(2) == c)[:, None, None], 1.0, image), mask, z) for c in range(2)]
+        seen = [
+            model.anomaly_map(
+                torch.where(lesion & (torch.arange(2) == c)[:, None, None], 1.0, image), mask, z
+            )
+            for c in range(2)
+        ]
         with contextlib.suppress(NotImplementedError):
             assert model.reconstruct(image).shape == image.shape
     assert plain.shape == (3, 1, *SIDES[2]) and score.shape == (3,) and torch.isfinite(score).all()
@@ -201,7 +237,9 @@ def test_every_model_takes_two_channels_and_sees_both(name):
     other = make(name, modality="t1+flair")
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(other.eval().anomaly_map(image, mask, z), plain, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            other.eval().anomaly_map(image, mask, z), plain, rtol=0, atol=1e-6
+        )
 
 
 def test_folders_do_not_import_each_other():
@@ -210,7 +248,11 @@ def test_folders_do_not_import_each_other():
     from pathlib import Path
 
     root = Path(importlib.import_module("models").__file__).parent.parent
-    allowed = {"preprocessing": {"preprocessing"}, "models": {"models"}, "evaluation": {"evaluation"}}
+    allowed = {
+        "preprocessing": {"preprocessing"},
+        "models": {"models"},
+        "evaluation": {"evaluation"},
+    }
     ours = {"preprocessing", "models", "evaluation", "pipelines", "benchmarks"}
     for folder, mine in allowed.items():
         for path in (root / folder).glob("*.py"):
@@ -225,4 +267,6 @@ def test_folders_do_not_import_each_other():
                 tops = {name.split(".")[0] for name in found}
                 assert not tops & (ours - mine), f"{path} imports {tops & (ours - mine)}"
                 if folder == "models":
-                    assert not tops & {"lightning_fabric", "nibabel", "ants"}, f"{path} imports {tops}"
+                    assert not tops & {"lightning_fabric", "nibabel", "ants"}, (
+                        f"{path} imports {tops}"
+                    )

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from models import create_model
 from models.parts.layers import uncertain_error, weighted_error
-from models.parts.pretext import CORRUPTIONS, VISIBLE, _regions, _solve_poisson, coarse_noise, corrupt, foreign_patch
+from models.parts.pretext import (
+    CORRUPTIONS,
+    VISIBLE,
+    _regions,
+    _solve_poisson,
+    coarse_noise,
+    corrupt,
+    foreign_patch,
+)
 
 SIDE = (40, 48)
 
@@ -20,8 +28,15 @@ def batch(n=8, seed=0, channels=1):
     """Smooth slices between 0.3 and 0.7 in an ellipse."""
     source = torch.Generator().manual_seed(seed)
     rows, columns = (torch.linspace(-1, 1, k) for k in SIDE)
-    mask = ((rows[:, None] / 0.9) ** 2 + (columns[None] / 0.8) ** 2 < 1).float().expand(n, 1, *SIDE).contiguous()
-    smooth = F.interpolate(torch.rand(n, channels, 8, 10, generator=source), size=SIDE, mode="bilinear")
+    mask = (
+        ((rows[:, None] / 0.9) ** 2 + (columns[None] / 0.8) ** 2 < 1)
+        .float()
+        .expand(n, 1, *SIDE)
+        .contiguous()
+    )
+    smooth = F.interpolate(
+        torch.rand(n, channels, 8, 10, generator=source), size=SIDE, mode="bilinear"
+    )
     return {"image": (0.3 + 0.4 * smooth) * mask, "mask": mask, "seed": torch.arange(n)}
 
 
@@ -43,16 +58,22 @@ class Fixed(nn.Module):
 def test_coarse_noise_has_the_spread_and_correlation_of_interpolated_white_noise():
     """A triangle kernel at a random place: its autocorrelation is the cubic B-spline, 2/3, 23/48, 1/6, 0 at 0, 1/2, 1, 2 cells."""
     n, cell = 1500, 8
-    noise = coarse_noise(torch.zeros(n, 1, 40, 64), torch.ones(n, 1, 40, 64), 0.2, 8, torch.arange(n))[:, 0].double()
+    noise = coarse_noise(
+        torch.zeros(n, 1, 40, 64), torch.ones(n, 1, 40, 64), 0.2, 8, torch.arange(n)
+    )[:, 0].double()
     assert abs(noise.mean()) < 0.002
     assert noise.std().item() == pytest.approx(0.2 * 2 / 3, rel=0.02)
     for lag, want in ((cell // 2, 23 / 32), (cell, 1 / 4), (2 * cell, 0), (3 * cell, 0)):
         along = (noise[..., lag:] * noise[..., :-lag]).mean() / noise.var()
         across = (noise[:, lag:] * noise[:, :-lag]).mean() / noise.var()
-        assert along.item() == pytest.approx(want, abs=0.03) and across.item() == pytest.approx(want, abs=0.03)
+        assert along.item() == pytest.approx(want, abs=0.03) and across.item() == pytest.approx(
+            want, abs=0.03
+        )
     for axis in (1, 2):  # neither seams nor places that are noisier than others
         step = noise.diff(dim=axis).square().mean((0, 3 - axis))
-        assert step.max() < 1.2 * step.mean() and noise.var((0, 3 - axis)).max() < 1.15 * noise.var()
+        assert (
+            step.max() < 1.2 * step.mean() and noise.var((0, 3 - axis)).max() < 1.15 * noise.var()
+        )
 
 
 @pytest.mark.parametrize("side", [(33, 50), (64, 64), (20, 7)])
@@ -63,8 +84,14 @@ def test_coarse_noise_lies_in_the_foreground_and_follows_the_seed(side):
     noise = coarse_noise(image, mask, 0.2, 16, seeds)
     assert noise.shape == image.shape and noise[(mask == 0).expand_as(noise)].abs().max() == 0
     assert (noise[(mask > 0).expand_as(noise)] != 0).all()
-    assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1]) and not torch.equal(noise[0, 0], noise[0, 1])
-    torch.testing.assert_close(coarse_noise(image[1:2], mask[1:2], 0.2, 16, seeds[1:2])[0], noise[1], rtol=0, atol=0)
+    assert (
+        torch.equal(noise[0], noise[2])
+        and not torch.equal(noise[0], noise[1])
+        and not torch.equal(noise[0, 0], noise[0, 1])
+    )
+    torch.testing.assert_close(
+        coarse_noise(image[1:2], mask[1:2], 0.2, 16, seeds[1:2])[0], noise[1], rtol=0, atol=0
+    )
 
 
 def test_the_autoencoder_sees_noise_in_training_and_none_at_inference():
@@ -75,7 +102,9 @@ def test_the_autoencoder_sees_noise_in_training_and_none_at_inference():
     torch.testing.assert_close(model.loss(b)["loss"], noise[inside].square().mean())
     torch.testing.assert_close(model.net.seen, b["image"] + noise, rtol=0, atol=0)
     model.train()  # the map has no noise even then
-    assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0 and torch.equal(model.net.seen, b["image"])
+    assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0 and torch.equal(
+        model.net.seen, b["image"]
+    )
     model.net = Fixed(lambda x: x - torch.tensor([0.2, -0.4])[:, None, None])
     two = batch(channels=2)
     torch.testing.assert_close(model.anomaly_map(two["image"], two["mask"]), 0.3 * two["mask"])
@@ -86,7 +115,9 @@ def test_the_autoencoder_sees_noise_in_training_and_none_at_inference():
 def test_the_u_net_takes_any_size(name, side):
     model, x = create_model(name, width=8, in_channels=2).eval(), torch.rand(1, 2, *side)
     with torch.no_grad():
-        assert model.reconstruct(x).shape == x.shape and model.anomaly_map(x, torch.ones(1, 1, *side)).shape == (1, 1, *side)
+        assert model.reconstruct(x).shape == x.shape and model.anomaly_map(
+            x, torch.ones(1, 1, *side)
+        ).shape == (1, 1, *side)
     with pytest.raises(ValueError, match="multiple of 8"):
         create_model(name, width=12)
 
@@ -114,7 +145,12 @@ def test_its_gradient_is_that_of_finite_differences():
     both, x = decoded(1)
     both.requires_grad_()
     uncertain_error(both, x).sum().backward()
-    for at in ((0, 0, 1, 2), (1, 1, 3, 4), (2, 2, 0, 0), (0, 3, 2, 1)):  # two means, two log-variances
+    for at in (
+        (0, 0, 1, 2),
+        (1, 1, 3, 4),
+        (2, 2, 0, 0),
+        (0, 3, 2, 1),
+    ):  # two means, two log-variances
         step = torch.zeros_like(both)
         step[at] = 1e-6
         with torch.no_grad():
@@ -134,22 +170,35 @@ def test_the_variance_that_is_learned_is_that_of_the_noise():
         optimizer.step()
     torch.testing.assert_close((0.5 * both[:, 1:]).exp(), scale, rtol=0.05, atol=0)
     torch.testing.assert_close(both[:, :1], torch.full_like(scale, 0.5), rtol=0.05, atol=0)
-    assert weighted_error(both.expand(4000, -1, -1, -1), x)[0].mean((0, 1, 2)).tolist() == pytest.approx([1, 1], rel=0.05)
+    assert weighted_error(both.expand(4000, -1, -1, -1), x)[0].mean(
+        (0, 1, 2)
+    ).tolist() == pytest.approx([1, 1], rel=0.05)
 
 
 def test_no_variance_is_without_limit():
     both = torch.tensor([0.0, -1e4]).view(1, 2, 1, 1)
-    assert weighted_error(both, torch.full((1, 1, 1, 1), 0.1))[0].item() == pytest.approx(0.01 * np.exp(10), rel=1e-5)
+    assert weighted_error(both, torch.full((1, 1, 1, 1), 0.1))[0].item() == pytest.approx(
+        0.01 * np.exp(10), rel=1e-5
+    )
 
 
 def test_a_cae_with_uncertainty_is_an_aeu():
     shape = {"channels": (4, 8), "latent": 5, "image_size": SIDE, "in_channels": 2}
-    b, aeu, cae = batch(channels=2), create_model("aeu", **shape).eval(), create_model("cae", uncertainty=True, **shape).eval()
+    b, aeu, cae = (
+        batch(channels=2),
+        create_model("aeu", **shape).eval(),
+        create_model("cae", uncertainty=True, **shape).eval(),
+    )
     names = {"encoder": "net.0", "code": "net.1", "decoder": "net.2"}
     own = aeu.state_dict()
-    cae.load_state_dict({k: own[names[k.split(".", 1)[0]] + "." + k.split(".", 1)[1]] for k in cae.state_dict()})
+    cae.load_state_dict(
+        {k: own[names[k.split(".", 1)[0]] + "." + k.split(".", 1)[1]] for k in cae.state_dict()}
+    )
     torch.testing.assert_close(aeu.loss(b)["loss"], cae.loss(b)["loss"])
-    for method in (lambda m: m.anomaly_map(b["image"], b["mask"]), lambda m: m.reconstruct(b["image"])):
+    for method in (
+        lambda m: m.anomaly_map(b["image"], b["mask"]),
+        lambda m: m.reconstruct(b["image"]),
+    ):
         torch.testing.assert_close(method(aeu), method(cae), rtol=0, atol=0)
     mean, log_variance = aeu.net(b["image"]).split(2, dim=1)
     want = ((b["image"] - mean).square() / log_variance.exp()).mean(1, keepdim=True) * b["mask"]
@@ -160,17 +209,28 @@ def test_a_cae_with_uncertainty_is_an_aeu():
 
 def test_a_vae_with_uncertainty_against_torch_distributions():
     torch.manual_seed(0)
-    model = create_model("vae", channels=(4, 8), latent=6, beta=0.7, uncertainty=True, image_size=SIDE).double().eval()
+    model = (
+        create_model("vae", channels=(4, 8), latent=6, beta=0.7, uncertainty=True, image_size=SIDE)
+        .double()
+        .eval()
+    )
     b = {k: v.double() if v.is_floating_point() else v for k, v in batch().items()}
     mean, log_variance = model.encode(b["image"])
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros_like(mean), 1)).sum()
+    kl = torch.distributions.kl_divergence(
+        normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
+    ).sum()
     out, v = model.decoder(mean).chunk(2, 1)
     log_p = torch.distributions.Normal(out, (0.5 * v).exp()).log_prob(b["image"])
-    torch.testing.assert_close(model.loss(b)["loss"], (-2 * log_p - np.log(2 * np.pi)).mean() + 0.7 * kl / b["image"].numel())
+    torch.testing.assert_close(
+        model.loss(b)["loss"],
+        (-2 * log_p - np.log(2 * np.pi)).mean() + 0.7 * kl / b["image"].numel(),
+    )
     torch.testing.assert_close(model.reconstruct(b["image"]), out)
     got = model.float().anomaly_map(b["image"].float(), b["mask"].float())
-    torch.testing.assert_close(got, ((b["image"] - out).square() / v.exp() * b["mask"]).float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        got, ((b["image"] - out).square() / v.exp() * b["mask"]).float(), rtol=1e-3, atol=1e-4
+    )
 
 
 # ---- synthetic anomalies
@@ -178,23 +238,36 @@ def test_a_vae_with_uncertainty_against_torch_distributions():
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("kind", list(CORRUPTIONS))
-def test_a_corruption_stays_in_its_region_and_its_severity_says_where_something_changed(kind, channels):
+def test_a_corruption_stays_in_its_region_and_its_severity_says_where_something_changed(
+    kind, channels
+):
     b = batch(60, channels=channels)
     kept = b["image"].clone()
     out, severity = CORRUPTIONS[kind](b["image"], b["mask"], b["seed"])
     again, same = CORRUPTIONS[kind](b["image"], b["mask"], b["seed"])
     assert torch.equal(out, again) and torch.equal(severity, same) and torch.equal(b["image"], kept)
     change = (out - kept).abs().amax(1, keepdim=True)
-    assert change[b["mask"] == 0].max() == 0 and out.shape == kept.shape and severity.shape == b["mask"].shape
+    assert (
+        change[b["mask"] == 0].max() == 0
+        and out.shape == kept.shape
+        and severity.shape == b["mask"].shape
+    )
     assert torch.equal(severity > 0, change > VISIBLE)
-    assert out.min() >= 0 and out.max() <= 1 and severity.max() <= 0.95 and (severity.flatten(1).amax(1) > 0).float().mean() > 0.8
+    assert (
+        out.min() >= 0
+        and out.max() <= 1
+        and severity.max() <= 0.95
+        and (severity.flatten(1).amax(1) > 0).float().mean() > 0.8
+    )
     spans = [
         (change[:, 0] > 0).any(2 - axis).float() for axis in (0, 1)
     ]  # a region is no wider than it may be, 0.4 of 48 pixels and its rim
     for span in spans:
         widths = [int(row.nonzero().max() - row.nonzero().min() + 1) for row in span if row.any()]
         assert max(widths) < 32 and min(widths) >= 1 and len(set(widths)) > 5
-    assert len({round(s, 5) for s in severity.flatten(1).amax(1).tolist()}) > 40  # alpha differs from slice to slice
+    assert (
+        len({round(s, 5) for s in severity.flatten(1).amax(1).tolist()}) > 40
+    )  # alpha differs from slice to slice
 
 
 @pytest.mark.parametrize("kind", list(CORRUPTIONS))
@@ -228,11 +301,16 @@ def test_without_a_source_the_patch_is_from_the_next_slice_and_never_from_its_ba
     b = batch(5)
     for x in (b["image"], b["image"][:1]):
         source = x.roll(-1, 0) if len(x) > 1 else x.flip(-1)
-        got, want = (foreign_patch(x, b["mask"][: len(x)], b["seed"][: len(x)], s) for s in (None, source))
+        got, want = (
+            foreign_patch(x, b["mask"][: len(x)], b["seed"][: len(x)], s) for s in (None, source)
+        )
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     half = b["image"].roll(-1, 0) * (torch.arange(SIDE[1]) < 24)
     for kind in ("foreign", "poisson"):
-        assert torch.equal(CORRUPTIONS[kind](b["image"], b["mask"], b["seed"], half)[0][..., 24:], b["image"][..., 24:])
+        assert torch.equal(
+            CORRUPTIONS[kind](b["image"], b["mask"], b["seed"], half)[0][..., 24:],
+            b["image"][..., 24:],
+        )
 
 
 def test_the_poisson_solution_is_that_of_a_sparse_solver():
@@ -260,37 +338,57 @@ def test_the_poisson_solution_is_that_of_a_sparse_solver():
 
 def test_a_poisson_blend_keeps_the_border_and_takes_the_gradient_of_the_source():
     b = batch(40)
-    b["image"] = (0.5 + 0.2 * (b["image"] - 0.5)) * b["mask"]  # so flat that nothing is held to [0, 1]
+    b["image"] = (0.5 + 0.2 * (b["image"] - 0.5)) * b[
+        "mask"
+    ]  # so flat that nothing is held to [0, 1]
     torch.manual_seed(3)
-    source = (0.6 + 0.05 * F.interpolate(torch.randn(40, 1, 14, 16), size=SIDE, mode="bilinear")) * b["mask"]
+    source = (
+        0.6 + 0.05 * F.interpolate(torch.randn(40, 1, 14, 16), size=SIDE, mode="bilinear")
+    ) * b["mask"]
     depth, draws, _ = _regions(b["mask"], b["seed"], True)
     inside, alpha = depth > 0, (0.05 + 0.9 * draws[:, 5])[:, None, None, None]
     out, _ = CORRUPTIONS["poisson"](b["image"], b["mask"], b["seed"], source)
     cut, _ = foreign_patch(b["image"], b["mask"], b["seed"], source)
     assert torch.equal(out[~inside], b["image"][~inside])
     mixed = (1 - alpha) * b["image"] + alpha * source
-    both, edge = inside[..., 1:] & inside[..., :-1], (inside[..., 1:] ^ inside[..., :-1]) & (b["mask"][..., 1:] * b["mask"][..., :-1] > 0)
+    both, edge = (
+        inside[..., 1:] & inside[..., :-1],
+        (inside[..., 1:] ^ inside[..., :-1]) & (b["mask"][..., 1:] * b["mask"][..., :-1] > 0),
+    )
     got, want = out.diff(dim=-1), mixed.diff(dim=-1)
     assert np.corrcoef(got[both], want[both])[0, 1] > 0.9
-    assert (got - want)[both].square().mean() < 0.2 * (want - b["image"].diff(dim=-1))[both].square().mean()
+    assert (got - want)[both].square().mean() < 0.2 * (want - b["image"].diff(dim=-1))[
+        both
+    ].square().mean()
     jump, seam = ((x.diff(dim=-1) - b["image"].diff(dim=-1))[edge].abs().mean() for x in (out, cut))
     assert jump < 0.4 * seam  # nothing to be seen of the border, as against a patch that is cut out
     curve = (mixed - out).double()
     around = sum(curve.roll(s, a) for a in (2, 3) for s in (1, -1)) - 4 * curve
     deep = F.max_pool2d(1.0 - inside.float(), 3, 1, 1) == 0
     assert around[deep].abs().max() < 5e-3 * 0.6  # what is left of the difference is harmonic
-    raised, _ = CORRUPTIONS["poisson"](b["image"], b["mask"], b["seed"], (b["image"] + 0.2) * b["mask"])
-    free = (F.max_pool2d(inside.float(), 3, 1, 1) <= b["mask"]).flatten(1).all(1)  # regions with tissue all around
+    raised, _ = CORRUPTIONS["poisson"](
+        b["image"], b["mask"], b["seed"], (b["image"] + 0.2) * b["mask"]
+    )
+    free = (
+        (F.max_pool2d(inside.float(), 3, 1, 1) <= b["mask"]).flatten(1).all(1)
+    )  # regions with tissue all around
     assert free.sum() > 5
-    torch.testing.assert_close(raised[free], b["image"][free], rtol=0, atol=1e-5)  # a source that only lies higher changes nothing
+    torch.testing.assert_close(
+        raised[free], b["image"][free], rtol=0, atol=1e-5
+    )  # a source that only lies higher changes nothing
 
 
 def test_an_intensity_change_moves_towards_one_value_with_soft_edges():
     b = batch(40)
     flat = 0.5 * b["mask"]
     out, severity = CORRUPTIONS["intensity"](flat, b["mask"], b["seed"])
-    signs = [(a - x)[s > 0].sign().unique().tolist() for a, x, s in zip(out, flat, severity, strict=True)]
-    assert all(len(s) <= 1 for s in signs) and {v for s in signs for v in s} == {1, -1}  # lesions brighter and darker than tissue
+    signs = [
+        (a - x)[s > 0].sign().unique().tolist() for a, x, s in zip(out, flat, severity, strict=True)
+    ]
+    assert all(len(s) <= 1 for s in signs) and {v for s in signs for v in s} == {
+        1,
+        -1,
+    }  # lesions brighter and darker than tissue
     levels = []
     for a, s in zip(out, severity, strict=True):
         if (s > 0).any():
@@ -309,10 +407,15 @@ def test_a_deformation_moves_by_what_was_drawn_and_stays_in_the_range():
     sign = torch.where(draws[:, 6] < 0.5, -1.0, 1.0)[:, None, None, None]
     alpha = (0.05 + 0.9 * draws[:, 5])[:, None, None, None]
     away = torch.arange(SIDE[0])[:, None] - centre[:, :1, None, None]
-    want = ((centre[:, :1, None, None] + (1 + sign * alpha * depth) * away) / 100).clamp(0, ramp.max())
+    want = ((centre[:, :1, None, None] + (1 + sign * alpha * depth) * away) / 100).clamp(
+        0, ramp.max()
+    )
     torch.testing.assert_close(out, torch.where(depth > 0, want, ramp), rtol=0, atol=1e-5)
     moved, _ = CORRUPTIONS["deformation"](b["image"], b["mask"], b["seed"])
-    assert moved.min() >= b["image"].min() and moved.amax((1, 2, 3)).le(b["image"].amax((1, 2, 3)) + 1e-6).all()
+    assert (
+        moved.min() >= b["image"].min()
+        and moved.amax((1, 2, 3)).le(b["image"].amax((1, 2, 3)) + 1e-6).all()
+    )
     deep = 0.5 * torch.ones_like(b["image"])
     still, severity = CORRUPTIONS["deformation"](deep, b["mask"], b["seed"])
     torch.testing.assert_close(still, deep)
@@ -323,13 +426,18 @@ def test_each_slice_gets_one_kind_and_a_share_is_left_alone():
     b = batch(200)
     out, severity = corrupt(b["image"], b["mask"], b["seed"], share=0.7)
     touched = ((out - b["image"]).abs().amax((1, 2, 3)) > 0).float().mean()
-    assert 0.55 < touched < 0.8 and severity[(out == b["image"]).all(1, keepdim=True)].abs().max() == 0
+    assert (
+        0.55 < touched < 0.8 and severity[(out == b["image"]).all(1, keepdim=True)].abs().max() == 0
+    )
     assert torch.equal(corrupt(b["image"], b["mask"], b["seed"], share=0)[0], b["image"])
     alone = [f(b["image"], b["mask"], b["seed"]) for f in CORRUPTIONS.values()]
     out, severity = corrupt(b["image"], b["mask"], b["seed"])
     counts = torch.zeros(4)
     for i in range(200):
-        fits = [torch.allclose(out[i], o[i], atol=1e-6) and torch.allclose(severity[i], s[i], atol=1e-6) for o, s in alone]
+        fits = [
+            torch.allclose(out[i], o[i], atol=1e-6) and torch.allclose(severity[i], s[i], atol=1e-6)
+            for o, s in alone
+        ]
         assert any(fits)
         counts[fits.index(True)] += 1
     assert counts.min() > 25
@@ -348,14 +456,22 @@ def test_the_restoration_is_told_the_severity_and_held_to_clean_slice_and_severi
     inside, logits = b["mask"] > 0, changed - 1
     p = logits.sigmoid().double()
     cross = -(severity * p.log() + (1 - severity) * (1 - p).log())[inside].mean().float()
-    torch.testing.assert_close(got["loss"], (b["image"] - 0.4)[inside].square().mean() + 0.3 * cross)
+    torch.testing.assert_close(
+        got["loss"], (b["image"] - 0.4)[inside].square().mean() + 0.3 * cross
+    )
     torch.testing.assert_close(model.net.seen[:, :1], changed, rtol=0, atol=0)
     told, alpha = model.net.seen[:, 1], severity.amax((1, 2, 3))
     assert (told == told[:, :1, :1]).all()
     hit = alpha > 0
     torch.testing.assert_close(told[hit, 0, 0], alpha[hit])
     assert (~hit).any() and ((told[~hit, 0, 0] >= 0.05) & (told[~hit, 0, 0] <= 0.95)).all()
-    for bad in ({"kinds": []}, {"kinds": ["cut"]}, {"share": 1.2}, {"severities": []}, {"severities": [2.0]}):
+    for bad in (
+        {"kinds": []},
+        {"kinds": ["cut"]},
+        {"share": 1.2},
+        {"severities": []},
+        {"severities": [2.0]},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             create_model("restore", width=8, **bad)
 
@@ -363,9 +479,13 @@ def test_the_restoration_is_told_the_severity_and_held_to_clean_slice_and_severi
 @pytest.mark.parametrize("kind", ["restoration", "severity", "product"])
 def test_each_map_is_the_mean_over_the_assumed_severities(kind):
     model, b = create_model("restore", width=8, severities=(0.2, 0.6), map=kind), batch(3)
-    model.net = Fixed(lambda x: torch.cat([x[:, :1] - x[:, 1:], 3 * x[:, 1:]], 1))  # takes off the severity it is told
+    model.net = Fixed(
+        lambda x: torch.cat([x[:, :1] - x[:, 1:], 3 * x[:, 1:]], 1)
+    )  # takes off the severity it is told
     restoration, severity = torch.tensor(0.4), torch.tensor([0.6, 1.8]).sigmoid().mean()
-    want = {"restoration": restoration, "severity": severity, "product": restoration * severity}[kind]
+    want = {"restoration": restoration, "severity": severity, "product": restoration * severity}[
+        kind
+    ]
     torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), want * b["mask"])
 
 
@@ -384,7 +504,11 @@ def anatomy(n, seed):
 @pytest.fixture(scope="module", params=["dae", "restore"])
 def brief(request):
     torch.manual_seed(0)
-    model = create_model(request.param, width=8, **({"kinds": ["foreign", "intensity"]} if request.param == "restore" else {}))
+    model = create_model(
+        request.param,
+        width=8,
+        **({"kinds": ["foreign", "intensity"]} if request.param == "restore" else {}),
+    )
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(160):
         optimizer.zero_grad()

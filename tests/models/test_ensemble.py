@@ -29,7 +29,13 @@ def healthy(n=40, side=32):
     torch.manual_seed(0)
     mask = torch.ones(n, 1, side, side)
     mask[..., :4] = 0
-    return [{"image": torch.rand(n, 1, side, side) ** 2 * mask, "mask": mask, "z": torch.zeros(n, dtype=torch.long)}]
+    return [
+        {
+            "image": torch.rand(n, 1, side, side) ** 2 * mask,
+            "mask": mask,
+            "z": torch.zeros(n, dtype=torch.long),
+        }
+    ]
 
 
 def test_the_map_is_the_mean_logarithm_of_counted_tails():
@@ -42,10 +48,17 @@ def test_the_map_is_the_mean_logarithm_of_counted_tails():
     for v, got in list(zip(x.numpy().ravel(), found, strict=True))[:200]:
         tail = (values >= v).mean()
         if tail > 2e-3:
-            assert got == pytest.approx(-np.log10(tail), abs=0.06)  # knots are a fortieth of a decade apart
+            assert got == pytest.approx(
+                -np.log10(tail), abs=0.06
+            )  # knots are a fortieth of a decade apart
     one = Ensemble([Scaled(1.0)], [(32, 32)])
     one.fit_reference(batches)
-    torch.testing.assert_close(one.anomaly_map(x, torch.ones_like(x)), model.anomaly_map(x, torch.ones_like(x)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        one.anomaly_map(x, torch.ones_like(x)),
+        model.anomaly_map(x, torch.ones_like(x)),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_it_rises_with_the_value_and_does_not_end_at_the_highest_healthy_one():
@@ -69,7 +82,12 @@ def test_members_see_their_own_resolution():
     model = Ensemble([Watching(1.0), Watching(1.0)], [(32, 32), (16, 8)])
     model.fit_reference(healthy(4))
     assert seen == [(32, 32), (16, 8)]
-    assert model.anomaly_map(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32)).shape == (2, 1, 32, 32)
+    assert model.anomaly_map(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32)).shape == (
+        2,
+        1,
+        32,
+        32,
+    )
 
 
 def test_a_long_sample_is_thinned_evenly(monkeypatch):
@@ -89,9 +107,25 @@ def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, 
 
     from pipelines.detect.run import load_run
 
-    arguments = ["--data", data, "--protocol", "kfold", "--folds", 3, "--repeats", 1, "--out", tmp_path]
+    arguments = [
+        "--data",
+        data,
+        "--protocol",
+        "kfold",
+        "--folds",
+        3,
+        "--repeats",
+        1,
+        "--out",
+        tmp_path,
+    ]
     arguments += ["--models", "zero intensity ensemble"]
-    arguments += ["all.image_size=[32,32]", "all.loop.loader_workers=0", "intensity.model.mode=value", "intensity.model.tail=bright"]
+    arguments += [
+        "all.image_size=[32,32]",
+        "all.loop.loader_workers=0",
+        "intensity.model.mode=value",
+        "intensity.model.tail=bright",
+    ]
     arguments += ["zero.image_size=[16,16]", "ensemble.model.members=[zero,intensity]"]
     assert run("compare", *arguments) == 0
     comparison = json.loads((tmp_path / "heads_comparison.json").read_text())
@@ -113,6 +147,31 @@ def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, 
     ],
 )
 def test_what_it_cannot_be_made_of(data, tmp_path, capsys, settings, sentence):  # noqa: F811
-    assert run("train", "--model", "zero", "--data", data, "--out", tmp_path / "zero", "image_size=[32,32]") == 0
-    assert run("train", "--model", "ensemble", "--data", data, "--out", tmp_path / "e", "image_size=[32,32]", *settings) == 2
+    assert (
+        run(
+            "train",
+            "--model",
+            "zero",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "zero",
+            "image_size=[32,32]",
+        )
+        == 0
+    )
+    assert (
+        run(
+            "train",
+            "--model",
+            "ensemble",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "e",
+            "image_size=[32,32]",
+            *settings,
+        )
+        == 2
+    )
     assert sentence in capsys.readouterr().err

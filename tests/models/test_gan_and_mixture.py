@@ -21,7 +21,9 @@ def batch(n=8, seed=0):
 
 def gan(**arguments):
     torch.manual_seed(0)
-    return create_model("f_anogan", **({"channels": (4, 8), "latent": 6, "image_size": SIDE} | arguments))
+    return create_model(
+        "f_anogan", **({"channels": (4, 8), "latent": 6, "image_size": SIDE} | arguments)
+    )
 
 
 class Always(torch.nn.Module):
@@ -88,7 +90,9 @@ def test_the_gradient_penalty_of_a_linear_critic_is_known():
     weights = torch.randn(1, *SIDE)
     model.judge = lambda x: (x * weights).flatten(1).sum(1)
     want = (weights.norm() - 1).square()
-    torch.testing.assert_close(gradient_penalty(model.judge, b["image"], 1 - b["image"], b["seed"]), want)
+    torch.testing.assert_close(
+        gradient_penalty(model.judge, b["image"], 1 - b["image"], b["seed"]), want
+    )
     torch.testing.assert_close(gradient_penalty(model.judge, b["image"], 1 - b["image"]), want)
 
 
@@ -100,7 +104,9 @@ def test_the_critic_loss_is_the_wasserstein_distance_and_the_penalty():
     penalty = gradient_penalty(model.judge, b["image"], fake, b["seed"])
     torch.testing.assert_close(got["loss"], -distance + 7 * penalty)
     with torch.no_grad():
-        torch.testing.assert_close(model.critic_loss(b)["loss"], -distance)  # validation has no gradients
+        torch.testing.assert_close(
+            model.critic_loss(b)["loss"], -distance
+        )  # validation has no gradients
 
 
 def test_a_collapsed_generator_shows_in_the_diversity(monkeypatch):
@@ -120,12 +126,16 @@ def test_generated_slices_are_the_same_at_every_call():
 def test_two_channels_and_another_size():
     model = gan(in_channels=2, image_size=(32, 16)).eval()
     x = torch.rand(2, 2, 32, 16)
-    assert model.reconstruct(x).shape == x.shape and model.anomaly_map(x, torch.ones(2, 1, 32, 16)).shape == (2, 1, 32, 16)
+    assert model.reconstruct(x).shape == x.shape and model.anomaly_map(
+        x, torch.ones(2, 1, 32, 16)
+    ).shape == (2, 1, 32, 16)
 
 
 def mixture(**arguments):
     torch.manual_seed(0)
-    return create_model("dagmm", **({"channels": (4, 8), "code": 3, "image_size": SIDE} | arguments))
+    return create_model(
+        "dagmm", **({"channels": (4, 8), "code": 3, "image_size": SIDE} | arguments)
+    )
 
 
 def random_mixture(seed=0, k=3, n=5):
@@ -139,14 +149,19 @@ def test_the_energy_is_scipy_s_mixture_log_density():
     phi, mu, covariance = random_mixture()
     points = np.random.default_rng(1).normal(size=(20, 5)) * 2
     got = mixture(jitter=0.0).energy(*(torch.tensor(v) for v in (points, phi, mu, covariance)))
-    logs = [np.log(p) + multivariate_normal(m, c).logpdf(points) for p, m, c in zip(phi, mu, covariance, strict=True)]
+    logs = [
+        np.log(p) + multivariate_normal(m, c).logpdf(points)
+        for p, m, c in zip(phi, mu, covariance, strict=True)
+    ]
     np.testing.assert_allclose(got.numpy(), -logsumexp(logs, axis=0), rtol=1e-9)
 
 
 def test_the_energy_stays_finite_far_away_and_for_singular_covariances():
     phi, mu, covariance = random_mixture()
     far = torch.full((2, 5), 1e4, dtype=torch.float64)
-    assert torch.isfinite(mixture().energy(far, *(torch.tensor(v) for v in (phi, mu, covariance)))).all()
+    assert torch.isfinite(
+        mixture().energy(far, *(torch.tensor(v) for v in (phi, mu, covariance)))
+    ).all()
     flat = torch.zeros(3, 5, 5, dtype=torch.float64)
     energy = mixture().energy(far, torch.tensor(phi), torch.tensor(mu), flat)
     assert torch.isfinite(energy).all() and (energy > 1e6).all()
@@ -167,7 +182,11 @@ def test_features_hold_code_relative_error_and_cosine():
     model, b = mixture().eval(), batch()
     features, rebuilt = model.features(b["image"])
     x, y = (v.flatten(1).detach().numpy() for v in (b["image"], rebuilt))
-    np.testing.assert_allclose(features[:, -2].detach(), np.linalg.norm(x - y, axis=1) / np.linalg.norm(x, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        features[:, -2].detach(),
+        np.linalg.norm(x - y, axis=1) / np.linalg.norm(x, axis=1),
+        rtol=1e-4,
+    )
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     np.testing.assert_allclose(features[:, -1].detach(), cosine, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(features[:, :-2], model.encoder(b["image"]))

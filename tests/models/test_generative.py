@@ -27,7 +27,15 @@ def batch(n=4, seed=0, channels=1):
 
 def tokenizer(**arguments):
     torch.manual_seed(0)
-    small = {"channels": (4, 8), "codes": 12, "embedding": 5, "width": 16, "depth": 2, "heads": 2, "image_size": SIDE}
+    small = {
+        "channels": (4, 8),
+        "codes": 12,
+        "embedding": 5,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "image_size": SIDE,
+    }
     return create_model("vqvae_transformer", **(small | arguments))
 
 
@@ -58,8 +66,12 @@ def test_the_vqvae_loss_is_error_and_commitment():
     places = torch.tensor(chosen).reshape(4, 4, 6, 5).permute(0, 3, 1, 2)
     error = np.abs(model.vqvae.decode(places).detach().numpy() - b["image"].numpy()).mean()
     got = model.vqvae_loss(b)
-    assert float(got["commitment"].detach()) == pytest.approx(0.4 * np.square(flat - chosen).mean(), rel=1e-5)
-    assert float(got["loss"].detach()) == pytest.approx(error + 0.4 * np.square(flat - chosen).mean(), rel=1e-5)
+    assert float(got["commitment"].detach()) == pytest.approx(
+        0.4 * np.square(flat - chosen).mean(), rel=1e-5
+    )
+    assert float(got["loss"].detach()) == pytest.approx(
+        error + 0.4 * np.square(flat - chosen).mean(), rel=1e-5
+    )
     used = np.bincount(nearest(flat, codebook), minlength=12) / len(flat)
     assert float(got["perplexity"]) == pytest.approx(math.exp(stats.entropy(used)), rel=1e-5)
 
@@ -92,7 +104,9 @@ def test_the_codebook_moves_to_the_running_means_that_minimise_its_own_term():
     for k in range(12):  # starts as if one vector had chosen each entry
         members = z[index == k]
         want = (0.9 * before[k] + 0.1 * members.sum(0)) / (0.9 + 0.1 * len(members))
-        np.testing.assert_allclose(quantizer(slow).embedding.weight[k].numpy(), want, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            quantizer(slow).embedding.weight[k].numpy(), want, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_the_codebook_moves_in_training_mode_alone_and_no_gradient_reaches_it():
@@ -103,7 +117,10 @@ def test_the_codebook_moves_in_training_mode_alone_and_no_gradient_reaches_it():
     model.eval().anomaly_map(b["image"], b["mask"])
     assert torch.equal(quantizer(model).embedding.weight, start)
     model.train().vqvae_loss(b)["loss"].backward()
-    assert not torch.equal(quantizer(model).embedding.weight, start) and quantizer(model).embedding.weight.grad is None
+    assert (
+        not torch.equal(quantizer(model).embedding.weight, start)
+        and quantizer(model).embedding.weight.grad is None
+    )
 
 
 def test_the_second_stage_leaves_the_vqvae_as_it_is():
@@ -116,7 +133,9 @@ def test_the_second_stage_leaves_the_vqvae_as_it_is():
         optimizer.zero_grad()
         update.loss(batch(seed=step))["loss"].backward()
         optimizer.step()
-    changed = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    changed = {
+        k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])
+    }
     assert changed == {"transformer"}
 
 
@@ -160,18 +179,31 @@ def test_two_processes_learn_the_codebook_that_one_does(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     (tmp_path / "script.py").write_text(SCRIPT)
     weights = []
     for world in (1, 2):
-        command = [sys.executable, str(tmp_path / "script.py"), str(world), str(tmp_path / f"{world}.pt")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        command = [
+            sys.executable,
+            str(tmp_path / "script.py"),
+            str(world),
+            str(tmp_path / f"{world}.pt"),
+        ]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         weights.append(torch.load(tmp_path / f"{world}.pt", weights_only=True))
     start = tokenizer().state_dict()["vqvae.quantizer.quantizer.embedding.weight"]
     assert (weights[0]["vqvae.quantizer.quantizer.embedding.weight"] - start).abs().max() > 0.1
     for key, one in weights[0].items():
-        torch.testing.assert_close(weights[1][key], one, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            weights[1][key], one, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 # vqvae_transformer: the likelihood
@@ -218,7 +250,9 @@ def test_the_transformer_learns_the_frequencies_of_the_first_token():
         optimizer.zero_grad()
         model.surprise(tokens).mean().backward()
         optimizer.step()
-    torch.testing.assert_close(model.logits(tokens)[0, 0].softmax(0), torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        model.logits(tokens)[0, 0].softmax(0), torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0
+    )
     assert model.surprise(tokens)[:, 1].max() < 0.1  # the second follows from the first
 
 
@@ -256,7 +290,9 @@ def test_the_threshold_is_the_healthy_quantile_of_the_brain_s_tokens():
     with torch.no_grad():
         surprise = model.on_grid(model.surprise(model.tokens(b["image"])))
     brain = torch.zeros(20, 4, 6, dtype=torch.bool)
-    brain[:, :, :5] = True  # rows 2..13 touch all four squares of 4 pixels, columns 3..19 the first five of six
+    brain[:, :, :5] = (
+        True  # rows 2..13 touch all four squares of 4 pixels, columns 3..19 the first five of six
+    )
     want = np.quantile(surprise[brain].numpy(), 0.9, method="inverted_cdf")
     assert float(model.threshold) == pytest.approx(float(want), rel=1e-6)
     share = float((surprise[brain] > model.threshold).float().mean())
@@ -274,17 +310,26 @@ def test_maps_are_made_of_surprise_residual_and_healed_places(kind):
         surprise = model.surprise(tokens)
         residual = (x - model.reconstruct(x)).abs()
 
-    def at_centres(values):  # interpolation passes through the middle of each square of 4 pixels: mean of the 4 pixels there
+    def at_centres(
+        values,
+    ):  # interpolation passes through the middle of each square of 4 pixels: mean of the 4 pixels there
         return torch.nn.functional.avg_pool2d(values[..., 1:-1, 1:-1], 2, 4)[:, 0]
 
     inside = at_centres(mask) == 1
     grid = model.on_grid(surprise)
     if kind == "likelihood":
-        torch.testing.assert_close(at_centres(got)[inside], _smooth(grid)[inside], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            at_centres(got)[inside], _smooth(grid)[inside], rtol=1e-4, atol=1e-5
+        )
     if kind == "product":
         torch.testing.assert_close(got, residual * _interpolated(grid) * mask, rtol=1e-4, atol=1e-5)
     if kind == "healing":
-        torch.testing.assert_close(got, residual * _interpolated((grid > model.threshold).float()) * mask, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            got,
+            residual * _interpolated((grid > model.threshold).float()) * mask,
+            rtol=1e-4,
+            atol=1e-5,
+        )
         assert 0 < (got > 0).float().mean() < mask.mean()  # only where tokens were healed
     assert (got >= 0).all()
 
@@ -296,7 +341,9 @@ def _interpolated(grid):
     rows, columns = (np.clip(np.arange(n) + 0.5, 2, n - 2) for n in SIDE)
     at = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
     centres = [np.arange(n // 4) * 4 + 2.0 for n in SIDE]
-    return torch.tensor(np.stack([RegularGridInterpolator(centres, g)(at) for g in grid.numpy()])[:, None]).float()
+    return torch.tensor(
+        np.stack([RegularGridInterpolator(centres, g)(at) for g in grid.numpy()])[:, None]
+    ).float()
 
 
 def _smooth(grid):
@@ -310,13 +357,20 @@ def test_the_score_is_the_mean_surprise_of_the_brain():
     with torch.no_grad():
         grid = model.on_grid(model.surprise(model.tokens(b["image"])))
         got = model.score(b["image"], mask)
-    torch.testing.assert_close(got, torch.stack([grid[0, 0, 0], grid[1, :2, 0].mean(), grid[2, 0, :3].mean(), torch.tensor(0.0)]))
+    torch.testing.assert_close(
+        got,
+        torch.stack(
+            [grid[0, 0, 0], grid[1, :2, 0].mean(), grid[2, 0, :3].mean(), torch.tensor(0.0)]
+        ),
+    )
 
 
 def test_two_channels_and_sizes_that_do_not_divide():
     model = tokenizer(in_channels=2).eval()
     b = batch(channels=2)
-    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(b["image"], b["mask"]).shape == (4, 1, *SIDE)
+    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(
+        b["image"], b["mask"]
+    ).shape == (4, 1, *SIDE)
     with pytest.raises(ValueError, match="must be divisible by 4"):
         tokenizer(image_size=(16, 18))
 
@@ -327,7 +381,9 @@ def test_two_channels_and_sizes_that_do_not_divide():
 def ddpm(**arguments):
     torch.manual_seed(0)
     model = create_model("patched_ddpm", **({"channels": (4, 8), "image_size": SIDE} | arguments))
-    for layer in model.net.modules():  # not as near to 0 as training starts, so that the prediction shows what went in
+    for layer in (
+        model.net.modules()
+    ):  # not as near to 0 as training starts, so that the prediction shows what went in
         if isinstance(layer, torch.nn.Conv2d):
             layer.reset_parameters()
     return model
@@ -353,7 +409,9 @@ def test_forward_noising_has_the_closed_form_mean_and_variance(kind):
     noise = smooth_noise((3000, *SIDE), PERIODS[kind], torch.Generator().manual_seed(1))[:, None]
     for t in (0, 300, 999):
         kept = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: t + 1])
-        got = model.noised(x.expand(3000, -1, -1, -1), noise, torch.full((3000,), t), torch.ones(1, 1, *SIDE)).double()
+        got = model.noised(
+            x.expand(3000, -1, -1, -1), noise, torch.full((3000,), t), torch.ones(1, 1, *SIDE)
+        ).double()
         spread = math.sqrt((1 - kept) / 3000)
         assert (got.mean(0) - math.sqrt(kept) * x[0]).abs().max() < 5 * spread + 1e-5
         assert (got.var(0) / (1 - kept) - 1).abs().max() < 5 * math.sqrt(2 / 3000)
@@ -376,7 +434,9 @@ def test_a_bfloat16_slice_does_not_round_the_schedule():
     model.anomaly_map(x, torch.ones(2, 1, *SIDE))
     model.loss({"image": x, "seed": torch.arange(2)})
     model.noised(x, x, torch.tensor([500, 500]), torch.ones(1, 1, *SIDE))
-    assert model.scheduler.alphas_cumprod.dtype == torch.float32 and torch.equal(model.scheduler.alphas_cumprod, before)
+    assert model.scheduler.alphas_cumprod.dtype == torch.float32 and torch.equal(
+        model.scheduler.alphas_cumprod, before
+    )
 
 
 # patched_ddpm: loss and reconstruction
@@ -407,10 +467,18 @@ def test_the_loss_is_the_error_inside_one_patch_of_the_grid():
         rows, columns = np.nonzero(changed[i, 0].numpy())
         corner = rows.min() // 8 * 8, columns.min() // 12 * 12
         inside = x[i, 0, corner[0] : corner[0] + 8, corner[1] : corner[1] + 12]
-        assert changed[i].sum() == 96 and (rows.max(), columns.max()) == (corner[0] + 7, corner[1] + 11)
+        assert changed[i].sum() == 96 and (rows.max(), columns.max()) == (
+            corner[0] + 7,
+            corner[1] + 11,
+        )
         errors.append((corner, inside.abs().mean().item()))
     assert got == pytest.approx(np.mean([e for _, e in errors]), rel=1e-5)
-    assert len({c for c, _ in errors}) == 4 and step.min() < 200 and step.max() > 800 and step.max() < 1000
+    assert (
+        len({c for c, _ in errors}) == 4
+        and step.min() < 200
+        and step.max() > 800
+        and step.max() < 1000
+    )
 
 
 @pytest.mark.parametrize("predict", ["sample", "epsilon"])
@@ -464,7 +532,9 @@ def test_a_patch_is_predicted_from_the_rest_of_the_slice_and_mapped_as_absolute_
         changed[:, :, 12:, 20:] = 1  # in the last patch
         two = model.reconstruct(changed)
         assert (one - two)[:, :, :8, :12].abs().max() > 1e-4
-        torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), (b["image"] - one).abs() * b["mask"])
+        torch.testing.assert_close(
+            model.anomaly_map(b["image"], b["mask"]), (b["image"] - one).abs() * b["mask"]
+        )
 
 
 def test_inference_is_deterministic_and_the_same_for_a_slice_alone():
@@ -474,12 +544,16 @@ def test_inference_is_deterministic_and_the_same_for_a_slice_alone():
         one = model.reconstruct(b["image"])
         torch.manual_seed(2)
         assert torch.equal(one, model.reconstruct(b["image"]))
-        torch.testing.assert_close(one[2:3], model.reconstruct(b["image"][2:3]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            one[2:3], model.reconstruct(b["image"][2:3]), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_training_noise_follows_from_each_slice_s_own_seed():
     model, b = ddpm().eval(), batch()
-    one, two, other = (model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9))
+    one, two, other = (
+        model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9)
+    )
     assert one == two and one != other
     model.net = Predicts(torch.zeros_like)
     model.loss(b)
@@ -503,5 +577,7 @@ def test_settings_that_cannot_be(arguments, message):
 
 def test_two_channels():
     model, b = ddpm(in_channels=2).eval(), batch(channels=2)
-    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(b["image"], b["mask"]).shape == (4, 1, *SIDE)
+    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(
+        b["image"], b["mask"]
+    ).shape == (4, 1, *SIDE)
     assert torch.isfinite(model.loss(b)["loss"])

@@ -36,11 +36,21 @@ def test_mean_and_deviation_are_numpy_s_with_the_prior_as_added_scans(mirror):
     model, image, mask, z = fitted("z", mirror=mirror)
     maps, inside = image.numpy()[:, 0].astype(float), mask.numpy()[:, 0] > 0
     if mirror:
-        maps, inside, z = np.concatenate([maps, maps[:, ::-1]]), np.concatenate([inside, inside[:, ::-1]]), torch.cat([z, z])
+        maps, inside, z = (
+            np.concatenate([maps, maps[:, ::-1]]),
+            np.concatenate([inside, inside[:, ::-1]]),
+            torch.cat([z, z]),
+        )
     overall = maps[inside]
     for place in range(3):
         for x, y in ((5, 6), (16, 20), (10, 4)):
-            seen = np.array([m[x, y] for m, i, own in zip(maps, inside, z, strict=True) if own == place and i[x, y]])
+            seen = np.array(
+                [
+                    m[x, y]
+                    for m, i, own in zip(maps, inside, z, strict=True)
+                    if own == place and i[x, y]
+                ]
+            )
             n = len(seen)
             mean = (seen.sum() + 2 * overall.mean()) / (n + 2)
             deviation = np.sqrt((((seen - mean) ** 2).sum() + 2 * overall.var()) / (n + 2))
@@ -56,8 +66,14 @@ def test_each_kind_is_its_formula_and_never_negative():
         assert (found[kind] >= 0).all() and not found[kind][mask == 0].any()
     seen, mean, deviation = image.numpy()[:, 0], model.mean[z].numpy(), model.deviation[z].numpy()
     inside = mask.numpy()[:, 0] > 0
-    for kind, want in (("difference", seen - mean), ("ratio", seen / mean), ("z", (seen - mean) / deviation)):
-        np.testing.assert_allclose(found[kind].numpy()[:, 0][inside], np.maximum(want, 0)[inside], rtol=1e-5, atol=1e-6)
+    for kind, want in (
+        ("difference", seen - mean),
+        ("ratio", seen / mean),
+        ("z", (seen - mean) / deviation),
+    ):
+        np.testing.assert_allclose(
+            found[kind].numpy()[:, 0][inside], np.maximum(want, 0)[inside], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_residual_is_signed_and_its_tail_counts():
@@ -65,11 +81,17 @@ def test_a_residual_is_signed_and_its_tail_counts():
     for tail in ("bright", "dark", "both"):
         model, image, mask, z = fitted("z", of="residual", tail=tail)
         sides[tail] = model.anomaly_map(image, mask, z)
-    assert torch.equal(sides["bright"] + sides["dark"], sides["both"]) and (sides["dark"] > 0).any() and (sides["bright"] > 0).any()
+    assert (
+        torch.equal(sides["bright"] + sides["dark"], sides["both"])
+        and (sides["dark"] > 0).any()
+        and (sides["bright"] > 0).any()
+    )
     residual = (image - 0.2)[:, 0].numpy()
     z_score = (residual - model.mean[z].numpy()) / model.deviation[z].numpy()
     inside = mask[:, 0].numpy() > 0
-    np.testing.assert_allclose(sides["both"][:, 0].numpy()[inside], np.abs(z_score)[inside], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        sides["both"][:, 0].numpy()[inside], np.abs(z_score)[inside], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_residual_needs_a_reconstruction():
@@ -84,7 +106,9 @@ def test_a_residual_needs_a_reconstruction():
 def test_the_map_is_smoothed_inside_the_brain_before_it_is_compared():
     model, image, mask, z = fitted("difference", smooth=1.5)
     m = mask[:, 0].numpy()
-    blurred = [ndimage.gaussian_filter(v, 1.5, mode="nearest", radius=4) for v in image[:, 0].numpy()]
+    blurred = [
+        ndimage.gaussian_filter(v, 1.5, mode="nearest", radius=4) for v in image[:, 0].numpy()
+    ]
     weight = [ndimage.gaussian_filter(v, 1.5, mode="nearest", radius=4) for v in m]
     want = np.maximum(np.stack(blurred) / np.maximum(weight, 1e-6) - model.mean[z].numpy(), 0) * m
     np.testing.assert_allclose(model.anomaly_map(image, mask, z)[:, 0].numpy(), want, atol=2e-6)
@@ -99,7 +123,9 @@ def test_symmetry_adds_what_the_other_hemisphere_does_not_show(kind):
     before = plain.anomaly_map(image, mask, z)[:, 0].numpy()
     other = np.stack([ndimage.maximum_filter(v[::-1], 5, mode="constant") for v in before])
     want = before + 0.7 * np.maximum(before - other, 0)
-    np.testing.assert_allclose(model.anomaly_map(image, mask, z)[:, 0].numpy(), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        model.anomaly_map(image, mask, z)[:, 0].numpy(), want, rtol=1e-5, atol=1e-6
+    )
     assert (want > before + 1e-3).any()
     even, both = (v + v.flip(2) for v in (image, mask))
     alike = Referenced(Bright(), "none", smooth=1.0, symmetry=5.0, reach=0)
@@ -116,7 +142,9 @@ def test_symmetry_alone_reaches_the_map_of_a_run():
     from pipelines.detect.config import load_run_config
 
     config = load_run_config("intensity", ["reference.symmetry=1"])
-    assert "symmetry" in repr(config.reference) and "symmetry" not in repr(load_run_config("intensity").reference)
+    assert "symmetry" in repr(config.reference) and "symmetry" not in repr(
+        load_run_config("intensity").reference
+    )
     detector = build_detector(config, create_model("intensity"))
     assert isinstance(detector, Referenced) and detector.kind == "none" and detector.symmetry == 1
 
@@ -126,7 +154,9 @@ def test_own_scores_become_their_z_among_healthy_slices_of_about_the_same_height
 
     class Place(Bright):
         def score(self, x, mask, z=None):
-            return x.flatten(1).mean(1) + 5.0 * (z == 9)  # the last slice of a head scores high in everybody
+            return x.flatten(1).mean(1) + 5.0 * (
+                z == 9
+            )  # the last slice of a head scores high in everybody
 
     image, mask = slices(30)
     z = torch.arange(30) % 10
@@ -138,7 +168,9 @@ def test_own_scores_become_their_z_among_healthy_slices_of_about_the_same_height
         mean = np.average(own, weights=weight)
         deviation = np.sqrt(np.average((own - mean) ** 2, weights=weight))
         at = z.numpy() == place
-        np.testing.assert_allclose(model.score(image, mask, z).numpy()[at], (own[at] - mean) / deviation, rtol=1e-4)
+        np.testing.assert_allclose(
+            model.score(image, mask, z).numpy()[at], (own[at] - mean) / deviation, rtol=1e-4
+        )
     other = Referenced(Place(), "z", smooth=0.0, scores=True)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.score(image, mask, z), model.score(image, mask, z))
@@ -171,7 +203,11 @@ def test_held_out_scans_are_not_learned_from(monkeypatch):
     rows = [{"id": f"s{i}-{k}", "subject": f"s{i}"} for i in range(10) for k in range(2)]
     config = load_run_config("cae", ["reference.kind=z", "reference.holdout=0.2"])
     out = held_out(config, rows)
-    assert len(out) == 4 and out == held_out(config, rows[::-1]) and {i.partition("-")[0] for i in out} == {i[:-2] for i in out}
+    assert (
+        len(out) == 4
+        and out == held_out(config, rows[::-1])
+        and {i.partition("-")[0] for i in out} == {i[:-2] for i in out}
+    )
     assert not held_out(load_run_config("cae", ["reference.holdout=0.2"]), rows)
     with pytest.raises(ConfigError, match=r"leaves 0 of 2 training subjects"):
         held_out(config, rows[:4])

@@ -10,7 +10,13 @@ from torch import nn
 
 from models import create_model
 from models.parts.flow import RealNvp
-from models.parts.layers import dropout_passes, gradient_penalty, input_gradient, latent_critic, passes_map
+from models.parts.layers import (
+    dropout_passes,
+    gradient_penalty,
+    input_gradient,
+    latent_critic,
+    passes_map,
+)
 from models.parts.restoration import map_restoration, total_variation
 
 SIDE = (16, 24)
@@ -49,7 +55,9 @@ class Always(nn.Module):
 def test_total_variation_is_numpy_s_sum_of_steps():
     torch.manual_seed(0)
     d = torch.randn(3, 2, 5, 7, dtype=torch.float64)
-    want = [np.abs(np.diff(x, axis=-1)).sum() + np.abs(np.diff(x, axis=-2)).sum() for x in d.numpy()]
+    want = [
+        np.abs(np.diff(x, axis=-1)).sum() + np.abs(np.diff(x, axis=-2)).sum() for x in d.numpy()
+    ]
     np.testing.assert_allclose(total_variation(d, smooth=0), want)
     np.testing.assert_allclose(total_variation(d, smooth=1e-4), want, rtol=1e-3)
     assert total_variation(torch.full((1, 1, 4, 4), 3.0)).item() == 0
@@ -57,7 +65,9 @@ def test_total_variation_is_numpy_s_sum_of_steps():
     step = torch.zeros_like(x)
     step[0, 0, 2, 3] = 1e-6
     slope = float(total_variation(x + step) - total_variation(x - step)) / 2e-6
-    assert input_gradient(x, lambda y: total_variation(y).sum())[0, 0, 2, 3].item() == pytest.approx(slope, abs=1e-6)
+    assert input_gradient(x, lambda y: total_variation(y).sum())[
+        0, 0, 2, 3
+    ].item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_change():
@@ -70,10 +80,19 @@ def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_chang
         steps = np.concatenate([np.diff(x - y, axis=0).ravel(), np.diff(x - y, axis=1).ravel()])
         return ((y - t) ** 2).sum() + rho * (np.sqrt(steps**2 + smooth**2) - smooth).sum()
 
-    best = minimize(objective, x.ravel(), method="L-BFGS-B", options={"maxiter": 5000, "maxfun": 10**6, "ftol": 1e-14, "gtol": 1e-8})
+    best = minimize(
+        objective,
+        x.ravel(),
+        method="L-BFGS-B",
+        options={"maxiter": 5000, "maxfun": 10**6, "ftol": 1e-14, "gtol": 1e-8},
+    )
     goal = torch.tensor(t)[None, None]
     got = map_restoration(
-        torch.tensor(x)[None, None], torch.ones(1, 1, 6, 7), lambda y: -(y - goal).square().flatten(1).sum(1), rho, [(3000, 0.1)]
+        torch.tensor(x)[None, None],
+        torch.ones(1, 1, 6, 7),
+        lambda y: -(y - goal).square().flatten(1).sum(1),
+        rho,
+        [(3000, 0.1)],
     )
     assert objective(got.numpy().ravel()) == pytest.approx(best.fun, rel=1e-4)
     np.testing.assert_allclose(got[0, 0].numpy().ravel(), best.x, atol=5e-3)
@@ -84,7 +103,9 @@ def test_one_step_is_that_of_the_formula_clipped_and_masked():
     b = batch(2)  # seeds what follows
     slope = torch.randn(1, 1, *SIDE) * 80
     slope[0, 0, 5, 5], slope[0, 0, 6, 6] = 5e3, -5e3
-    got = map_restoration(b["image"], b["mask"], lambda y: (y * slope).flatten(1).sum(1), 0.0, [(1, 1e-3)])
+    got = map_restoration(
+        b["image"], b["mask"], lambda y: (y * slope).flatten(1).sum(1), 0.0, [(1, 1e-3)]
+    )
     torch.testing.assert_close(got, b["image"] + 1e-3 * slope.clamp(-100, 100) * b["mask"])
     assert (got - b["image"])[0, 0, 5, 5] == pytest.approx(0.1, rel=1e-5)
 
@@ -93,9 +114,15 @@ def test_one_step_is_that_of_the_formula_clipped_and_masked():
 def test_a_large_rho_leaves_the_slice_as_it_is_and_less_changes_the_larger_it_is(name):
     model, b = make(name, restoration="map").eval(), batch()
     changes = [
-        (map_restoration(b["image"], b["mask"], model.elbo, rho, [(50, 0.1)]) - b["image"]).abs().max().item() for rho in (0, 0.3, 3, 1e6)
+        (map_restoration(b["image"], b["mask"], model.elbo, rho, [(50, 0.1)]) - b["image"])
+        .abs()
+        .max()
+        .item()
+        for rho in (0, 0.3, 3, 1e6)
     ]
-    assert changes[0] > changes[1] > changes[2] > changes[3] and changes[0] > 0.1 and changes[3] < 1e-5
+    assert (
+        changes[0] > changes[1] > changes[2] > changes[3] and changes[0] > 0.1 and changes[3] < 1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [0.01, 5.0])
@@ -119,8 +146,12 @@ def test_restoration_works_in_inference_mode_slice_by_slice_and_at_half_precisio
     restored = map_restoration(b["image"], b["mask"], model.elbo, model.rho, model.schedule)
     torch.testing.assert_close(outside, (b["image"] - restored).abs() * b["mask"])
     with torch.inference_mode():
-        torch.testing.assert_close(model.anomaly_map(b["image"].clone(), b["mask"].clone()), outside)
-        torch.testing.assert_close(model.anomaly_map(b["image"][2:3], b["mask"][2:3]), outside[2:3], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model.anomaly_map(b["image"].clone(), b["mask"].clone()), outside
+        )
+        torch.testing.assert_close(
+            model.anomaly_map(b["image"][2:3], b["mask"][2:3]), outside[2:3], atol=1e-5, rtol=1e-4
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), outside)
         low = model.anomaly_map(b["image"].bfloat16(), b["mask"])
@@ -131,21 +162,28 @@ def test_restoration_works_in_inference_mode_slice_by_slice_and_at_half_precisio
 def test_the_elbo_is_the_loss_with_its_sign_turned():
     for name in ("vae", "gmvae"):
         model, b = make(name, beta=0.4).eval(), batch()
-        torch.testing.assert_close(model.elbo(b["image"]).mean() / (SIDE[0] * SIDE[1]), -model.loss(b)["loss"])
+        torch.testing.assert_close(
+            model.elbo(b["image"]).mean() / (SIDE[0] * SIDE[1]), -model.loss(b)["loss"]
+        )
 
 
 # --- gmvae ---
 
 
 def test_the_terms_of_the_mixture_are_those_of_torch_distributions():
-    model, b = make("gmvae", dim_z=3, dim_w=2, dim_c=5, c_lambda=0.0, beta=0.3).double().eval(), double(batch())
+    model, b = (
+        make("gmvae", dim_z=3, dim_w=2, dim_c=5, c_lambda=0.0, beta=0.3).double().eval(),
+        double(batch()),
+    )
     features = model.encoder(b["image"])
     halves = [v.chunk(2, dim=1) for v in (model.to_z(features), model.to_w(features))]
     z, w = (D.Normal(m, (0.5 * v).exp()) for m, v in halves)
     assert z.mean.shape == (4, 3, 2, 3) and w.mean.shape == (4, 2, 2, 3)
     mean, log = (v.reshape(4, 5, 3, 2, 3) for v in model.prior(w.mean).chunk(2, dim=1))
     parts = D.Normal(mean, (0.5 * log).exp())
-    chosen = D.Categorical(logits=parts.log_prob(z.mean[:, None]).sum(2).movedim(1, -1))  # a uniform p(c) cancels
+    chosen = D.Categorical(
+        logits=parts.log_prob(z.mean[:, None]).sum(2).movedim(1, -1)
+    )  # a uniform p(c) cancels
     apart = D.kl_divergence(D.Normal(z.mean[:, None], z.stddev[:, None]), parts).sum(2)
     want = {
         "squared_error": (model.decoder(z.mean) - b["image"]).square().sum((1, 2, 3)),
@@ -174,19 +212,32 @@ def test_one_component_at_the_standard_normal_makes_it_a_vae():
         nn.init.zeros_(p)
     terms = model.terms(b["image"])
     z = D.Normal(
-        *(f(v) for f, v in zip((lambda m: m, lambda v: (0.5 * v).exp()), model.to_z(model.encoder(b["image"])).chunk(2, 1), strict=True))
+        *(
+            f(v)
+            for f, v in zip(
+                (lambda m: m, lambda v: (0.5 * v).exp()),
+                model.to_z(model.encoder(b["image"])).chunk(2, 1),
+                strict=True,
+            )
+        )
     )
-    torch.testing.assert_close(terms["z"], D.kl_divergence(z, D.Normal(torch.zeros_like(z.mean), 1)).sum((1, 2, 3)))
+    torch.testing.assert_close(
+        terms["z"], D.kl_divergence(z, D.Normal(torch.zeros_like(z.mean), 1)).sum((1, 2, 3))
+    )
     assert terms["c"].abs().max() == 0
 
 
 def test_gmvae_samples_in_training_alone_and_from_each_slice_s_own_seed():
     model, b = make("gmvae").train(), batch()
-    one, two, other = (model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9))
+    one, two, other = (
+        model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9)
+    )
     assert one == two and one != other
     model.eval()
     assert model.loss(b)["loss"] == model.loss(b | {"seed": b["seed"] + 9})["loss"]
-    torch.testing.assert_close(model.reconstruct(b["image"]), model.decoder(model.to_z(model.encoder(b["image"]))[:, :1]))
+    torch.testing.assert_close(
+        model.reconstruct(b["image"]), model.decoder(model.to_z(model.encoder(b["image"]))[:, :1])
+    )
 
 
 # --- adversarial autoencoders ---
@@ -215,7 +266,10 @@ def test_the_constraint_is_the_distance_of_both_codes_and_0_for_a_perfect_recons
     plain, held = twins(rho=0.7)
     b = batch()
     plain.eval(), held.eval()
-    code, again = (held.encoder(x).flatten(1).detach().numpy() for x in (b["image"], held.reconstruct(b["image"])))
+    code, again = (
+        held.encoder(x).flatten(1).detach().numpy()
+        for x in (b["image"], held.reconstruct(b["image"]))
+    )
     want = ((code - again) ** 2).sum(1).mean() / (SIDE[0] * SIDE[1])
     got = held.loss(b)
     assert got["constraint"].item() == pytest.approx(want, rel=1e-4)
@@ -248,7 +302,12 @@ def test_the_latent_critic_compares_normal_numbers_with_codes():
     model, b = make("aae", latent=6, penalty=7.0).eval(), batch()
     code = model.encoder(b["image"]).detach()
     assert code.shape == (4, 6, 1, 1)
-    normal = torch.stack([torch.randn(6, 1, 1, generator=torch.Generator().manual_seed(int(s) * 1_000_003 + 3)) for s in b["seed"]])
+    normal = torch.stack(
+        [
+            torch.randn(6, 1, 1, generator=torch.Generator().manual_seed(int(s) * 1_000_003 + 3))
+            for s in b["seed"]
+        ]
+    )
     distance = model.critic(normal).mean() - model.critic(code).mean()
     penalty = gradient_penalty(model.critic, normal, code, b["seed"])
     torch.testing.assert_close(model.critic_loss(b)["loss"], -distance + 7 * penalty)
@@ -260,24 +319,35 @@ def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Flatten(), nn.Linear(5, 1, bias=False))
     real, fake = torch.randn(8, 5, 1, 1), torch.randn(8, 5, 1, 1)
-    torch.testing.assert_close(gradient_penalty(critic, real, fake, torch.arange(8)), (critic[1].weight.norm() - 1).square())
+    torch.testing.assert_close(
+        gradient_penalty(critic, real, fake, torch.arange(8)),
+        (critic[1].weight.norm() - 1).square(),
+    )
     assert latent_critic(5)(real).shape == (8, 1)
 
 
 def test_codes_of_an_adversarial_autoencoder_become_normal():
     """Wasserstein distance of each code number to N(0, 1), by scipy, with and without the critic's say."""
-    x = torch.rand(64, 2, 1, 1, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2).repeat_interleave(8, 3)
+    x = (
+        torch.rand(64, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+        .repeat_interleave(4, 2)
+        .repeat_interleave(8, 3)
+    )
     x = torch.cat([x[:, :1], x[:, 1:]], dim=2)  # two grey levels, one over the other
     normal, distances = np.random.default_rng(0).normal(size=2000), []
     for weight in (0.0, 10.0):
-        model = make("aae", channels=(8,), image_size=(8, 8), latent=2, adversarial=weight, n_critic=3).train()
+        model = make(
+            "aae", channels=(8,), image_size=(8, 8), latent=2, adversarial=weight, n_critic=3
+        ).train()
         updates = model.updates("train")
         optimizers = [torch.optim.Adam(list(u.parameters), 2e-3, betas=(0.5, 0.9)) for u in updates]
         for step in range(450):
             for update, optimizer in zip(updates, optimizers, strict=True):
                 if step % update.every == 0:
                     optimizer.zero_grad()
-                    update.loss({"image": x, "seed": torch.arange(64) + 64 * step})["loss"].backward()
+                    update.loss({"image": x, "seed": torch.arange(64) + 64 * step})[
+                        "loss"
+                    ].backward()
                     optimizer.step()
         code = model.encoder(x).flatten(1).detach().numpy()
         distances.append(np.mean([wasserstein_distance(column, normal) for column in code.T]))
@@ -291,8 +361,12 @@ def test_the_loss_of_ano_vae_gan_is_laplace_likelihood_kl_and_critic():
     model, b = make("ano_vae_gan", beta=0.6, adversarial=0.4).double().eval(), double(batch())
     mean, log_variance = model.encode(b["image"])
     rebuilt = model.decoder(mean)
-    log_p = D.Laplace(rebuilt, 1).log_prob(b["image"]).sum((1, 2, 3)) + SIDE[0] * SIDE[1] * np.log(2)
-    kl = D.kl_divergence(D.Normal(mean, (0.5 * log_variance).exp()), D.Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3))
+    log_p = D.Laplace(rebuilt, 1).log_prob(b["image"]).sum((1, 2, 3)) + SIDE[0] * SIDE[1] * np.log(
+        2
+    )
+    kl = D.kl_divergence(
+        D.Normal(mean, (0.5 * log_variance).exp()), D.Normal(torch.zeros_like(mean), 1)
+    ).sum((1, 2, 3))
     want = (-log_p + 0.6 * kl - 0.4 * model.critic(rebuilt).flatten()).mean() / (SIDE[0] * SIDE[1])
     torch.testing.assert_close(model.loss(b)["loss"], want)
 
@@ -304,7 +378,10 @@ def test_the_critic_of_ano_vae_gan_holds_slices_for_real_and_reconstructions_for
     penalty = gradient_penalty(model.critic, b["image"], rebuilt, b["seed"])
     torch.testing.assert_close(model.critic_loss(b)["loss"], -distance + 7 * penalty)
     model.train()
-    assert model.critic_loss(b)["distance"] != model.critic_loss(b | {"seed": b["seed"] + 9})["distance"]  # a drawn latent
+    assert (
+        model.critic_loss(b)["distance"]
+        != model.critic_loss(b | {"seed": b["seed"] + 9})["distance"]
+    )  # a drawn latent
 
 
 # --- dropout at inference ---
@@ -329,17 +406,29 @@ def test_maps_of_passes_are_numpy_s_mean_and_standard_deviation():
     residual, spread = np.abs(x.numpy() - drawn.numpy()).mean(0), drawn.numpy().std(0)
     np.testing.assert_allclose(passes_map(x, drawn, "residual")[:, 0], residual.mean(1), rtol=1e-5)
     np.testing.assert_allclose(passes_map(x, drawn, "uncertainty")[:, 0], spread.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(passes_map(x, drawn, "normalised")[:, 0], (residual / (spread + 0.01)).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        passes_map(x, drawn, "normalised")[:, 0], (residual / (spread + 0.01)).mean(1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["residual", "uncertainty", "normalised"])
 def test_the_map_of_passes_is_deterministic_and_slice_by_slice(kind):
     model, b = make("vae", dropout=0.3, passes=4, map=kind).eval(), batch()
     with torch.inference_mode():
-        one, two = model.anomaly_map(b["image"], b["mask"]), model.anomaly_map(b["image"], b["mask"])
-        torch.testing.assert_close(model.anomaly_map(b["image"][1:2], b["mask"][1:2]), one[1:2], atol=1e-5, rtol=1e-4)
+        one, two = (
+            model.anomaly_map(b["image"], b["mask"]),
+            model.anomaly_map(b["image"], b["mask"]),
+        )
+        torch.testing.assert_close(
+            model.anomaly_map(b["image"][1:2], b["mask"][1:2]), one[1:2], atol=1e-5, rtol=1e-4
+        )
         drawn = dropout_passes(model, lambda: model.reconstruct(b["image"]), 4)
-    assert torch.equal(one, two) and (one >= 0).all() and one.max() > 0 and one[b["mask"] == 0].abs().max() == 0
+    assert (
+        torch.equal(one, two)
+        and (one >= 0).all()
+        and one.max() > 0
+        and one[b["mask"] == 0].abs().max() == 0
+    )
     assert (drawn.std(0) > 0).any()
     torch.testing.assert_close(one, passes_map(b["image"], drawn, kind) * b["mask"])
 
@@ -349,7 +438,9 @@ def test_without_dropout_passes_agree():
     assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0
     plain = make("vae").eval()
     model.map = "residual"
-    torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), plain.anomaly_map(b["image"], b["mask"]))
+    torch.testing.assert_close(
+        model.anomaly_map(b["image"], b["mask"]), plain.anomaly_map(b["image"], b["mask"])
+    )
 
 
 def test_options_that_exclude_each_other_are_refused():

@@ -31,7 +31,9 @@ def test_four_quarter_turns_are_none_and_shifts_move_by_an_eighth():
     turned = x
     for _ in range(4):
         turned = turn_and_shift(turned, same(n, 1), same(n, 0), same(n, 0))
-    assert torch.equal(turned, x) and not torch.equal(turn_and_shift(x, same(n, 1), same(n, 0), same(n, 0)), x)
+    assert torch.equal(turned, x) and not torch.equal(
+        turn_and_shift(x, same(n, 1), same(n, 0), same(n, 0)), x
+    )
     moved = turn_and_shift(x, same(n, 0), same(n, 1), same(n, -1))
     want = torch.zeros_like(x)
     want[:, :, 2:, :-2] = x[:, :, :-2, 2:]
@@ -43,7 +45,9 @@ def test_four_quarter_turns_are_none_and_shifts_move_by_an_eighth():
 def test_labels_come_from_each_slice_s_seed_and_cover_all_classes():
     b = {"image": torch.zeros(400, 1, 8, 8), "seed": torch.arange(400)}
     labels = _draw(b)
-    assert torch.equal(labels, _draw(b)) and torch.equal(labels[5:9], _draw({k: v[5:9] for k, v in b.items()}))
+    assert torch.equal(labels, _draw(b)) and torch.equal(
+        labels[5:9], _draw({k: v[5:9] for k, v in b.items()})
+    )
     for column, classes in enumerate((4, 3, 3)):
         counts = labels[:, column].bincount(minlength=classes)
         assert len(counts) == classes and counts.min() > 0.6 * 400 / classes
@@ -55,9 +59,16 @@ def test_the_loss_is_cross_entropy_plus_epsilon_times_the_vae_s():
     labels = _draw(b)
     x = turn_and_shift(b["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
     features, mean, log_variance = model.encode(x)
-    entropy = sum(F.cross_entropy(logits, labels[:, i]) for i, logits in enumerate(model.logits(features)))
+    entropy = sum(
+        F.cross_entropy(logits, labels[:, i]) for i, logits in enumerate(model.logits(features))
+    )
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1).mean()
+    kl = (
+        torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+        .flatten(1)
+        .sum(1)
+        .mean()
+    )
     rec = ((model.decoder(mean) - x).square().flatten(1).sum(1).mean() + 0.5 * kl) / 256
     torch.testing.assert_close(got["classification"], entropy)
     torch.testing.assert_close(got["loss"], entropy + 30 * rec)
@@ -76,11 +87,18 @@ def test_the_score_falls_as_the_probability_of_the_truth_rises(monkeypatch):
         def logits(features, trial=trial, sure=sure):
             turns, across, along = next(trial)
             truth = (turns, across + 1, along + 1)
-            return tuple(sure * F.one_hot(same(len(features), t), n).float() for t, n in zip(truth, (4, 3, 3), strict=True))
+            return tuple(
+                sure * F.one_hot(same(len(features), t), n).float()
+                for t, n in zip(truth, (4, 3, 3), strict=True)
+            )
 
         monkeypatch.setattr(model, "logits", logits)
         scores.append(model.score(b["image"], b["mask"])[0].item())
-    assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(1) and scores[-1] == pytest.approx(0)
+    assert (
+        scores == sorted(scores, reverse=True)
+        and scores[0] == pytest.approx(1)
+        and scores[-1] == pytest.approx(0)
+    )
     assert scores[2] == pytest.approx((3 / 4 + 2 / 3 + 2 / 3) / 3)  # guessing
 
 
@@ -99,4 +117,7 @@ def test_lam_weighs_the_two_scores_and_the_residual_is_scaled_by_healthy_slices(
 def test_pretraining_leaves_the_heads_alone():
     model = make()
     moved = {id(p) for p in model.updates("pretrain")[0].parameters}
-    assert not moved & {id(p) for p in model.heads.parameters()} and len(moved) == len(list(model.parameters())) - 2
+    assert (
+        not moved & {id(p) for p in model.heads.parameters()}
+        and len(moved) == len(list(model.parameters())) - 2
+    )

@@ -38,7 +38,9 @@ def test_it_learns_and_its_map_looks_where_the_lesion_is():
         optimizer.zero_grad()
         model.loss(b)["loss"].backward()
         optimizer.step()
-    for m in model.modules():  # batch statistics of these slices, as a longer training would have them
+    for (
+        m
+    ) in model.modules():  # batch statistics of these slices, as a longer training would have them
         if isinstance(m, torch.nn.BatchNorm2d):
             m.momentum = None
             m.reset_running_stats()

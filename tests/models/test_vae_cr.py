@@ -18,9 +18,18 @@ def small(**arguments):
 
 def test_kl_against_torch_distributions_and_zero_only_at_the_prior():
     torch.manual_seed(0)
-    mean, log_variance = torch.randn(3, 4, 2, 2, dtype=torch.float64), torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    mean, log_variance = (
+        torch.randn(3, 4, 2, 2, dtype=torch.float64),
+        torch.randn(3, 4, 2, 2, dtype=torch.float64),
+    )
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    want = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros_like(mean), 1)).flatten(1).sum(1)
+    want = (
+        torch.distributions.kl_divergence(
+            normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
+        )
+        .flatten(1)
+        .sum(1)
+    )
     torch.testing.assert_close(kl_divergence(mean, log_variance), want)
     zero = torch.zeros(1, 2, 2, 2)
     assert kl_divergence(zero, zero) == 0
@@ -44,7 +53,9 @@ def test_swapped_patches_keep_the_histogram_and_move_two_blocks():
     seeds = torch.arange(6)
     out = swap_patches(image, mask, 0.125, seeds)
     for a, b in zip(image, out, strict=True):
-        torch.testing.assert_close(a.flatten().sort().values, b.flatten().sort().values, rtol=0, atol=0)
+        torch.testing.assert_close(
+            a.flatten().sort().values, b.flatten().sort().values, rtol=0, atol=0
+        )
         assert 0 < (a != b).sum() <= 2 * 5 * 6  # two patches of 40/8 x 48/8
     torch.testing.assert_close(out, swap_patches(image, mask, 0.125, seeds))
     assert (out != swap_patches(image, mask, 0.125, seeds + 1)).any()
@@ -92,13 +103,22 @@ def test_seeded_noise_does_not_depend_on_the_batch():
 
 def test_the_network_is_the_one_of_the_thesis():
     model = create_model("vae_cr")
-    convolutions = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (4, 4)]
+    convolutions = [
+        m
+        for m in model.encoder.modules()
+        if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (4, 4)
+    ]
     assert [c.out_channels for c in convolutions] == [16, 32, 64, 128, 256, 512]
     assert all(c.stride == (2, 2) and c.padding == (1, 1) for c in convolutions)
     back = [m for m in model.decoder.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
-    assert len(back) == 6 and all(c.kernel_size == (4, 4) and c.stride == (2, 2) and c.padding == (1, 1) for c in back)
+    assert len(back) == 6 and all(
+        c.kernel_size == (4, 4) and c.stride == (2, 2) and c.padding == (1, 1) for c in back
+    )
     slopes = {m.negative_slope for m in model.modules() if isinstance(m, torch.nn.LeakyReLU)}
-    assert slopes == {0.1} and sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.encoder.modules()) == 6
+    assert (
+        slopes == {0.1}
+        and sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.encoder.modules()) == 6
+    )
     mean, log_variance = model.eval().encode(torch.rand(1, 1, 128, 128))
     assert mean.shape == log_variance.shape == (1, 256, 2, 2)
 
@@ -113,9 +133,15 @@ def test_inference_uses_the_mean_and_training_samples():
         torch.testing.assert_close(model.reconstruct(x), model.decoder(mean), rtol=0, atol=0)
         mask = torch.ones(4, 1, 32, 32)
         batch = {"image": x, "mask": mask, "seed": seeds}
-        assert model.vae_loss(batch)["squared_error"] == model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
+        assert (
+            model.vae_loss(batch)["squared_error"]
+            == model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
+        )
         model.train()
-        assert model.vae_loss(batch)["squared_error"] != model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
+        assert (
+            model.vae_loss(batch)["squared_error"]
+            != model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
+        )
 
 
 def test_finetune_loss_is_squared_error_plus_beta_kl_per_pixel():

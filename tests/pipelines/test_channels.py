@@ -28,7 +28,12 @@ from preprocessing.tables import read_scans
 from tests.conftest import QUICK
 from tests.pipelines.test_pipeline import TINY, run
 
-PLAN = [("train", "healthy", 1), ("val", "healthy", 201), ("test", "healthy", 301), ("test", "abnormal", 401)]
+PLAN = [
+    ("train", "healthy", 1),
+    ("val", "healthy", 201),
+    ("test", "healthy", 301),
+    ("test", "abnormal", 401),
+]
 RECIPE = ["brain=none", *QUICK]
 ALIGNED = "sub-301"  # its FLAIR lies on the T1's own grid
 
@@ -37,7 +42,9 @@ def displacement(index, centre):
     """A rigid motion of the head between two sequences, drawn: 3 to 8 degrees, 4 to 12 mm; map from first to second mm."""
     rng = np.random.default_rng(index)
     motion = np.eye(4)
-    motion[:3, :3] = Rotation.from_rotvec(np.deg2rad(rng.uniform(3, 8)) * np.array([0.6, -0.48, 0.64])).as_matrix()
+    motion[:3, :3] = Rotation.from_rotvec(
+        np.deg2rad(rng.uniform(3, 8)) * np.array([0.6, -0.48, 0.64])
+    ).as_matrix()
     motion[:3, 3] = centre - motion[:3, :3] @ centre + rng.uniform(2.5, 7, 3) * [1, -1, 1]
     return motion
 
@@ -45,7 +52,9 @@ def displacement(index, centre):
 def other_contrast(t1, inside):
     """The same anatomy as FLAIR shows it: fluid dark, grey matter brighter than white; in other units."""
     value = t1 / np.percentile(t1[inside], 95)
-    return np.where(inside, 3000 * np.interp(value, [0, 0.35, 0.7, 1, 1.5], [0.1, 0.15, 1, 0.7, 0.6]), 0).astype(np.float32)
+    return np.where(
+        inside, 3000 * np.interp(value, [0, 0.35, 0.7, 1, 1.5], [0.1, 0.15, 1, 0.7, 0.6]), 0
+    ).astype(np.float32)
 
 
 def save(data, affine, path):
@@ -56,10 +65,16 @@ def save(data, affine, path):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Folder with a table of four virtual heads, T1 and FLAIR; the known motions by subject; a lesion in one FLAIR alone."""
-    root, motions, rows = tmp_path_factory.mktemp("pairs"), {}, ["image,image_flair,subject,split,label,mask,site"]
+    root, motions, rows = (
+        tmp_path_factory.mktemp("pairs"),
+        {},
+        ["image,image_flair,subject,split,label,mask,site"],
+    )
     for split, label, index in PLAN:
         with pytest.MonkeyPatch.context() as patch:  # coarser voxels: an eighth of the work
-            patch.setattr(virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS))
+            patch.setattr(
+                virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS)
+            )
             subject = virtual.draw(0, index, split, "healthy")
         t1, _, affine = virtual.render(subject, 0)
         inside = t1 > 0
@@ -74,11 +89,15 @@ def pairs(tmp_path_factory):
         save(t1, affine, root / subject.id / f"{subject.id}_T1w.nii.gz")
         motions[subject.id] = np.eye(4) if subject.id == ALIGNED else displacement(index, centre)
         grid, shape = np.diag([-2.0, 1.8, 3.0, 1]), (100, 115, 66)
-        grid[:3, 3] = (motions[subject.id] @ [*centre, 1])[:3] - grid[:3, :3] @ (np.array(shape) / 2)
+        grid[:3, 3] = (motions[subject.id] @ [*centre, 1])[:3] - grid[:3, :3] @ (
+            np.array(shape) / 2
+        )
         if subject.id == ALIGNED:
             save(flair, affine, root / subject.id / f"{subject.id}_FLAIR.nii.gz")
         else:
-            there = register.resample(flair, affine, shape, grid, np.linalg.inv(motions[subject.id]))
+            there = register.resample(
+                flair, affine, shape, grid, np.linalg.inv(motions[subject.id])
+            )
             save(there, grid, root / subject.id / f"{subject.id}_FLAIR.nii.gz")
         name = f"{subject.id}/{subject.id}"
         rows.append(f"{name}_T1w.nii.gz,{name}_FLAIR.nii.gz,{subject.id},{split},{label},{mask},a")
@@ -90,7 +109,19 @@ def pairs(tmp_path_factory):
 def data(pairs):
     out = pairs[0] / "data"
     settings = ["--format", "nifti", *RECIPE, "flair.intensity.top=0.9"]
-    assert run("preprocess", "--input", pairs[0] / "table.csv", "--modality", "t1+flair", "--out", out, *settings) == 0
+    assert (
+        run(
+            "preprocess",
+            "--input",
+            pairs[0] / "table.csv",
+            "--modality",
+            "t1+flair",
+            "--out",
+            out,
+            *settings,
+        )
+        == 0
+    )
     return out
 
 
@@ -109,7 +140,10 @@ def test_the_known_motion_between_the_sequences_is_undone_within_1_mm(pairs, dat
         side = json.loads((data / row["sidecar"]).read_text())
         world, other = np.array(side["world"]), np.array(side["further"][0]["world"])
         mask = nib.load(data / row["brain"])
-        points = np.c_[np.argwhere(mask.get_fdata() > 0)[::997], np.zeros(1 + (mask.get_fdata() > 0).sum() // 997)[:, None]][:, :3]
+        points = np.c_[
+            np.argwhere(mask.get_fdata() > 0)[::997],
+            np.zeros(1 + (mask.get_fdata() > 0).sum() // 997)[:, None],
+        ][:, :3]
         points = np.c_[points, np.ones(len(points))] @ mask.affine.T
         motion = pairs[1][row["subject"]]
         want, got = (points @ (m @ world).T for m in (motion, np.eye(4)))
@@ -120,7 +154,11 @@ def test_the_known_motion_between_the_sequences_is_undone_within_1_mm(pairs, dat
         assert error.max() < 1.0, f"{row['id']}: {error.max():.2f} mm"
         assert np.linalg.norm(got - want, axis=1).mean() > 4  # what no registration would have left
         np.testing.assert_allclose(np.linalg.det(other[:3, :3]), 1, atol=1e-6)
-        file = data / row["subject"] / f"{row['id']}_from-FLAIR_to-MNI152NLin2009aSym_mode-image_xfm.mat"
+        file = (
+            data
+            / row["subject"]
+            / f"{row['id']}_from-FLAIR_to-MNI152NLin2009aSym_mode-image_xfm.mat"
+        )
         flip = np.diag([-1.0, -1, 1, 1])
         np.testing.assert_allclose(flip @ register.read_matrix(file) @ flip, other, atol=1e-4)
 
@@ -139,20 +177,32 @@ def test_channels_are_the_sequences_in_order_each_scaled_by_its_own_recipe(data)
         for channel, (column, (world, top)) in enumerate(scaled.items()):
             raw = nib.load(row[column])
             at = points @ np.array(world).T @ np.linalg.inv(raw.affine).T
-            values = ndimage.map_coordinates(raw.get_fdata(dtype=np.float32), at[:, :3].T, order=1, mode="nearest")
+            values = ndimage.map_coordinates(
+                raw.get_fdata(dtype=np.float32), at[:, :3].T, order=1, mode="nearest"
+            )
             low, high = np.percentile(values, (1, 95))
             want = np.zeros(inside.shape)
             want[inside] = np.clip(top * (values - low) / (high - low), 0, 1)
-            np.testing.assert_allclose(stored[:, channel], want[:, :, z].transpose(2, 0, 1), atol=2e-3)
+            np.testing.assert_allclose(
+                stored[:, channel], want[:, :, z].transpose(2, 0, 1), atol=2e-3
+            )
             name = row["preproc"] if channel == 0 else side["further"][0]["image"]
             assert name.endswith(f"_desc-preproc_{('T1w', 'FLAIR')[channel]}.nii.gz")
             np.testing.assert_allclose(nib.load(data / name).get_fdata(), want, atol=2e-3)
-            cut = nib.load(data / "slices" / "nifti" / row["id"] / f"{row['id']}_slice-{z[20]:03d}.nii.gz")
-            np.testing.assert_allclose(cut.get_fdata()[:, :, 0, channel], want[:, :, z[20]], atol=2e-3)
+            cut = nib.load(
+                data / "slices" / "nifti" / row["id"] / f"{row['id']}_slice-{z[20]:03d}.nii.gz"
+            )
+            np.testing.assert_allclose(
+                cut.get_fdata()[:, :, 0, channel], want[:, :, z[20]], atol=2e-3
+            )
         fluid = store[20]["image"]
         assert fluid.shape == (2, *inside.shape[:2])
     page = (data / "quality.html").read_text()
-    assert page.count("data:image/png") == 8 and "Modality t1+flair" in page and "flair: likeness to the t1 sequence" in page
+    assert (
+        page.count("data:image/png") == 8
+        and "Modality t1+flair" in page
+        and "flair: likeness to the t1 sequence" in page
+    )
 
 
 def test_the_store_gives_channels_to_the_network_as_training_and_inference_see_them(data):
@@ -161,7 +211,11 @@ def test_the_store_gives_channels_to_the_network_as_training_and_inference_see_t
 
     row = read_table(data / "scans.tsv")[0]
     volume = np.stack(
-        [nib.load(data / f).get_fdata(dtype=np.float32) for f in (row["preproc"], row["preproc"].replace("T1w", "FLAIR"))], -1
+        [
+            nib.load(data / f).get_fdata(dtype=np.float32)
+            for f in (row["preproc"], row["preproc"].replace("T1w", "FLAIR"))
+        ],
+        -1,
     )
     brain = nib.load(data / row["brain"]).get_fdata() > 0
     dataset = SliceDataset(data / "slices", [row["id"]], (64, 48))
@@ -177,10 +231,14 @@ def test_the_store_gives_channels_to_the_network_as_training_and_inference_see_t
 # training and inference
 
 
-def test_a_run_knows_its_channels_and_marks_raw_scans_on_the_first_one_s_grid(trained, pairs, data, tmp_path):
+def test_a_run_knows_its_channels_and_marks_raw_scans_on_the_first_one_s_grid(
+    trained, pairs, data, tmp_path
+):
     loaded = load_run(trained, "cpu")
     assert loaded.recipe.name == "t1+flair" and loaded.recipe.sequences[0].intensity.top == 0.9
-    assert next(loaded.model.parameters()).shape[1] == 2 and "in_channels" not in loaded.config.model
+    assert (
+        next(loaded.model.parameters()).shape[1] == 2 and "in_channels" not in loaded.config.model
+    )
     rows = read_table(pairs[0] / "table.csv")
     (pairs[0] / "new.csv").write_text(
         "id,image,image_flair\n"
@@ -188,10 +246,19 @@ def test_a_run_knows_its_channels_and_marks_raw_scans_on_the_first_one_s_grid(tr
         f"half,{rows[2]['image']},\n"
         f"lost,{rows[1]['image']},nowhere.nii.gz\n"
     )
-    assert run("infer", "--run", trained, "--input", pairs[0] / "new.csv", "--out", tmp_path) == 1  # the batch goes on
+    assert (
+        run("infer", "--run", trained, "--input", pairs[0] / "new.csv", "--out", tmp_path) == 1
+    )  # the batch goes on
     scores = {r["id"]: r for r in read_table(tmp_path / "scores.tsv")}
-    assert [scores[k]["status"] for k in ("whole", "half", "lost")] == ["scored", "not scored", "not scored"]
-    assert "no flair sequence of this scan" in scores["half"]["reason"] and "nowhere.nii.gz: no such file" in scores["lost"]["reason"]
+    assert [scores[k]["status"] for k in ("whole", "half", "lost")] == [
+        "scored",
+        "not scored",
+        "not scored",
+    ]
+    assert (
+        "no flair sequence of this scan" in scores["half"]["reason"]
+        and "nowhere.nii.gz: no such file" in scores["lost"]["reason"]
+    )
     assert not (tmp_path / "half_mask.nii.gz").exists()
     raw = nib.load(pairs[0] / rows[3]["image"])
     mask, found = nib.load(tmp_path / "whole_mask.nii.gz"), nib.load(tmp_path / "whole_map.nii.gz")
@@ -201,7 +268,9 @@ def test_a_run_knows_its_channels_and_marks_raw_scans_on_the_first_one_s_grid(tr
     assert report["sequences"]["flair"].endswith("_FLAIR.nii.gz")
     assert run("evaluate", "--run", trained, "--data", data, "--out", tmp_path / "evaluation") == 0
     kept = nib.load(tmp_path / "evaluation" / "maps" / "sub-401_map.nii.gz")
-    np.testing.assert_allclose(found.get_fdata(), kept.get_fdata(), atol=1e-5)  # raw and prepared are one way
+    np.testing.assert_allclose(
+        found.get_fdata(), kept.get_fdata(), atol=1e-5
+    )  # raw and prepared are one way
     assert "t1+flair" in (tmp_path / "evaluation" / "index.html").read_text()
 
 
@@ -210,11 +279,16 @@ def test_another_second_file_is_another_input(trained, pairs, tmp_path):
     row = read_table(pairs[0] / "table.csv")[2]
     flair = nib.load(pairs[0] / row["image_flair"])
     save(flair.get_fdata(dtype=np.float32), flair.affine, tmp_path / "flair.nii.gz")
-    (tmp_path / "t.csv").write_text(f"id,image,image_flair\na,{pairs[0] / row['image']},flair.nii.gz\n")
+    (tmp_path / "t.csv").write_text(
+        f"id,image,image_flair\na,{pairs[0] / row['image']},flair.nii.gz\n"
+    )
     prints = []
     for factor in (1, 2):
         save(factor * flair.get_fdata(dtype=np.float32), flair.affine, tmp_path / "flair.nii.gz")
-        assert run("infer", "--run", trained, "--input", tmp_path / "t.csv", "--out", tmp_path / "out") == 0
+        assert (
+            run("infer", "--run", trained, "--input", tmp_path / "t.csv", "--out", tmp_path / "out")
+            == 0
+        )
         prints.append(json.loads((tmp_path / "out" / "a_report.json").read_text())["fingerprint"])
     assert prints[0] != prints[1]
     scan, recipe = read_scans(tmp_path / "t.csv", "t1+flair")[0], load_recipe("t1+flair")
@@ -225,9 +299,34 @@ def test_another_second_file_is_another_input(trained, pairs, tmp_path):
 
 
 def test_a_lesion_that_one_sequence_alone_shows_is_found(data, pairs, tmp_path):
-    assert run("train", "--model", "intensity", "--data", data, "--out", tmp_path / "run", "model.tail=bright") == 0
-    (pairs[0] / "ill.csv").write_text("\n".join((pairs[0] / "table.csv").read_text().splitlines()[i] for i in (0, 4)) + "\n")
-    assert run("infer", "--run", tmp_path / "run", "--input", pairs[0] / "ill.csv", "--out", tmp_path / "out") == 0
+    assert (
+        run(
+            "train",
+            "--model",
+            "intensity",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "run",
+            "model.tail=bright",
+        )
+        == 0
+    )
+    (pairs[0] / "ill.csv").write_text(
+        "\n".join((pairs[0] / "table.csv").read_text().splitlines()[i] for i in (0, 4)) + "\n"
+    )
+    assert (
+        run(
+            "infer",
+            "--run",
+            tmp_path / "run",
+            "--input",
+            pairs[0] / "ill.csv",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
     found = nib.load(tmp_path / "out" / "sub-401_map.nii.gz").get_fdata()
     lesion = nib.load(pairs[0] / "sub-401" / "lesion.nii.gz").get_fdata() > 0
     assert found[lesion].mean() > 3 * found[(found > 0) & ~lesion].mean()
@@ -263,9 +362,19 @@ def test_a_recipe_of_several_channels_reads_back(tmp_path):
     recipe = load_recipe("t1+t2+flair", ["t2.intensity.high=90", "n4=true"])
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
     again = validate(Recipe, read_yaml(tmp_path / "recipe.yaml"), "recipe")
-    assert again == recipe and again.name == "t1+t2+flair" and again.suffixes == ["T1w", "T2w", "FLAIR"]
-    assert [s.intensity.high for s in again.sequences] == [90, 95] and again.n4 and again.intensity.high == 95
-    assert again != load_recipe("t1+flair+t2", ["t2.intensity.high=90", "n4=true"])  # the order counts
+    assert (
+        again == recipe
+        and again.name == "t1+t2+flair"
+        and again.suffixes == ["T1w", "T2w", "FLAIR"]
+    )
+    assert (
+        [s.intensity.high for s in again.sequences] == [90, 95]
+        and again.n4
+        and again.intensity.high == 95
+    )
+    assert again != load_recipe(
+        "t1+flair+t2", ["t2.intensity.high=90", "n4=true"]
+    )  # the order counts
     assert load_recipe("picture", ["channels=3"]).suffixes == ["picture", "picture-2", "picture-3"]
 
 
@@ -275,7 +384,11 @@ def test_a_recipe_of_several_channels_reads_back(tmp_path):
 def test_a_table_names_the_further_sequences_and_keeps_the_column_otherwise(tmp_path):
     (tmp_path / "t.csv").write_text("image,image_flair,image_t2\na.nii,f.nii,t.nii\nb.nii,,\n")
     one, two = read_scans(tmp_path / "t.csv", "t1+t2")
-    assert one.sequences == {"t2": tmp_path / "t.nii"} and one.extra == {"image_flair": "f.nii"} and two.sequences == {}
+    assert (
+        one.sequences == {"t2": tmp_path / "t.nii"}
+        and one.extra == {"image_flair": "f.nii"}
+        and two.sequences == {}
+    )
     assert list(read_scans(tmp_path / "t.csv", "t1+flair+t2")[0].sequences) == ["flair", "t2"]
     plain = read_scans(tmp_path / "t.csv", "t1")[0]
     assert plain.sequences == {} and plain.extra == {"image_flair": "f.nii", "image_t2": "t.nii"}
@@ -291,7 +404,10 @@ def test_bids_pairs_by_name_then_by_subject_and_session(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.nii.gz").touch()
-    found = {s.id: s.sequences["flair"].name[:-7] if s.sequences else "" for s in read_scans(tmp_path, "t1+flair")}
+    found = {
+        s.id: s.sequences["flair"].name[:-7] if s.sequences else ""
+        for s in read_scans(tmp_path, "t1+flair")
+    }
     assert found == {
         "sub-01": "sub-01_FLAIR",
         "sub-02_ses-1": "",
@@ -301,26 +417,38 @@ def test_bids_pairs_by_name_then_by_subject_and_session(tmp_path):
         "sub-05_run-2": "sub-05_run-2_FLAIR",
     }
     with pytest.raises(
-        ScanError, match=r"sub-04_T1w\.nii\.gz: no flair sequence of this scan, or more than one\. 2 sequences of each scan"
+        ScanError,
+        match=r"sub-04_T1w\.nii\.gz: no flair sequence of this scan, or more than one\. 2 sequences of each scan",
     ):
-        channel_files(next(s for s in read_scans(tmp_path, "t1+flair") if s.id == "sub-04"), load_recipe("t1+flair"))
+        channel_files(
+            next(s for s in read_scans(tmp_path, "t1+flair") if s.id == "sub-04"),
+            load_recipe("t1+flair"),
+        )
 
 
 def test_one_file_in_two_places_is_refused(tmp_path):
     a, b, c = (tmp_path / f"{x}.nii" for x in "abc")
-    check_leaks([Scan("a", a, "s", sequences={"flair": c}), Scan("b", b, "s", sequences={"flair": c})])  # one head, scanned twice
-    with pytest.raises(InputError, match=r"c\.nii: listed twice, as 'a' and as a further sequence of 'b'"):
-        check_leaks([Scan("a", a, "s", sequences={"flair": c}), Scan("b", b, "t", sequences={"flair": c})])
-    with pytest.raises(InputError, match=r"a\.nii: listed twice, as 'a' and as a further sequence of 'a'"):
+    check_leaks(
+        [Scan("a", a, "s", sequences={"flair": c}), Scan("b", b, "s", sequences={"flair": c})]
+    )  # one head, scanned twice
+    with pytest.raises(
+        InputError, match=r"c\.nii: listed twice, as 'a' and as a further sequence of 'b'"
+    ):
+        check_leaks(
+            [Scan("a", a, "s", sequences={"flair": c}), Scan("b", b, "t", sequences={"flair": c})]
+        )
+    with pytest.raises(
+        InputError, match=r"a\.nii: listed twice, as 'a' and as a further sequence of 'a'"
+    ):
         check_leaks([Scan("a", a, "s", sequences={"flair": a})])
 
 
-GIVE = (
-    r"2 sequences of each scan are expected, t1\+flair: give a table with the columns 'image' \(T1w\), 'image_flair' \(FLAIR\), or a BIDS"
-)
+GIVE = r"2 sequences of each scan are expected, t1\+flair: give a table with the columns 'image' \(T1w\), 'image_flair' \(FLAIR\), or a BIDS"
 
 
-def test_what_does_not_tell_the_sequences_apart_is_refused_with_the_way_to_give_them(command, trained, brain_t1, tmp_path):
+def test_what_does_not_tell_the_sequences_apart_is_refused_with_the_way_to_give_them(
+    command, trained, brain_t1, tmp_path
+):
     done = command("infer", "--run", trained, "--input", brain_t1, "--out", tmp_path / "out")
     assert done.code == 2
     assert re.search(GIVE, done.error)
@@ -337,7 +465,15 @@ def test_what_does_not_tell_the_sequences_apart_is_refused_with_the_way_to_give_
             read_scans(tmp_path / source, "t1+flair")
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom" / "1").write_bytes(bytes(128) + b"DICM")
-    done = command("preprocess", "--input", tmp_path / "dicom", "--modality", "t1+flair", "--out", tmp_path / "out")
+    done = command(
+        "preprocess",
+        "--input",
+        tmp_path / "dicom",
+        "--modality",
+        "t1+flair",
+        "--out",
+        tmp_path / "out",
+    )
     assert done.code == 2 and "DICOM series do not say which sequence they are" in done.error
 
 
@@ -347,8 +483,16 @@ def test_what_does_not_tell_the_sequences_apart_is_refused_with_the_way_to_give_
         ("t1+flare", "n4=true", r"unknown MODALITY 'flare'; known: .*; did you mean 'flair'\?"),
         ("t1+t1", "n4=true", "'t1\\+t1': each modality once, and no picture among them"),
         ("picture+t1", "n4=true", "'picture\\+t1': each modality once"),
-        ("t1", "channels=2", r"channels=2 is for pictures; name the sequences of a scan as MODALITY=t1\+flair"),
-        ("t1+flair", "flair.intensity.tp=1", r"unknown key 'sequences\.0\.intensity\.tp'; .*did you mean 'top'\?"),
+        (
+            "t1",
+            "channels=2",
+            r"channels=2 is for pictures; name the sequences of a scan as MODALITY=t1\+flair",
+        ),
+        (
+            "t1+flair",
+            "flair.intensity.tp=1",
+            r"unknown key 'sequences\.0\.intensity\.tp'; .*did you mean 'top'\?",
+        ),
         ("t1+flair", "t2.intensity.top=1", r"unknown key 't2'"),
     ],
 )
@@ -358,28 +502,55 @@ def test_recipes_that_cannot_be_are_refused(modality, override, message):
 
 
 def test_channels_that_do_not_fit_are_refused(command, trained, data, tmp_path):
-    done = command("train", "--model", "vae", "--data", data, "--out", tmp_path / "run", "model.in_channels=3")
-    assert done.code == 2 and "in_channels=3, but the scans have 2 (T1w, FLAIR); leave model.in_channels out" in done.error
+    done = command(
+        "train", "--model", "vae", "--data", data, "--out", tmp_path / "run", "model.in_channels=3"
+    )
+    assert (
+        done.code == 2
+        and "in_channels=3, but the scans have 2 (T1w, FLAIR); leave model.in_channels out"
+        in done.error
+    )
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "recipe.yaml").write_text(write_yaml(load_recipe("t1", RECIPE)))
     done = command("evaluate", "--run", trained, "--data", tmp_path / "single")
-    assert done.code == 2 and "preprocessed with another sequences than the run's scans" in done.error
+    assert (
+        done.code == 2 and "preprocessed with another sequences than the run's scans" in done.error
+    )
     done = command("choose", "--data", data, "--runs", trained)
     assert done.code == 2 and "its scans have several channels" in done.error
-    done = command("synthesise", "--data", data, "--out", tmp_path / "synthetic", "--kinds", "bright")
+    done = command(
+        "synthesise", "--data", data, "--out", tmp_path / "synthetic", "--kinds", "bright"
+    )
     assert done.code == 2 and "its scans have several channels" in done.error
 
 
 def test_a_second_sequence_of_something_else_is_refused_by_name(pairs):
     scan = read_scans(pairs[0] / "table.csv", "t1+flair")[2]
     flair = nib.load(scan.sequences["flair"])
-    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=flair.shape), 2) * (flair.get_fdata() > 0)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=flair.shape), 2) * (
+        flair.get_fdata() > 0
+    )
     save((1000 + 2000 * noise).astype(np.float32), flair.affine, pairs[0] / "other.nii.gz")
-    with pytest.raises(ScanError, match=r"other\.nii\.gz: flair: likeness to the t1 sequence .* is 0\.0\d+ nats, expected at least 0\.1"):
-        prepare(Scan("a", scan.image, "a", sequences={"flair": pairs[0] / "other.nii.gz"}), load_recipe("t1+flair", RECIPE))
-    save(flair.get_fdata(dtype=np.float32)[:, :, : flair.shape[2] // 2], flair.affine, pairs[0] / "half.nii.gz")
-    with pytest.raises(ScanError, match=r"half\.nii\.gz: flair: (brain outside the field of view|smallest extent)"):
-        prepare(Scan("a", scan.image, "a", sequences={"flair": pairs[0] / "half.nii.gz"}), load_recipe("t1+flair", RECIPE))
+    with pytest.raises(
+        ScanError,
+        match=r"other\.nii\.gz: flair: likeness to the t1 sequence .* is 0\.0\d+ nats, expected at least 0\.1",
+    ):
+        prepare(
+            Scan("a", scan.image, "a", sequences={"flair": pairs[0] / "other.nii.gz"}),
+            load_recipe("t1+flair", RECIPE),
+        )
+    save(
+        flair.get_fdata(dtype=np.float32)[:, :, : flair.shape[2] // 2],
+        flair.affine,
+        pairs[0] / "half.nii.gz",
+    )
+    with pytest.raises(
+        ScanError, match=r"half\.nii\.gz: flair: (brain outside the field of view|smallest extent)"
+    ):
+        prepare(
+            Scan("a", scan.image, "a", sequences={"flair": pairs[0] / "half.nii.gz"}),
+            load_recipe("t1+flair", RECIPE),
+        )
 
 
 # models
@@ -441,7 +612,10 @@ def test_a_residual_is_compared_channel_by_channel_so_that_opposite_signs_do_not
     ill[:, 0, 6:9, 6:9] += 0.3
     ill[:, 1, 6:9, 6:9] -= 0.3
     found = model.anomaly_map(ill, mask, torch.arange(12) % 2)
-    assert found.shape == (12, 1, 16, 16) and found[:, :, 6:9, 6:9].min() > 3 > found[:, :, 10:13, 4:12].mean()
+    assert (
+        found.shape == (12, 1, 16, 16)
+        and found[:, :, 6:9, 6:9].min() > 3 > found[:, :, 10:13, 4:12].mean()
+    )
     place, values = 1, (image - 0.5)[1::2].numpy().astype(float)
     whole = (image - 0.5).permute(1, 0, 2, 3)[:, mask[:, 0] > 0].numpy().astype(float)
     mean = (values.sum(0) + 2 * whole.mean(1)[:, None, None]) / 8
@@ -465,11 +639,16 @@ def test_planes_of_a_picture_become_channels(tmp_path):
         data = np.asarray(read_picture(tmp_path / name, 2).dataobj)
         assert data.shape == (14, 10, 1, 2) and data.dtype == np.float32
         for plane in range(2):  # the same way up as a grey picture
-            np.testing.assert_allclose(data[::-1, ::-1, 0, plane].T, rgba[:, :, plane] / 255, atol=1e-6)
+            np.testing.assert_allclose(
+                data[::-1, ::-1, 0, plane].T, rgba[:, :, plane] / 255, atol=1e-6
+            )
     Image.fromarray(rgba[:, :, 0]).save(tmp_path / "grey.png")
     Image.fromarray(rgba[:, :, :2], mode="LA").save(tmp_path / "alpha.png")
     for name in ("grey.png", "alpha.png"):
-        with pytest.raises(ScanError, match=rf"{name}: expected a picture of at least 8 x 8 pixels with 2 colour planes, got 1"):
+        with pytest.raises(
+            ScanError,
+            match=rf"{name}: expected a picture of at least 8 x 8 pixels with 2 colour planes, got 1",
+        ):
             read_picture(tmp_path / name, 2)
 
 
@@ -479,7 +658,10 @@ def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp
     y, x = np.mgrid[:60, :70]
     disc = ((y - 30) / 27) ** 2 + ((x - 35) / 30) ** 2 < 1
     for i, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 2):
-        red, green = 0.6 + 0.02 * rng.normal(size=disc.shape), 0.35 + 0.02 * rng.normal(size=disc.shape)
+        red, green = (
+            0.6 + 0.02 * rng.normal(size=disc.shape),
+            0.35 + 0.02 * rng.normal(size=disc.shape),
+        )
         green[np.abs(y - 30 - 0.3 * (x - 35) - rng.integers(-8, 8)) < 2] = 0.15
         spot = ((y - 20) ** 2 + (x - 45) ** 2 < 20) & (i == 7)
         green[spot] = 0.95
@@ -488,17 +670,53 @@ def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp
         rows.append(f"{i}.png,{split},{int(i == 7)},")
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     data, folder = tmp_path / "data", tmp_path / "run"
-    assert run("preprocess", "--input", tmp_path / "t.csv", "--modality", "picture", "--out", data, "channels=2") == 0
+    assert (
+        run(
+            "preprocess",
+            "--input",
+            tmp_path / "t.csv",
+            "--modality",
+            "picture",
+            "--out",
+            data,
+            "channels=2",
+        )
+        == 0
+    )
     stored = np.load(data / "slices" / "7_image.npy")
     assert stored.shape == (1, 2, 256, 256) and stored[0, 1].max() > 0.9 > stored[0, 0].max()
     assert (data / "7" / "7_space-picture_desc-preproc_picture-2.nii.gz").is_file()
-    settings = ["loop.batch_size=2", "loop.loader_workers=0", "stages.gan.max_epochs=1", "stages.encoder.max_epochs=1"]
-    assert run("train", "--model", "f_anogan", "--preset", "fundus", "--data", data, "--out", folder, *settings) == 0
+    settings = [
+        "loop.batch_size=2",
+        "loop.loader_workers=0",
+        "stages.gan.max_epochs=1",
+        "stages.encoder.max_epochs=1",
+    ]
+    assert (
+        run(
+            "train",
+            "--model",
+            "f_anogan",
+            "--preset",
+            "fundus",
+            "--data",
+            data,
+            "--out",
+            folder,
+            *settings,
+        )
+        == 0
+    )
     loaded = load_run(folder, "cpu")
     assert loaded.config.image_size == (256, 256) and loaded.model.draw(1).shape == (1, 2, 256, 256)
-    assert run("infer", "--run", folder, "--input", tmp_path / "7.png", "--out", tmp_path / "out") == 0
+    assert (
+        run("infer", "--run", folder, "--input", tmp_path / "7.png", "--out", tmp_path / "out") == 0
+    )
     found = nib.load(tmp_path / "out" / "7_map.nii.gz")
-    assert found.shape == nib.load(tmp_path / "out" / "7_mask.nii.gz").shape == (70, 60, 1) and found.get_fdata().max() > 0
+    assert (
+        found.shape == nib.load(tmp_path / "out" / "7_mask.nii.gz").shape == (70, 60, 1)
+        and found.get_fdata().max() > 0
+    )
     assert run("infer", "--run", folder, "--input", _grey(tmp_path), "--out", tmp_path / "out") == 3
     with pytest.raises(ConfigError, match=r"in_channels=2, but the scans have 1 \(picture\)"):
         build_model(load_run_config("f_anogan", preset="fundus"), load_recipe("picture"))

@@ -5,7 +5,16 @@ import re
 import pytest
 
 from models import model_names
-from pipelines.config import CONFIGS, ConfigError, load_recipe, merge, names, read_yaml, validate, write_yaml
+from pipelines.config import (
+    CONFIGS,
+    ConfigError,
+    load_recipe,
+    merge,
+    names,
+    read_yaml,
+    validate,
+    write_yaml,
+)
 from pipelines.detect.build import build_model
 from pipelines.detect.config import RunConfig, Stage, load_run_config
 from preprocessing.recipe import Recipe
@@ -21,7 +30,9 @@ def refused(message):
 def test_unknown_names_are_refused_with_the_nearest_spelling():
     with refused(r"unknown MODEL 'vae_rc'; known: .*\bvae_cr\b.*; did you mean 'vae_cr'\?$"):
         load_run_config("vae_rc")
-    with refused(r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?$"):
+    with refused(
+        r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?$"
+    ):
         load_recipe("flare")
     with refused(r"unknown PRESET 'smal'; known: .*\bsmall\b.*; did you mean 'small'\?$"):
         load_run_config("vae_cr", preset="smal")
@@ -35,8 +46,14 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
     ("override", "message"),
     [
         ("lop.seed=1", r"unknown key 'lop'; known: name, .*\bloop\b.*; did you mean 'loop'\?"),
-        ("loop.sead=1", r"unknown key 'loop\.sead'; known: seed, batch_size, .*; did you mean 'seed'\?"),
-        ("stages.finetune.max_epoch=1", r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; did you mean 'max_epochs'\?"),
+        (
+            "loop.sead=1",
+            r"unknown key 'loop\.sead'; known: seed, batch_size, .*; did you mean 'seed'\?",
+        ),
+        (
+            "stages.finetune.max_epoch=1",
+            r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; did you mean 'max_epochs'\?",
+        ),
         (
             "calibration.quantil=0.9",
             r"unknown key 'calibration\.quantil'; known: point, quantile, false_alarm, share, score, score_fraction, context; "
@@ -69,17 +86,35 @@ def test_unknown_recipe_key_and_every_problem_at_once():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loop.batch_size=many", r"'loop\.batch_size': input should be a valid integer.*got 'many'"),
-        ("loop.batch_size=0", r"'loop\.batch_size': input should be greater than or equal to 1, got 0"),
+        (
+            "loop.batch_size=many",
+            r"'loop\.batch_size': input should be a valid integer.*got 'many'",
+        ),
+        (
+            "loop.batch_size=0",
+            r"'loop\.batch_size': input should be greater than or equal to 1, got 0",
+        ),
         ("loop.seed=1.5", r"'loop\.seed': input should be a valid integer.*got 1\.5"),
-        ("loop.precision=64", r"'loop\.precision': input should be '32-true', '16-mixed' or 'bf16-mixed', got 64"),
+        (
+            "loop.precision=64",
+            r"'loop\.precision': input should be '32-true', '16-mixed' or 'bf16-mixed', got 64",
+        ),
         ("image_size=[64]", r"'image_size': tuple should have at least 2 items"),
         ("image_size=[64,64,64,64]", r"'image_size': tuple should have at most 3 items"),
         ("stages.finetune=5", r"'stages\.finetune': input should be a valid dictionary .*, got 5"),
-        ("stages.finetune.lr=null", r"'stages\.finetune\.lr': input should be a valid number, got None"),
-        ("stages.finetune.lr=-1", r"'stages\.finetune\.lr': input should be greater than 0, got -1"),
+        (
+            "stages.finetune.lr=null",
+            r"'stages\.finetune\.lr': input should be a valid number, got None",
+        ),
+        (
+            "stages.finetune.lr=-1",
+            r"'stages\.finetune\.lr': input should be greater than 0, got -1",
+        ),
         ("calibration.quantile=1", r"'calibration\.quantile': input should be less than 1, got 1"),
-        ("augmentation.flip=2", r"'augmentation\.flip': input should be less than or equal to 1, got 2"),
+        (
+            "augmentation.flip=2",
+            r"'augmentation\.flip': input should be less than or equal to 1, got 2",
+        ),
         ("model=3", r"'model': input should be a valid dictionary, got 3"),
     ],
 )
@@ -98,17 +133,33 @@ def test_configs_are_frozen():
 
 
 def test_overrides_reach_nested_keys_numbers_lists_and_null():
-    changes = ["stages.finetune.max_epochs=7", "stages.pretrain.lr=1e-4", "loop.gradient_clip=null", "image_size=[64, 96]"]
-    changes += ["model.channels=[4,4,8]", "model.beta=0.5", "loop.accelerator=cpu", "loop.seed=1", "loop.seed=2"]
+    changes = [
+        "stages.finetune.max_epochs=7",
+        "stages.pretrain.lr=1e-4",
+        "loop.gradient_clip=null",
+        "image_size=[64, 96]",
+    ]
+    changes += [
+        "model.channels=[4,4,8]",
+        "model.beta=0.5",
+        "loop.accelerator=cpu",
+        "loop.seed=1",
+        "loop.seed=2",
+    ]
     config, plain = load_run_config("vae_cr", changes), load_run_config("vae_cr")
-    assert config.stages["finetune"].max_epochs == 7 and config.stages["finetune"].lr == plain.stages["finetune"].lr
+    assert (
+        config.stages["finetune"].max_epochs == 7
+        and config.stages["finetune"].lr == plain.stages["finetune"].lr
+    )
     assert config.stages["pretrain"].lr == 1e-4
     assert config.loop.gradient_clip is None and plain.loop.gradient_clip == 1.0
     assert config.image_size == (64, 96)
     assert config.model == plain.model | {"channels": [4, 4, 8], "beta": 0.5}
     assert config.loop.accelerator == "cpu" and config.loop.seed == 2  # the last one counts
     assert config.name == "vae_cr" and config.postprocess == plain.postprocess
-    assert load_recipe("t1", ["n4=true", "grid=[null,200,180]", "brain=none"]).model_dump() == load_recipe("t1").model_dump() | {
+    assert load_recipe(
+        "t1", ["n4=true", "grid=[null,200,180]", "brain=none"]
+    ).model_dump() == load_recipe("t1").model_dump() | {
         "n4": True,
         "grid": (None, 200, 180),
         "brain": "none",
@@ -149,9 +200,14 @@ def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypa
     )
     monkeypatch.setattr("pipelines.config.CONFIGS", tmp_path)
     plain, slow = load_run_config("vae_cr"), load_run_config("vae_cr", preset="slow")
-    assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {"beta": 0.5}
+    assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {
+        "beta": 0.5
+    }
     assert slow.stages["finetune"] == plain.stages["finetune"].model_copy(update={"max_epochs": 1})
-    assert slow.stages["pretrain"] == plain.stages["pretrain"] and slow.augmentation == plain.augmentation
+    assert (
+        slow.stages["pretrain"] == plain.stages["pretrain"]
+        and slow.augmentation == plain.augmentation
+    )
     both = load_run_config("vae_cr", ["loop.batch_size=3"], "slow")
     assert both.loop.batch_size == 3 and both.model["beta"] == 0.5
 
@@ -161,7 +217,11 @@ def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a: [1", "not readable as YAML"), (b"- 1\n", "expected keys and values, got list"), (b"\xff\xfe\x00", "not readable as YAML")],
+    [
+        (b"a: [1", "not readable as YAML"),
+        (b"- 1\n", "expected keys and values, got list"),
+        (b"\xff\xfe\x00", "not readable as YAML"),
+    ],
 )
 def test_files_that_are_no_config_are_refused(tmp_path, content, message):
     path = tmp_path / "config.yaml"
@@ -173,11 +233,18 @@ def test_files_that_are_no_config_are_refused(tmp_path, content, message):
 
 
 def test_a_config_that_was_written_reads_back_equal(tmp_path):
-    changes = ["loop.gradient_clip=null", "model.channels=[4,4,8]", "stages.finetune.lr=1e-5", "stages.pretrain.steps_per_epoch=3"]
+    changes = [
+        "loop.gradient_clip=null",
+        "model.channels=[4,4,8]",
+        "stages.finetune.lr=1e-5",
+        "stages.pretrain.steps_per_epoch=3",
+    ]
     config = load_run_config("vae_cr", changes)
     (tmp_path / "config.yaml").write_text(write_yaml(config))
     assert validate(RunConfig, read_yaml(tmp_path / "config.yaml"), "x") == config
-    recipe = load_recipe("ct", ["grid=[null,200,180]", "n4=true"], template=str(tmp_path / "t.nii.gz"))
+    recipe = load_recipe(
+        "ct", ["grid=[null,200,180]", "n4=true"], template=str(tmp_path / "t.nii.gz")
+    )
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
     assert validate(Recipe, read_yaml(tmp_path / "recipe.yaml"), "x") == recipe
     assert recipe.template == str(tmp_path / "t.nii.gz")
@@ -199,12 +266,19 @@ def test_every_model_has_its_yaml():
 @pytest.mark.parametrize("name", names(CONFIGS))
 def test_every_config_builds_its_model(name, preset):
     config = load_run_config(name, preset=preset)
-    runs = config.model.get("members")  # of the ensemble: runs of the same preset, here as `with_members` finds them
+    runs = config.model.get(
+        "members"
+    )  # of the ensemble: runs of the same preset, here as `with_members` finds them
     if runs:
-        own = [{"run": run, "config": load_run_config(run, preset=preset).model_dump(mode="json")} for run in runs]
+        own = [
+            {"run": run, "config": load_run_config(run, preset=preset).model_dump(mode="json")}
+            for run in runs
+        ]
         config = config.model_copy(update={"model": config.model | {"members": own}})
     model = build_model(config)
-    assert type(model).__module__ == f"models.{name}" and tuple(config.stages) == tuple(model.stages)
+    assert type(model).__module__ == f"models.{name}" and tuple(config.stages) == tuple(
+        model.stages
+    )
 
 
 # the model's own arguments
@@ -213,11 +287,17 @@ def test_every_config_builds_its_model(name, preset):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.chanels=[4,8]", r"unknown key 'chanels'; known: in_channels, channels, patch_fraction, beta; did you mean 'channels'\?"),
+        (
+            "model.chanels=[4,8]",
+            r"unknown key 'chanels'; known: in_channels, channels, patch_fraction, beta; did you mean 'channels'\?",
+        ),
         ("model.beta=high", r"'beta': input should be a valid number.*got 'high'"),
         ("model.channels=8", r"'channels': input should be .*sequence.*got 8"),
         ("model.channels=[4,x]", r"'channels\.1': input should be a valid integer.*got 'x'"),
-        ("model.channels=[4,5]", r"channels: the last entry is split into mean and log-variance and must be even, got 5"),
+        (
+            "model.channels=[4,5]",
+            r"channels: the last entry is split into mean and log-variance and must be even, got 5",
+        ),
     ],
 )
 def test_wrong_model_arguments_are_named(override, message):
@@ -230,8 +310,16 @@ def test_a_missing_and_an_extra_stage_are_refused():
     without = config.model_copy(update={"stages": {"finetune": config.stages["finetune"]}})
     with refused(r"stages of 'vae_cr' are pretrain, finetune; the config has finetune\.$"):
         build_model(without)
-    with refused(r"stages of 'vae_cr' are pretrain, finetune; the config has pretrain, finetune, polish\.$"):
-        build_model(load_run_config("vae_cr", ["stages.polish.max_epochs=1", "stages.polish.lr=0.1"]))
+    with refused(
+        r"stages of 'vae_cr' are pretrain, finetune; the config has pretrain, finetune, polish\.$"
+    ):
+        build_model(
+            load_run_config("vae_cr", ["stages.polish.max_epochs=1", "stages.polish.lr=0.1"])
+        )
     with refused(r".*vae_cr\.yaml: 'stages\.finetun\.lr': field required"):
         load_run_config("vae_cr", ["stages.finetun.max_epochs=1"])
-    assert build_model(config.model_copy(update={"stages": dict.fromkeys(("finetune", "pretrain"), Stage(max_epochs=1, lr=1))}))
+    assert build_model(
+        config.model_copy(
+            update={"stages": dict.fromkeys(("finetune", "pretrain"), Stage(max_epochs=1, lr=1))}
+        )
+    )

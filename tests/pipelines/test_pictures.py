@@ -19,7 +19,9 @@ def head(rng, lesion, shape=(44, 36)):
     """A grey ellipse on black, (rows, columns) uint8, with or without a bright square, and the square's mask."""
     rows, columns = shape
     y, x = np.mgrid[:rows, :columns]
-    inside = ((y - rows / 2 + 0.5) / (0.45 * rows)) ** 2 + ((x - columns / 2 + 0.5) / (0.45 * columns)) ** 2 < 1
+    inside = ((y - rows / 2 + 0.5) / (0.45 * rows)) ** 2 + (
+        (x - columns / 2 + 0.5) / (0.45 * columns)
+    ) ** 2 < 1
     image = inside * (0.4 + 0.05 * rng.normal() + 0.02 * rng.normal(size=shape))
     mask = np.zeros(shape, bool)
     if lesion:
@@ -52,14 +54,23 @@ def data(folder, tmp_path_factory):
     from tests.pipelines.test_pipeline import run
 
     out = tmp_path_factory.mktemp("prepared") / "heads"
-    assert run("preprocess", "--input", folder, "--modality", "picture", "--out", out, "grid=[48,48,1]") == 0
+    assert (
+        run(
+            "preprocess", "--input", folder, "--modality", "picture", "--out", out, "grid=[48,48,1]"
+        )
+        == 0
+    )
     return out
 
 
 def test_a_folder_s_own_table_lists_its_pictures_and_ties_groups(folder):
     scans = read_scans(folder, "picture")
     assert len(scans) == N and scans[0].id == "00" and scans[0].subject == scans[2].subject == "a"
-    assert scans[1].label == "abnormal" and scans[1].extra == {"kind": "square"} and scans[0].label == "healthy"
+    assert (
+        scans[1].label == "abnormal"
+        and scans[1].extra == {"kind": "square"}
+        and scans[0].label == "healthy"
+    )
 
 
 def test_pictures_without_a_table_and_two_tables(tmp_path):
@@ -85,7 +96,9 @@ def test_a_picture_reads_as_a_radiological_slice(tmp_path):
     Image.fromarray(np.stack([grey] * 3, 2)).save(tmp_path / "rgb.png")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "rgb.png").dataobj), data)
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.tif")
-    np.testing.assert_allclose(np.asarray(read_image(tmp_path / "deep.tif").dataobj), data, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(read_image(tmp_path / "deep.tif").dataobj), data, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("content", [b"not a picture", b""])
@@ -124,9 +137,13 @@ def test_the_foreground_of_a_picture_stands_off_its_background(background):
     x, y = np.mgrid[:50, :61]
     head_shape = ((x - 25) / 18) ** 2 + ((y - 30) / 24) ** 2 < 1
     hole = ((x - 25) / 6) ** 2 + ((y - 30) / 6) ** 2 < 1  # a ventricle as dark as the background
-    picture = np.where(head_shape & ~hole, 0.6, background) + 0.005 * np.random.default_rng(0).random(x.shape)
+    picture = np.where(head_shape & ~hole, 0.6, background) + 0.005 * np.random.default_rng(
+        0
+    ).random(x.shape)
     picture[2:6, 2:6] = 1  # a letter
-    np.testing.assert_array_equal(picture_foreground(picture[..., None].astype(np.float32))[..., 0], head_shape)
+    np.testing.assert_array_equal(
+        picture_foreground(picture[..., None].astype(np.float32))[..., 0], head_shape
+    )
     everywhere = picture_foreground(np.full((20, 30, 1), 0.9, np.float32))
     assert everywhere.all()
     assert not picture_foreground(np.zeros((20, 30, 1), np.float32)).any()
@@ -148,8 +165,26 @@ def compared(data, tmp_path_factory):
     from tests.pipelines.test_pipeline import run
 
     out = tmp_path_factory.mktemp("runs")
-    arguments = ["--data", data, "--models", "zero intensity pca", "--protocol", "kfold", "--folds", 3, "--repeats", 2, "--out", out]
-    settings = ["all.image_size=[32,32]", "pca.model.n_components=4", "all.postprocess.rim_mm=1", "all.postprocess.median=3"]
+    arguments = [
+        "--data",
+        data,
+        "--models",
+        "zero intensity pca",
+        "--protocol",
+        "kfold",
+        "--folds",
+        3,
+        "--repeats",
+        2,
+        "--out",
+        out,
+    ]
+    settings = [
+        "all.image_size=[32,32]",
+        "pca.model.n_components=4",
+        "all.postprocess.rim_mm=1",
+        "all.postprocess.median=3",
+    ]
     settings += ["all.postprocess.min_volume_mm3=0", "all.loop.loader_workers=0"]
     arguments += ["--baseline", "zero", *settings]
     assert run("compare", *arguments) == 0
@@ -162,11 +197,18 @@ def test_folds_keep_groups_together_and_test_every_picture_once(compared, data):
     for repeat in range(2):
         tested = []
         for fold in range(3):
-            splits = {r["id"]: r["split"] for r in read_table(out / "folds" / f"repeat-{repeat}_fold-{fold}.tsv")}
+            splits = {
+                r["id"]: r["split"]
+                for r in read_table(out / "folds" / f"repeat-{repeat}_fold-{fold}.tsv")
+            }
             tested += [i for i, s in splits.items() if s == "test"]
             for i, split in splits.items():
                 assert rows[i]["label"] == "healthy" or split in ("tune", "test")
-                assert all(splits.get(j, split) == split for j in rows if rows[j]["subject"] == rows[i]["subject"])
+                assert all(
+                    splits.get(j, split) == split
+                    for j in rows
+                    if rows[j]["subject"] == rows[i]["subject"]
+                )
             assert {"train", "val", "tune", "test"} == set(splits.values())
         assert sorted(tested) == sorted(rows)
     one, two = ((out / "folds" / f"repeat-{r}_fold-0.tsv").read_text() for r in range(2))
@@ -179,46 +221,113 @@ def test_the_comparison_says_what_its_files_hold(compared):
 
     out, _ = compared
     comparison = json.loads((out / "heads_comparison.json").read_text())
-    assert [m["model"] for m in comparison["models"]] == ["zero", "intensity", "pca"] and comparison["baseline"] == "zero"
+    assert [m["model"] for m in comparison["models"]] == [
+        "zero",
+        "intensity",
+        "pca",
+    ] and comparison["baseline"] == "zero"
     for m in comparison["models"]:
         result = json.loads((out / f"heads_{m['model']}.json").read_text())
-        assert len(result["runs"]) == 6 and len(result["scans"]) == 2 * N and result["protocol"]["name"] == "kfold"
+        assert (
+            len(result["runs"]) == 6
+            and len(result["scans"]) == 2 * N
+            and result["protocol"]["name"] == "kfold"
+        )
         per_run = []
         for i, run in enumerate(result["runs"]):
             own = [s for s in result["scans"] if s["run"] == i]
-            per_run.append(roc_auc_score([s["label"] == "abnormal" for s in own], [s["score"] for s in own]))
+            per_run.append(
+                roc_auc_score([s["label"] == "abnormal" for s in own], [s["score"] for s in own])
+            )
             assert run["summary"]["scan_auroc"] == pytest.approx(per_run[-1])
         figure = m["figures"]["scan_auroc"]
-        assert figure["mean"] == pytest.approx(np.mean(per_run)) and figure["sd"] == pytest.approx(np.std(per_run, ddof=1))
+        assert figure["mean"] == pytest.approx(np.mean(per_run)) and figure["sd"] == pytest.approx(
+            np.std(per_run, ddof=1)
+        )
         assert figure["interval"][0] <= figure["mean"] <= figure["interval"][1]
     zero, intensity, _ = comparison["models"]
-    assert zero["figures"]["scan_auroc"]["mean"] == 0.5 and intensity["figures"]["scan_auroc"]["mean"] > 0.95
-    apart = next(d for d in comparison["differences"] if d["model"] == "intensity" and d["figure"] == "scan_auroc")
+    assert (
+        zero["figures"]["scan_auroc"]["mean"] == 0.5
+        and intensity["figures"]["scan_auroc"]["mean"] > 0.95
+    )
+    apart = next(
+        d
+        for d in comparison["differences"]
+        if d["model"] == "intensity" and d["figure"] == "scan_auroc"
+    )
     assert apart["difference"] > 0.4 and apart["p_holm"] < 0.05 and apart["p_holm"] >= apart["p"]
     table = read_table(out / "heads_comparison.tsv")
-    assert any(r["model"] == "intensity" and r["figure"] == "dice_mean" and float(r["mean"]) > 0.3 for r in table)
+    assert any(
+        r["model"] == "intensity" and r["figure"] == "dice_mean" and float(r["mean"]) > 0.3
+        for r in table
+    )
     page = (out / "heads_comparison.html").read_text()
-    assert "Differences from zero" in page and "CLAIM" in page and "chosen with the test labels" in page and "By pathology" not in page
+    assert (
+        "Differences from zero" in page
+        and "CLAIM" in page
+        and "chosen with the test labels" in page
+        and "By pathology" not in page
+    )
 
 
 def test_a_supervised_model_learns_from_labels_and_says_so(data, tmp_path, capsys):
     """Folds with abnormal scans in train and val, test folds the same as for all others; without them it refuses."""
     from tests.pipelines.test_pipeline import run
 
-    settings = ["all.image_size=[32,32]", "all.loop.loader_workers=0", "densenet_supervised.stages.train.max_epochs=1"]
+    settings = [
+        "all.image_size=[32,32]",
+        "all.loop.loader_workers=0",
+        "densenet_supervised.stages.train.max_epochs=1",
+    ]
     models = ["--models", "zero densenet_supervised"]
-    assert run("compare", "--data", data, *models, "--protocol", "kfold", "--folds", 3, "--repeats", 1, "--out", tmp_path, *settings) == 0
+    assert (
+        run(
+            "compare",
+            "--data",
+            data,
+            *models,
+            "--protocol",
+            "kfold",
+            "--folds",
+            3,
+            "--repeats",
+            1,
+            "--out",
+            tmp_path,
+            *settings,
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "heads_densenet_supervised.json").read_text())
-    assert len(result["runs"]) == 3 and sorted(s["id"] for s in result["scans"]) == [f"{i:02d}" for i in range(N)]
+    assert len(result["runs"]) == 3 and sorted(s["id"] for s in result["scans"]) == [
+        f"{i:02d}" for i in range(N)
+    ]
     for fold, run_ in enumerate(result["runs"]):
         learned = run_["training"]["train_scans"] + run_["training"]["val_scans"]
-        assert any(int(i) % 2 for i in run_["training"]["train_scans"]) and any(int(i) % 2 == 0 for i in learned)
-        plain = {r["id"]: r["split"] for r in read_table(tmp_path / "folds" / f"repeat-0_fold-{fold}.tsv")}
-        assert {i for i, s in plain.items() if s == "test"} == {s["id"] for s in result["scans"] if s["run"] == fold}
-        assert "few-label" in run_["points"] and set(run_["training"]["tune_scans"]) <= set(run_["training"]["val_scans"])
+        assert any(int(i) % 2 for i in run_["training"]["train_scans"]) and any(
+            int(i) % 2 == 0 for i in learned
+        )
+        plain = {
+            r["id"]: r["split"]
+            for r in read_table(tmp_path / "folds" / f"repeat-0_fold-{fold}.tsv")
+        }
+        assert {i for i, s in plain.items() if s == "test"} == {
+            s["id"] for s in result["scans"] if s["run"] == fold
+        }
+        assert "few-label" in run_["points"] and set(run_["training"]["tune_scans"]) <= set(
+            run_["training"]["val_scans"]
+        )
     capsys.readouterr()
-    assert run("compare", "--data", data, *models, "--seeds", 1, "--out", tmp_path / "seeds", *settings) == 2
-    assert "a supervised model needs healthy and abnormal scans in split 'train'" in capsys.readouterr().err
+    assert (
+        run(
+            "compare", "--data", data, *models, "--seeds", 1, "--out", tmp_path / "seeds", *settings
+        )
+        == 2
+    )
+    assert (
+        "a supervised model needs healthy and abnormal scans in split 'train'"
+        in capsys.readouterr().err
+    )
 
 
 def test_dice_on_a_picture_is_on_its_own_grid(compared, data, folder):
@@ -229,7 +338,11 @@ def test_dice_on_a_picture_is_on_its_own_grid(compared, data, folder):
     truth = np.asarray(Image.open(folder / "masks" / f"{case['id']}.png")) > 0
     import nibabel as nib
 
-    values = nib.load(folds / "evaluation" / "heads" / "maps" / f"{case['id']}_map.nii.gz").get_fdata()[::-1, ::-1, 0].T
+    values = (
+        nib.load(folds / "evaluation" / "heads" / "maps" / f"{case['id']}_map.nii.gz")
+        .get_fdata()[::-1, ::-1, 0]
+        .T
+    )
     assert values.shape == truth.shape and case["truth_voxels"] == truth.sum()
     assert values[truth].mean() > 3 * values[~truth].mean()
 
@@ -240,7 +353,9 @@ def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
 
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
-    monkeypatch.setattr(scoring, "atlas_map", lambda *a: pytest.fail("a map that stands was made again"))
+    monkeypatch.setattr(
+        scoring, "atlas_map", lambda *a: pytest.fail("a map that stands was made again")
+    )
     assert run("compare", *arguments) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before} and len(before) == 18
 
@@ -249,18 +364,49 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     """vae_kl's kind of map and the healthy reference come after training; another latent does not."""
     from tests.pipelines.test_pipeline import run
 
-    common = ["--data", data, "--protocol", "kfold", "--folds", 3, "--repeats", 1, "--out", tmp_path, "all.image_size=[32,32]"]
-    common += ["all.loop.loader_workers=0", "vae_kl.stages.train.max_epochs=2", "vae_kl.model.channels=[4,8]", "vae_kl.model.latent=4"]
+    common = [
+        "--data",
+        data,
+        "--protocol",
+        "kfold",
+        "--folds",
+        3,
+        "--repeats",
+        1,
+        "--out",
+        tmp_path,
+        "all.image_size=[32,32]",
+    ]
+    common += [
+        "all.loop.loader_workers=0",
+        "vae_kl.stages.train.max_epochs=2",
+        "vae_kl.model.channels=[4,8]",
+        "vae_kl.model.latent=4",
+    ]
     variants = {"rec": "model.map=rec", "z": "reference.kind=z", "wide": "model.latent=8"}
     names = ["vae_kl", *(f"vae_kl@{v}" for v in variants)]
-    assert run("compare", "--models", " ".join(names), *common, *(f"vae_kl@{k}.{v}" for k, v in variants.items())) == 0
+    assert (
+        run(
+            "compare",
+            "--models",
+            " ".join(names),
+            *common,
+            *(f"vae_kl@{k}.{v}" for k, v in variants.items()),
+        )
+        == 0
+    )
     clocks = [(tmp_path / n / "repeat-0_fold-1" / "metrics.csv").read_bytes() for n in names]
     assert clocks[0] == clocks[1] == clocks[2] != clocks[3]  # seconds of every epoch stand in it
     results = [json.loads((tmp_path / f"heads_{n}.json").read_text()) for n in names]
     assert [r["model"] for r in results] == names and results[1]["config"]["model"]["map"] == "rec"
     scores = [[s["score"] for s in r["scans"]] for r in results]
     assert all(scores[0] != other for other in scores[1:])
-    alone = ["--models", "vae_kl@own", *common, "vae_kl@own.reference.kind=z"]  # no plain vae_kl beside it
+    alone = [
+        "--models",
+        "vae_kl@own",
+        *common,
+        "vae_kl@own.reference.kind=z",
+    ]  # no plain vae_kl beside it
     alone[alone.index(tmp_path)] = tmp_path / "alone"
     assert run("compare", *alone) == 0
     assert "Model vae_kl@own" in (tmp_path / "alone" / "heads_comparison.html").read_text()
@@ -280,7 +426,9 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert (fresh / "checkpoints" / "last.pt").is_file()
 
 
-def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(folder, data, tmp_path, monkeypatch):
+def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(
+    folder, data, tmp_path, monkeypatch
+):
     """By their stamps files are taken for unread; a new time alone sends for the bytes, and only other bytes for new work."""
     import os
     import shutil
@@ -290,34 +438,65 @@ def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(folder, d
 
     own, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(folder / "images", own)
-    command = ["preprocess", "--input", own, "--modality", "picture", "--out", out, "grid=[48,48,1]"]
+    command = [
+        "preprocess",
+        "--input",
+        own,
+        "--modality",
+        "picture",
+        "--out",
+        out,
+        "grid=[48,48,1]",
+    ]
     assert run(*command) == 0
     digests = {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")}
     read, made = [], []
     digest, prepare = module.file_digest, module.prepare
     monkeypatch.setattr(module, "file_digest", lambda p: read.append(p.stem) or digest(p))
-    monkeypatch.setattr(module, "prepare", lambda scan, recipe: made.append(scan.id) or prepare(scan, recipe))
+    monkeypatch.setattr(
+        module, "prepare", lambda scan, recipe: made.append(scan.id) or prepare(scan, recipe)
+    )
     assert run(*command) == 0 and read == made == []
     os.utime(own / "03.png", ns=(1, 1))
     assert run(*command) == 0 and read == ["03"] and made == []
     shutil.copyfile(own / "05.png", own / "04.png")
     assert run(*command) == 0 and set(read) == {"03", "04"} and made == ["04"]
-    assert {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")} == digests | {"04": digests["05"]}
+    assert {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")} == digests | {
+        "04": digests["05"]
+    }
     monkeypatch.setattr(module, "prepare", lambda *a: pytest.fail("prepared again"))
     assert run(*command) == 0
 
 
-def test_the_quality_page_of_many_scans_shows_the_flagged_and_a_sample(folder, tmp_path, monkeypatch):
+def test_the_quality_page_of_many_scans_shows_the_flagged_and_a_sample(
+    folder, tmp_path, monkeypatch
+):
     import pipelines.pages.quality as module
     from preprocessing import quality
     from tests.pipelines.test_pipeline import run
 
     monkeypatch.setattr(module, "SHOWN", 8)
     original = quality.flags
-    monkeypatch.setattr(quality, "flags", lambda checks: [*original(checks), "odd"] if len(seen.append(1) or seen) in (7, 20) else [])
+    monkeypatch.setattr(
+        quality,
+        "flags",
+        lambda checks: [*original(checks), "odd"] if len(seen.append(1) or seen) in (7, 20) else [],
+    )
     seen = []
     out = tmp_path / "out"
-    assert run("preprocess", "--input", folder / "images", "--modality", "picture", "--out", out, "grid=[48,48,1]") == 0
+    assert (
+        run(
+            "preprocess",
+            "--input",
+            folder / "images",
+            "--modality",
+            "picture",
+            "--out",
+            out,
+            "grid=[48,48,1]",
+        )
+        == 0
+    )
     flagged = [r["id"] for r in read_table(out / "scans.tsv") if r["flags"]]
     text = (out / "quality.html").read_text()
     shown = [i for i in range(N) if f"<h2>{i:02d}</h2>" in text]
@@ -337,7 +516,9 @@ def test_a_deleted_run_alone_is_made_again(compared):
     shutil.rmtree(out / "pca" / "repeat-1_fold-2")
     assert run("compare", *arguments) == 0
     after = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
-    assert {p for p in after if after[p] != before.get(p)} == {out / "pca" / "repeat-1_fold-2" / "weights.pt"}
+    assert {p for p in after if after[p] != before.get(p)} == {
+        out / "pca" / "repeat-1_fold-2" / "weights.pt"
+    }
     again = json.loads((out / "heads_pca.json").read_text())["scans"]
     assert [s["score"] for s in again] == pytest.approx([s["score"] for s in scores], rel=1e-5)
 
@@ -348,16 +529,24 @@ def test_a_corrected_mask_is_measured_anew_and_panels_are_those_of_the_page(comp
 
     out, arguments = compared
     where = out / "intensity" / "repeat-0_fold-0" / "evaluation" / "heads"
-    case = next(s for s in json.loads((where / "evaluation.json").read_text())["scans"] if s["truth_voxels"])
+    case = next(
+        s for s in json.loads((where / "evaluation.json").read_text())["scans"] if s["truth_voxels"]
+    )
     path = folder / "masks" / f"{case['id']}.png"
     before = path.read_bytes()
     (where / "cases" / "9_left-over.png").write_bytes(b"")
     try:
         Image.fromarray(np.pad(np.full((3, 3), 255, np.uint8), ((20, 21), (15, 18)))).save(path)
         assert run("compare", *arguments) == 0
-        now = next(s for s in json.loads((where / "evaluation.json").read_text())["scans"] if s["id"] == case["id"])
+        now = next(
+            s
+            for s in json.loads((where / "evaluation.json").read_text())["scans"]
+            if s["id"] == case["id"]
+        )
         assert now["truth_voxels"] == 9 != case["truth_voxels"]
-        assert not (where / "cases" / "9_left-over.png").exists() and any((where / "cases").iterdir())
+        assert not (where / "cases" / "9_left-over.png").exists() and any(
+            (where / "cases").iterdir()
+        )
     finally:
         path.write_bytes(before)
     assert run("compare", *arguments) == 0
@@ -370,20 +559,41 @@ def test_few_label_points_rest_on_the_labelled_split_alone(compared):
     points = json.loads((run_folder / "threshold.json").read_text())["points"]
     about = json.loads((run_folder / "run.json").read_text())
     splits = {r["id"]: r["split"] for r in read_table(run_folder / "splits.tsv")}
-    assert set(about["tune_scans"]) == {i for i, s in splits.items() if s == "tune"} and len(about["tune_scans"]) == 5
-    assert "few-label" in points["few-label"]["rule"] and "5 labelled" in points["few-label"]["rule"]
-    assert points["few-label"]["scan"] > max(s["score"] for s in json.loads((run_folder / "reference.json").read_text())["scans"]) * 0.5
+    assert (
+        set(about["tune_scans"]) == {i for i, s in splits.items() if s == "tune"}
+        and len(about["tune_scans"]) == 5
+    )
+    assert (
+        "few-label" in points["few-label"]["rule"] and "5 labelled" in points["few-label"]["rule"]
+    )
+    assert (
+        points["few-label"]["scan"]
+        > max(s["score"] for s in json.loads((run_folder / "reference.json").read_text())["scans"])
+        * 0.5
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--models", "zero pca", "--baseline", "pcaa"), "baseline 'pcaa' is not among the models zero, pca; did you mean 'pca'?"),
+        (
+            ("--models", "zero pca", "--baseline", "pcaa"),
+            "baseline 'pcaa' is not among the models zero, pca; did you mean 'pca'?",
+        ),
         (("--models", "zero pcaa"), "unknown MODEL 'pcaa'"),
         (("--models", ""), "MODELS is empty"),
-        (("--models", "zero", "pca.model.n_components=3"), "expected <model>.<key>=<value>, with a model of all, zero"),
-        (("--models", "zero", "--protocol", "kfolds"), "unknown PROTOCOL 'kfolds'; known: kfold, pictures, volumes; did you mean 'kfold'?"),
-        (("--models", "zero", "--protocol", "kfold", "--folds", 20), "subjects with healthy scans cannot be cut into 20 folds"),
+        (
+            ("--models", "zero", "pca.model.n_components=3"),
+            "expected <model>.<key>=<value>, with a model of all, zero",
+        ),
+        (
+            ("--models", "zero", "--protocol", "kfolds"),
+            "unknown PROTOCOL 'kfolds'; known: kfold, pictures, volumes; did you mean 'kfold'?",
+        ),
+        (
+            ("--models", "zero", "--protocol", "kfold", "--folds", 20),
+            "subjects with healthy scans cannot be cut into 20 folds",
+        ),
         (
             ("--models", "pca", "all.image_size=[32,32]"),
             "model of pca: 16 healthy slices cannot give n_components=64; lower model.n_components.",
@@ -403,11 +613,28 @@ def test_a_group_in_two_folds_and_an_image_under_two_names_are_refused(data, tmp
     rows = read_table(data / "scans.tsv")
 
     def train(splits):
-        (tmp_path / "splits.tsv").write_text("id\tsplit\n" + "".join(f"{i}\t{s}\n" for i, s in splits.items()))
-        assert run("train", "--model", "zero", "--data", data, "--out", tmp_path / "run", "--splits", tmp_path / "splits.tsv") == 2
+        (tmp_path / "splits.tsv").write_text(
+            "id\tsplit\n" + "".join(f"{i}\t{s}\n" for i, s in splits.items())
+        )
+        assert (
+            run(
+                "train",
+                "--model",
+                "zero",
+                "--data",
+                data,
+                "--out",
+                tmp_path / "run",
+                "--splits",
+                tmp_path / "splits.tsv",
+            )
+            == 2
+        )
         return capsys.readouterr().err
 
-    assert "subject 'a' is in two splits, 'train' and 'val' (scan '02')" in train({"00": "train", "02": "val", "04": "val"})
+    assert "subject 'a' is in two splits, 'train' and 'val' (scan '02')" in train(
+        {"00": "train", "02": "val", "04": "val"}
+    )
     assert "scan '99' is not in" in train({"00": "train", "99": "val"})
     assert "split 'trian', expected train, val, tune, test" in train({"00": "trian"})
     assert "abnormal scan '01' in split 'train'" in train({"01": "train", "04": "val"})
@@ -416,6 +643,8 @@ def test_a_group_in_two_folds_and_an_image_under_two_names_are_refused(data, tmp
     try:
         digest = {r["id"]: r["digest"] for r in rows}
         table.write_text(text.replace(digest["06"], digest["04"]))
-        assert "the same image, as '04' is in two splits, 'train' and 'val' (scan '06')" in train({"04": "train", "06": "val"})
+        assert "the same image, as '04' is in two splits, 'train' and 'val' (scan '06')" in train(
+            {"04": "train", "06": "val"}
+        )
     finally:
         table.write_text(text)

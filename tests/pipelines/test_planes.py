@@ -23,7 +23,10 @@ SMALL = ["image_size=[48,48]", "loop.loader_workers=0"]
 def test_a_turned_volume_has_the_plane_s_slices_last(plane, axis):
     volume = np.random.default_rng(0).random((4, 5, 6, 2))
     for v in (volume, volume[..., 0]):
-        assert all(np.array_equal(turned(v, plane)[:, :, i], np.take(v, i, axis)) for i in range(v.shape[axis]))
+        assert all(
+            np.array_equal(turned(v, plane)[:, :, i], np.take(v, i, axis))
+            for i in range(v.shape[axis])
+        )
         back = np.zeros_like(v)
         turned(back, plane)[:] = turned(v, plane)
         assert np.array_equal(back, v)
@@ -38,20 +41,45 @@ def test_a_store_in_another_plane_holds_the_same_voxels(tmp_path, plane, axis):
         image = rng.integers(0, 17, (*shape, 2)) / 16 * brain[..., None]
         z = np.arange(1, 5)
         write_arrays(tmp_path, scan, image, brain, z)
-        rows += [{"scan": scan, "subject": "s" + scan, "label": "healthy", "split": "train", "row": i, "z": v} for i, v in enumerate(z)]
+        rows += [
+            {
+                "scan": scan,
+                "subject": "s" + scan,
+                "label": "healthy",
+                "split": "train",
+                "row": i,
+                "z": v,
+            }
+            for i, v in enumerate(z)
+        ]
         kept[scan] = image, brain
     write_index(tmp_path, rows)
     assert in_plane(tmp_path, "axial", 6, 3) == tmp_path
     store = SliceStore(in_plane(tmp_path, plane, 6, 3))
     index = read_table(tmp_path / plane / "index.tsv")
-    wanted = {(scan, i) for scan, (_, b) in kept.items() for i in range(shape[axis]) if np.take(b, i, axis).sum() >= 3}
-    assert len(store) == len(index) == len(wanted) and {(r["scan"], int(r["z"])) for r in index} == wanted
-    assert {(r["scan"], r["subject"], r["label"], r["split"]) for r in index} == {(s, "s" + s, "healthy", "train") for s in "ab"}
+    wanted = {
+        (scan, i)
+        for scan, (_, b) in kept.items()
+        for i in range(shape[axis])
+        if np.take(b, i, axis).sum() >= 3
+    }
+    assert (
+        len(store) == len(index) == len(wanted)
+        and {(r["scan"], int(r["z"])) for r in index} == wanted
+    )
+    assert {(r["scan"], r["subject"], r["label"], r["split"]) for r in index} == {
+        (s, "s" + s, "healthy", "train") for s in "ab"
+    }
     for i, row in enumerate(index):
         image, brain = kept[row["scan"]]
         found = store[i]
-        assert np.array_equal(found["image"], np.moveaxis(np.take(image, found["z"], axis), -1, 0)) and found["z"] == int(row["z"])
-        assert np.array_equal(found["mask"][0], np.take(brain, found["z"], axis)) and int(row["brain_px"]) == found["mask"].sum()
+        assert np.array_equal(
+            found["image"], np.moveaxis(np.take(image, found["z"], axis), -1, 0)
+        ) and found["z"] == int(row["z"])
+        assert (
+            np.array_equal(found["mask"][0], np.take(brain, found["z"], axis))
+            and int(row["brain_px"]) == found["mask"].sum()
+        )
 
 
 def test_a_store_in_another_plane_is_made_anew_when_the_axial_one_is(tmp_path):
@@ -60,7 +88,9 @@ def test_a_store_in_another_plane_is_made_anew_when_the_axial_one_is(tmp_path):
     write_index(tmp_path, [{"scan": "a", "row": i, "z": i} for i in range(5)])
     own = in_plane(tmp_path, "coronal", 5, 1)
     write_arrays(tmp_path, "a", brain * 0.25, brain, np.arange(5))
-    assert SliceStore(in_plane(tmp_path, "coronal", 5, 1))[0]["image"].max() == 0.5  # the index is the word that all is there
+    assert (
+        SliceStore(in_plane(tmp_path, "coronal", 5, 1))[0]["image"].max() == 0.5
+    )  # the index is the word that all is there
     later = (own / "index.tsv").stat().st_mtime + 5
     os.utime(tmp_path / "index.tsv", (later, later))
     assert SliceStore(in_plane(tmp_path, "coronal", 5, 1))[0]["image"].max() == 0.25
@@ -95,18 +125,43 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     data = chain / "data"
     plain = ["model.mode=value", "model.tail=bright", "model.smooth=0", *SMALL]
     for plane in ("axial", "sagittal"):
-        assert run("train", "--model", "intensity", "--data", data, "--out", tmp_path / plane, *plain, f"plane={plane}") == 0
+        assert (
+            run(
+                "train",
+                "--model",
+                "intensity",
+                "--data",
+                data,
+                "--out",
+                tmp_path / plane,
+                *plain,
+                f"plane={plane}",
+            )
+            == 0
+        )
     assert len(SliceStore(data / "slices" / "sagittal")) > 300
     members = ["model.members=[axial,sagittal]", "loop.loader_workers=0"]
     given = ("train", "--model", "ensemble", "--data", data, "--out", tmp_path / "both", *members)
-    assert run(*given, "image_size=[48,48]") == 2 and "a member sees sagittal slices; give three numbers" in capsys.readouterr().err
+    assert (
+        run(*given, "image_size=[48,48]") == 2
+        and "a member sees sagittal slices; give three numbers" in capsys.readouterr().err
+    )
     for setting, sentence in (
         ("reference.kind=z", "they do not go with three numbers in image_size"),
         ("plane=coronal", "plane=coronal is for slices"),
     ):
-        assert run(*given, "image_size=[240,240,189]", setting) == 2 and sentence in capsys.readouterr().err
-    assert run(*given, "image_size=[48,48]", "plane=coronal") == 2 and "leave out around and plane" in capsys.readouterr().err
-    assert run(*given, "image_size=[48,48,48]") == 2 and "give image_size=[240, 240, 189]" in capsys.readouterr().err
+        assert (
+            run(*given, "image_size=[240,240,189]", setting) == 2
+            and sentence in capsys.readouterr().err
+        )
+    assert (
+        run(*given, "image_size=[48,48]", "plane=coronal") == 2
+        and "leave out around and plane" in capsys.readouterr().err
+    )
+    assert (
+        run(*given, "image_size=[48,48,48]") == 2
+        and "give image_size=[240, 240, 189]" in capsys.readouterr().err
+    )
     assert run(*given, "image_size=[240,240,189]") == 0
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
     image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
@@ -115,13 +170,28 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
         for own in (load_run(tmp_path / name, "cpu") for name in ("axial", "sagittal", "both"))
     )
     inside = brain > 0
-    assert np.corrcoef(axial[inside], sagittal[inside])[0, 1] > 0.7 and np.abs(axial - sagittal).max() > 0.01  # other pixels were joined
+    assert (
+        np.corrcoef(axial[inside], sagittal[inside])[0, 1] > 0.7
+        and np.abs(axial - sagittal).max() > 0.01
+    )  # other pixels were joined
     high = both > np.quantile(both[inside], 0.99)
-    assert axial[high].mean() > 2 * axial[inside].mean() and sagittal[high].mean() > 2 * sagittal[inside].mean()
+    assert (
+        axial[high].mean() > 2 * axial[inside].mean()
+        and sagittal[high].mean() > 2 * sagittal[inside].mean()
+    )
 
 
 def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):  # noqa: F811
-    given = ("train", "--model", "vae", "--data", chain / "data", "--out", tmp_path / "run", "plane=coronal")
+    given = (
+        "train",
+        "--model",
+        "vae",
+        "--data",
+        chain / "data",
+        "--out",
+        tmp_path / "run",
+        "plane=coronal",
+    )
     assert run(*given, "image_size=[32,32,32]", "model.spatial_dims=3") == 2
     assert "plane=coronal is for slices" in capsys.readouterr().err
     assert run(*given[:-1], "plane=frontal") == 2 and "plane" in capsys.readouterr().err
@@ -132,15 +202,30 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):  # noqa: 
     from pipelines.detect.config import load_run_config
 
     row = read_table(chain / "data" / "scans.tsv")[0]
-    image, brain = (np.asarray(nib.load(chain / "data" / row[k]).dataobj) for k in ("preproc", "brain"))
+    image, brain = (
+        np.asarray(nib.load(chain / "data" / row[k]).dataobj) for k in ("preproc", "brain")
+    )
     image, brain = image.astype(np.float32), brain > 0
-    config = load_run_config("zero", ["plane=coronal", "image_size=[240,189]", "postprocess.median=0", "postprocess.rim_mm=0"])
+    config = load_run_config(
+        "zero",
+        ["plane=coronal", "image_size=[240,189]", "postprocess.median=0", "postprocess.rim_mm=0"],
+    )
     found = atlas_map(Placed(), config, image, brain, torch.device("cpu"))
-    np.testing.assert_allclose(found, image * brain * (1 + np.arange(240))[None, :, None], rtol=1e-5)
-    config = load_run_config("zero", ["plane=coronal", "image_size=[120,90]", "postprocess.median=0", "postprocess.rim_mm=0"])
+    np.testing.assert_allclose(
+        found, image * brain * (1 + np.arange(240))[None, :, None], rtol=1e-5
+    )
+    config = load_run_config(
+        "zero",
+        ["plane=coronal", "image_size=[120,90]", "postprocess.median=0", "postprocess.rim_mm=0"],
+    )
     found, y = atlas_map(Placed(), config, image, brain, torch.device("cpu")), 110
-    x, mask = (torch.from_numpy(np.ascontiguousarray(v[:, y])).float()[None, None] for v in (image, brain))
+    x, mask = (
+        torch.from_numpy(np.ascontiguousarray(v[:, y])).float()[None, None] for v in (image, brain)
+    )
     mask_small = F.interpolate(mask, (120, 90), mode="nearest-exact")
     small = F.interpolate(x, (120, 90), mode="area") * mask_small * (1 + y)
-    want = F.interpolate(small, (240, 189), mode="bilinear", align_corners=False)[0, 0].numpy() * brain[:, y]
+    want = (
+        F.interpolate(small, (240, 189), mode="bilinear", align_corners=False)[0, 0].numpy()
+        * brain[:, y]
+    )
     np.testing.assert_allclose(found[:, y], want, atol=1e-3)

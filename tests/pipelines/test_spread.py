@@ -28,7 +28,9 @@ def work(number, folder, deadly=-1, deaths=0, broken=-1):
         os.kill(os.getpid(), signal.SIGKILL)
     if number == broken:
         raise ZeroDivisionError(f"number {number}")
-    assert os.environ.get("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1") == "1"  # with more, poses vary from run to run
+    assert (
+        os.environ.get("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1") == "1"
+    )  # with more, poses vary from run to run
     return number**2, Path.cwd().name, os.environ.get("OMP_NUM_THREADS")
 
 
@@ -40,35 +42,50 @@ def test_workers_answer_what_this_process_does_and_share_the_cores(tmp_path, mon
     monkeypatch.chdir(tmp_path)  # relative paths and all
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     Path("here").mkdir()
-    alone = {item: result[:2] for item, result, _ in spread.each(partial(work, folder="here"), range(6))}
+    alone = {
+        item: result[:2] for item, result, _ in spread.each(partial(work, folder="here"), range(6))
+    }
     assert alone == {i: (i**2, tmp_path.name) for i in range(6)}
     shared = list(spread.each(partial(work, folder="here"), range(6), workers=2))
     assert {item: result[:2] for item, result, _ in shared} == alone
     assert {result[2] for _, result, _ in shared} == {str(max(1, os.cpu_count() // 2))}
-    processes = [set((tmp_path / "here" / f"{i}.tries").read_text().split()) - {str(os.getpid())} for i in range(6)]
+    processes = [
+        set((tmp_path / "here" / f"{i}.tries").read_text().split()) - {str(os.getpid())}
+        for i in range(6)
+    ]
     assert len(set.union(*processes)) == 2
 
 
 def test_one_worker_is_one_process_and_threads_that_the_user_set_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [result[2] for _, result, _ in spread.each(partial(work, folder=tmp_path), range(6), "local", 1)] == ["3"] * 6
+    assert [
+        result[2]
+        for _, result, _ in spread.each(partial(work, folder=tmp_path), range(6), "local", 1)
+    ] == ["3"] * 6
     processes = {pid for p in tmp_path.glob("*.tries") for pid in p.read_text().split()}
     assert len(processes) == 1 and str(os.getpid()) not in processes
 
 
 def test_more_items_than_are_sent_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(spread, "AHEAD", 3)
-    got = sorted(item for item, _, _ in spread.each(partial(work, folder=tmp_path), range(10), "local", 2))
+    got = sorted(
+        item for item, _, _ in spread.each(partial(work, folder=tmp_path), range(10), "local", 2)
+    )
     assert got == list(range(10)) and set(tries(tmp_path).values()) == {1}
 
 
 def test_a_killed_worker_costs_no_scan_and_a_deadly_scan_itself_alone(tmp_path):
     """Killed once: another worker takes it up. Killed every time: that scan is given up with a reason, the others stand."""
-    once = list(spread.each(partial(work, folder=tmp_path, deadly=2, deaths=1), range(5), workers=2))
+    once = list(
+        spread.each(partial(work, folder=tmp_path, deadly=2, deaths=1), range(5), workers=2)
+    )
     assert sorted(item for item, result, _ in once if result[0] == item**2) == list(range(5))
     assert tries(tmp_path)[2] == 2
     always = {
-        item: (result, why) for item, result, why in spread.each(partial(work, folder=tmp_path, deadly=3, deaths=99), range(5), workers=2)
+        item: (result, why)
+        for item, result, why in spread.each(
+            partial(work, folder=tmp_path, deadly=3, deaths=99), range(5), workers=2
+        )
     }
     assert always[3] == (None, "the worker process died 3 times (out of memory?).")
     assert [always[i][0][0] for i in (0, 1, 2, 4)] == [0, 1, 4, 16]
@@ -101,7 +118,9 @@ def test_one_ahead_runs_the_next_while_this_one_is_worked_on():
 
 
 def test_no_scheduler_at_an_address(tmp_path):
-    with pytest.raises(ConfigError, match=r"EXECUTOR=tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):
+    with pytest.raises(
+        ConfigError, match=r"EXECUTOR=tcp://127\.0\.0\.1:9: no Dask scheduler answers there"
+    ):
         list(spread.each(partial(work, folder=tmp_path), range(2), "tcp://127.0.0.1:9"))
 
 
@@ -113,8 +132,13 @@ def test_fewer_than_one_worker_is_refused(text, capsys):
     from pipelines import preprocess
 
     with pytest.raises(SystemExit) as left:
-        preprocess.build_parser().parse_args(["--input", "a", "--modality", "t1", "--out", "b", "--workers", text])
-    assert left.value.code == cli.USAGE and f"expected a whole number above 0, got '{text}'" in capsys.readouterr().err
+        preprocess.build_parser().parse_args(
+            ["--input", "a", "--modality", "t1", "--out", "b", "--workers", text]
+        )
+    assert (
+        left.value.code == cli.USAGE
+        and f"expected a whole number above 0, got '{text}'" in capsys.readouterr().err
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +166,24 @@ def start(out, heads, *more):
         str(out),
         *map(str, more),
     ]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def service(folder, what, *more):
     """A Dask scheduler or worker of its own, found by a file in `folder`."""
-    command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--scheduler-file", str(folder / "scheduler.json"), "--no-dashboard"]
-    return subprocess.Popen([*command, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        f"distributed.cli.dask_{what}",
+        "--scheduler-file",
+        str(folder / "scheduler.json"),
+        "--no-dashboard",
+    ]
+    return subprocess.Popen(
+        [*command, *more], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def wait_for(condition, seconds=90):
@@ -162,7 +197,9 @@ def address(folder):
     import json
 
     path = folder / "scheduler.json"
-    wait_for(lambda: path.is_file() and path.read_text().rstrip().endswith("}"))  # written in more than one go
+    wait_for(
+        lambda: path.is_file() and path.read_text().rstrip().endswith("}")
+    )  # written in more than one go
     return json.loads(path.read_text())["address"]
 
 
@@ -177,7 +214,11 @@ def test_a_scheduler_that_goes_away_and_comes_back(heads, tmp_path):
         wait_for(lambda: len(list(out.glob("*/*_preproc.json"))) >= 5)
         services[0].kill()
         _, error = first.communicate(timeout=120)
-        assert first.returncode == cli.USAGE and "the scheduler went away; what was finished is kept" in error and "Traceback" not in error
+        assert (
+            first.returncode == cli.USAGE
+            and "the scheduler went away; what was finished is kept" in error
+            and "Traceback" not in error
+        )
         done = {p: p.stat().st_mtime_ns for p in out.glob("*/*_preproc.json")}
         assert 5 <= len(done) < 80 and 0 < len(read_table(out / "scans.tsv")) <= len(done)
         for old in services:
@@ -190,7 +231,9 @@ def test_a_scheduler_that_goes_away_and_comes_back(heads, tmp_path):
         again = start(out, heads, "--executor", where)
         again.communicate(timeout=120)
         assert again.returncode == cli.SOME_FAILED
-        assert len(read_table(out / "scans.tsv")) == 80 and [r["id"] for r in read_table(out / "failures.tsv")] == ["broken"]
+        assert len(read_table(out / "scans.tsv")) == 80 and [
+            r["id"] for r in read_table(out / "failures.tsv")
+        ] == ["broken"]
         assert {p: p.stat().st_mtime_ns for p in done} == done
     finally:
         for one in services:
@@ -207,7 +250,10 @@ echo "Submitted batch job $!"
 
 
 def test_slurm_jobs_run_the_scans_and_a_dry_run_shows_the_script(heads, tmp_path, monkeypatch):
-    for name, text in {"sbatch": SBATCH.format(folder=tmp_path), "scancel": '#!/bin/sh\nkill "$1" || true\n'}.items():
+    for name, text in {
+        "sbatch": SBATCH.format(folder=tmp_path),
+        "scancel": '#!/bin/sh\nkill "$1" || true\n',
+    }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -215,12 +261,21 @@ def test_slurm_jobs_run_the_scans_and_a_dry_run_shows_the_script(heads, tmp_path
     monkeypatch.setenv("DASK_JOBQUEUE__SLURM__INTERFACE", "lo")
     dry = start(tmp_path / "dry", heads, "--executor", "slurm", "--workers", "3", "--dry-run")
     text, _ = dry.communicate(timeout=60)
-    assert dry.returncode == cli.OK and text.startswith("81 scans, in up to 3 jobs on slurm, each job:\n#!")
-    assert "#SBATCH -p brains" in text and "#SBATCH --cpus-per-task=4" in text and "--nthreads 1 " in text and "--nworkers 4 " in text
+    assert dry.returncode == cli.OK and text.startswith(
+        "81 scans, in up to 3 jobs on slurm, each job:\n#!"
+    )
+    assert (
+        "#SBATCH -p brains" in text
+        and "#SBATCH --cpus-per-task=4" in text
+        and "--nthreads 1 " in text
+        and "--nworkers 4 " in text
+    )
     assert not list(tmp_path.glob("job-*")) and not list((tmp_path / "dry").iterdir())
 
     done = start(tmp_path / "out", heads, "--executor", "slurm", "--workers", "1")
     done.communicate(timeout=120)
-    assert done.returncode == cli.SOME_FAILED and len(read_table(tmp_path / "out" / "scans.tsv")) == 80
+    assert (
+        done.returncode == cli.SOME_FAILED and len(read_table(tmp_path / "out" / "scans.tsv")) == 80
+    )
     (script,) = tmp_path.glob("job-*.sh")
     assert "#SBATCH" in script.read_text()

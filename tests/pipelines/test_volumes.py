@@ -24,7 +24,11 @@ from pipelines.training.loop import tiles
 from preprocessing import slices
 from tests.pipelines.test_pipeline import run
 
-SHAPE, SMALL, Z = (10, 12, 9), (5, 4, 3), (2, 3, 5, 6, 7)  # blocks of 2 x 3 x 3; slices 0, 1, 4 and 8 hold no brain
+SHAPE, SMALL, Z = (
+    (10, 12, 9),
+    (5, 4, 3),
+    (2, 3, 5, 6, 7),
+)  # blocks of 2 x 3 x 3; slices 0, 1, 4 and 8 hold no brain
 CPU = torch.device("cpu")
 
 
@@ -58,7 +62,12 @@ def test_an_item_is_the_scan_s_slices_in_their_places_resized(store):
         item = data[(i, 77)]
         np.testing.assert_allclose(item["image"], (means * middle)[None], atol=1e-6)
         np.testing.assert_array_equal(item["mask"], middle[None])
-        assert item["z"] == 0 and item["seed"] == 77 and item["label"] == i and data.data.scan_of(i) == "ab"[i]
+        assert (
+            item["z"] == 0
+            and item["seed"] == 77
+            and item["label"] == i
+            and data.data.scan_of(i) == "ab"[i]
+        )
 
 
 @pytest.mark.parametrize("size", [SMALL, SHAPE, (7, 5, 8)])
@@ -71,12 +80,23 @@ def test_training_and_inference_resize_volumes_alike(store, size):
 
 
 @pytest.mark.parametrize(
-    "change", [{"flip": 0.5}, {"rotate": 25}, {"translate": 0.1}, {"scale": 0.3}, {"flip": 0.5, "rotate": 20, "scale": 0.2}]
+    "change",
+    [
+        {"flip": 0.5},
+        {"rotate": 25},
+        {"translate": 0.1},
+        {"scale": 0.3},
+        {"flip": 0.5, "rotate": 20, "scale": 0.2},
+    ],
 )
 def test_augmentation_of_volumes_is_scipy_s_affine(change):
     """Measured on a smooth volume of unequal sides: flip, then shift, size and turns about three axes, in voxels, applied by scipy."""
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((24, 20, 16)), 2)
-    image = torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32).expand(6, 1, 24, 20, 16).clone()
+    image = (
+        torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32)
+        .expand(6, 1, 24, 20, 16)
+        .clone()
+    )
     mask = torch.zeros_like(image)
     mask[:, :, 4:19, 5:16, 3:14] = 1
     batch = {"image": image * mask, "mask": mask, "seed": torch.arange(6) + 11}
@@ -88,17 +108,27 @@ def test_augmentation_of_volumes_is_scipy_s_affine(change):
         u = torch.rand(11, generator=layers.generator(i + 11, STREAM)).double().numpy()
         v = 2 * u - 1
         mirrors.append(-1.0 if u[0] < a.flip else 1.0)
-        turn = Rotation.from_euler("XYZ", np.array([1, -1, 1]) * v[1:4] * a.rotate, degrees=True).as_matrix()
+        turn = Rotation.from_euler(
+            "XYZ", np.array([1, -1, 1]) * v[1:4] * a.rotate, degrees=True
+        ).as_matrix()
         matrix = turn / (1 + a.scale * v[7:10])[:, None]
         shift = a.translate * v[4:7] * (24, 20, 16)
         matrix[0], shift[0] = mirrors[-1] * matrix[0], mirrors[-1] * shift[0]
         centre = np.array([11.5, 9.5, 7.5])
         want, there = (
-            ndimage.affine_transform(x[i, 0].double().numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="grid-constant")
+            ndimage.affine_transform(
+                x[i, 0].double().numpy(),
+                matrix,
+                centre - matrix @ centre + shift,
+                order=1,
+                mode="grid-constant",
+            )
             for x in (batch["image"], mask)
         )
         new_mask = got["mask"][i, 0].numpy()
-        np.testing.assert_allclose(got["image"][i, 0], np.clip(want * (1 + 0.3 * v[10]), 0, 1) * new_mask, atol=3e-4)
+        np.testing.assert_allclose(
+            got["image"][i, 0], np.clip(want * (1 + 0.3 * v[10]), 0, 1) * new_mask, atol=3e-4
+        )
         sure = (there < 0.01) | (there > 0.99)
         np.testing.assert_array_equal(new_mask[sure], there[sure].round())
     assert set(mirrors) == ({-1.0, 1.0} if a.flip else {1.0})
@@ -118,14 +148,25 @@ def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_network_that_fits_its_patches_alone_learns_from_slices_and_volumes(store, tmp_path, dims):
+def test_a_network_that_fits_its_patches_alone_learns_from_slices_and_volumes(
+    store, tmp_path, dims
+):
     """A dense code takes patches of one size: in training, in validation and in the pictures of the log."""
     from lightning_fabric import Fabric
 
     from pipelines.training.loop import fit
 
-    sides = [f"image_size={list(SHAPE[:dims])}", f"patch_size={[4, 8, 4][:dims]}", f"model.spatial_dims={dims}"]
-    quick = ["model.channels=[3,5]", "loop.loader_workers=0", "loop.batch_size=2", "stages.train.max_epochs=2"]
+    sides = [
+        f"image_size={list(SHAPE[:dims])}",
+        f"patch_size={[4, 8, 4][:dims]}",
+        f"model.spatial_dims={dims}",
+    ]
+    quick = [
+        "model.channels=[3,5]",
+        "loop.loader_workers=0",
+        "loop.batch_size=2",
+        "stages.train.max_epochs=2",
+    ]
     c = load_run_config("cae", sides + quick)
     model = build_model(c)
     before = [p.clone() for p in model.parameters()]
@@ -135,7 +176,9 @@ def test_a_network_that_fits_its_patches_alone_learns_from_slices_and_volumes(st
 
 
 def config(size, patch=None):
-    return load_run_config("vae", [f"image_size={list(size)}", "model.spatial_dims=3"]).model_copy(update={"patch_size": patch})
+    return load_run_config("vae", [f"image_size={list(size)}", "model.spatial_dims=3"]).model_copy(
+        update={"patch_size": patch}
+    )
 
 
 def test_a_map_comes_back_to_the_grid_of_the_volume():
@@ -147,7 +190,9 @@ def test_a_map_comes_back_to_the_grid_of_the_volume():
         seen.append((x.shape, mask.shape, z.tolist()))
         return x * mask
 
-    np.testing.assert_allclose(slicewise(network, config(SHAPE), image, brain, CPU), image, atol=1e-6)
+    np.testing.assert_allclose(
+        slicewise(network, config(SHAPE), image, brain, CPU), image, atol=1e-6
+    )
     assert seen == [((1, 1, *SHAPE), (1, 1, *SHAPE), [0])]
     ramp = np.broadcast_to(np.arange(16) / 16, (8, 12, 16)).astype(np.float32)
     got = slicewise(network, config((4, 6, 8)), ramp, np.ones_like(ramp, bool), CPU)
@@ -156,7 +201,10 @@ def test_a_map_comes_back_to_the_grid_of_the_volume():
 
 def test_patchwise_maps_of_a_voxelwise_network_are_those_of_the_volume():
     image, brain = volume()
-    one, two = (slicewise(lambda x, mask, z: x * mask + 1, config(SHAPE, p), image, brain, CPU) for p in (None, (4, 6, 4)))
+    one, two = (
+        slicewise(lambda x, mask, z: x * mask + 1, config(SHAPE, p), image, brain, CPU)
+        for p in (None, (4, 6, 4))
+    )
     np.testing.assert_allclose(one, two, atol=1e-5)
 
 
@@ -190,7 +238,11 @@ def test_the_log_shows_the_middle_slice_of_volumes():
             ["image_size=[64,64,64]"],
             r"image_size \[64, 64, 64\] has 3 numbers and model.spatial_dims of 'vae' is 2; make them agree\.$",
         ),
-        ("cae", ["model.spatial_dims=3"], r"image_size \[64, 64\] has 2 numbers and model.spatial_dims of 'cae' is 3; make them agree\.$"),
+        (
+            "cae",
+            ["model.spatial_dims=3"],
+            r"image_size \[64, 64\] has 2 numbers and model.spatial_dims of 'cae' is 3; make them agree\.$",
+        ),
         (
             "vae_cr",
             ["image_size=[64,64,64]"],
@@ -202,15 +254,27 @@ def test_the_log_shows_the_middle_slice_of_volumes():
             ["image_size=[64,64,64]", "model.spatial_dims=3", "patch_size=[32,32]"],
             r"patch_size \[32, 32\] and image_size \[64, 64, 64\]",
         ),
-        ("vae", ["model.spatial_dims=4"], r"model of vae: 'spatial_dims': input should be 2 or 3, got 4"),
-        ("vae", ["image_size=[48,48,48]", "model.spatial_dims=3"], r"\(48, 48, 48\) must be divisible by 32"),
+        (
+            "vae",
+            ["model.spatial_dims=4"],
+            r"model of vae: 'spatial_dims': input should be 2 or 3, got 4",
+        ),
+        (
+            "vae",
+            ["image_size=[48,48,48]", "model.spatial_dims=3"],
+            r"\(48, 48, 48\) must be divisible by 32",
+        ),
         (
             "cae",
             ["image_size=[64,64,64]", "model.spatial_dims=3", "reference.kind=z"],
             r"reference.kind and reference.symmetry compare places of slices; they do not go with three numbers in image_size\.$",
         ),
         ("vae_cr", ["model.spatial_dims=3"], "unknown key 'spatial_dims'"),
-        ("multitask", ["image_size=[128,64]"], r"model of multitask: image_size \(128, 64\): quarter turns need square slices$"),
+        (
+            "multitask",
+            ["image_size=[128,64]"],
+            r"model of multitask: image_size \(128, 64\): quarter turns need square slices$",
+        ),
     ],
 )
 def test_dimensions_that_disagree_are_refused_at_build(model, changes, message):
@@ -220,7 +284,13 @@ def test_dimensions_that_disagree_are_refused_at_build(model, changes, message):
 
 def make(name, **arguments):
     torch.manual_seed(0)
-    return create_model(name, **({"channels": (3, 5), "latent": 4, "image_size": (8, 12, 4), "spatial_dims": 3} | arguments))
+    return create_model(
+        name,
+        **(
+            {"channels": (3, 5), "latent": 4, "image_size": (8, 12, 4), "spatial_dims": 3}
+            | arguments
+        ),
+    )
 
 
 def batch(n=3):
@@ -234,12 +304,17 @@ def test_the_loss_of_the_3d_vae_is_the_negative_elbo_per_voxel():
     mean, log_variance = model.encode(b["image"])
     assert mean.shape == (3, 4, 1, 1, 1)
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3, 4))
+    kl = torch.distributions.kl_divergence(
+        normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
+    ).sum((1, 2, 3, 4))
     error = (model.decoder(mean) - b["image"]).square().sum((1, 2, 3, 4))
     torch.testing.assert_close(model.loss(b)["loss"], (error + 0.7 * kl).mean() / (8 * 12 * 4))
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("vae", {}), ("cae", {}), ("cae", {"bottleneck": "spatial", "channels": (3, 5, 4)})])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("vae", {}), ("cae", {}), ("cae", {"bottleneck": "spatial", "channels": (3, 5, 4)})],
+)
 def test_every_voxel_of_a_volume_can_reach_every_other_through_the_code(name, arguments):
     """Slices of a 2-D network would not see each other; a spatial code sees as far as its kernels do."""
     model = make(name, **({"image_size": (8, 16, 8)} | arguments)).double().eval()
@@ -259,13 +334,21 @@ def plain(channels, latent, size):
     def block(convolution, width):
         return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(0.1))
 
-    downs = [block(nn.Conv2d(a, b, 4, 2, 1, bias=False), b) for a, b in itertools.pairwise((1, *channels))]
+    downs = [
+        block(nn.Conv2d(a, b, 4, 2, 1, bias=False), b)
+        for a, b in itertools.pairwise((1, *channels))
+    ]
     last = nn.Conv2d(channels[-1], 2 * latent, size)
     first = nn.ConvTranspose2d(latent, channels[-1], size)
     way = (channels[-1], *reversed(channels[:-1]))
-    ups = [block(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), b) for a, b in itertools.pairwise(way)]
+    ups = [
+        block(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), b) for a, b in itertools.pairwise(way)
+    ]
     return nn.ModuleDict(
-        {"encoder": nn.Sequential(*downs, last), "decoder": nn.Sequential(first, *ups, nn.ConvTranspose2d(channels[0], 1, 4, 2, 1))}
+        {
+            "encoder": nn.Sequential(*downs, last),
+            "decoder": nn.Sequential(first, *ups, nn.ConvTranspose2d(channels[0], 1, 4, 2, 1)),
+        }
     )
 
 
@@ -292,7 +375,9 @@ def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(monkeypatch, d
         nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
     half = torch.randn(3, 5, 4, 6, 2)[(...,) if dims == 3 else (..., 0)] * 3 + 1
     want = theirs(torch.cat([half, half]))[:3]
-    torch.testing.assert_close(kinds[0](5)(half), kinds[1](5)(half), rtol=0, atol=0)  # alone: torch's own
+    torch.testing.assert_close(
+        kinds[0](5)(half), kinds[1](5)(half), rtol=0, atol=0
+    )  # alone: torch's own
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     import torch.distributed.nn.functional as functional
@@ -306,8 +391,19 @@ def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(monkeypatch, d
 # the whole chain
 
 
-QUICK = ["model.spatial_dims=3", "image_size=[32,32,24]", "model.channels=[8,16,16]", "model.latent=32", "loop.batch_size=4"]
-QUICK += ["loop.loader_workers=0", "loop.accelerator=cpu", "stages.train.lr=3e-3", "postprocess.rim_mm=6"]
+QUICK = [
+    "model.spatial_dims=3",
+    "image_size=[32,32,24]",
+    "model.channels=[8,16,16]",
+    "model.latent=32",
+    "loop.batch_size=4",
+]
+QUICK += [
+    "loop.loader_workers=0",
+    "loop.accelerator=cpu",
+    "stages.train.lr=3e-3",
+    "postprocess.rim_mm=6",
+]
 QUICK += [f"augmentation.{k}=0" for k in ("flip", "rotate", "translate", "scale")]
 BALL, RADIUS = np.array([18.0, -26.0, 14.0]), 11.0  # mm, in healthy tissue
 
@@ -331,7 +427,9 @@ def head(rng, step, ball=False):
     truth = ((mm - BALL) ** 2).sum(-1) < RADIUS**2
     data[truth & ball] = 185
     data *= rng.uniform(0.9, 1.1) * (1 + 0.02 * rng.normal(size=shape))
-    return nib.Nifti1Image(data.astype(np.float32), affine), nib.Nifti1Image(truth.astype(np.uint8), affine)
+    return nib.Nifti1Image(data.astype(np.float32), affine), nib.Nifti1Image(
+        truth.astype(np.uint8), affine
+    )
 
 
 @pytest.fixture(scope="module")
@@ -349,20 +447,68 @@ def trained(tmp_path_factory):
         nib.save(image, root / f"{i}.nii.gz")
         nib.save(truth, root / f"{i}_truth.nii.gz")
         label = "abnormal" if i == 11 else "healthy"
-        rows.append({"image": f"{i}.nii.gz", "id": str(i), "split": split, "label": label, "mask": f"{i}_truth.nii.gz" if i == 11 else ""})
+        rows.append(
+            {
+                "image": f"{i}.nii.gz",
+                "id": str(i),
+                "split": split,
+                "label": label,
+                "mask": f"{i}_truth.nii.gz" if i == 11 else "",
+            }
+        )
     write_table(root / "table.tsv", rows)
-    recipe = ["brain=none", "grid=[null,null,null]", "limits.brain_ml=[200,700]", "limits.min_information=0", "registration_spacing=6"]
-    given = ("--input", root / "table.tsv", "--template", root / "atlas.nii.gz", "--out", root / "data")
+    recipe = [
+        "brain=none",
+        "grid=[null,null,null]",
+        "limits.brain_ml=[200,700]",
+        "limits.min_information=0",
+        "registration_spacing=6",
+    ]
+    given = (
+        "--input",
+        root / "table.tsv",
+        "--template",
+        root / "atlas.nii.gz",
+        "--out",
+        root / "data",
+    )
     assert run("preprocess", "--modality", "t1", *given, *recipe) == 0
-    assert run("train", "--model", "vae", "--data", root / "data", "--out", root / "run", *QUICK, "stages.train.max_epochs=60") == 0
+    assert (
+        run(
+            "train",
+            "--model",
+            "vae",
+            "--data",
+            root / "data",
+            "--out",
+            root / "run",
+            *QUICK,
+            "stages.train.max_epochs=60",
+        )
+        == 0
+    )
     return root
 
 
 def test_a_3d_vae_marks_a_bright_ball_in_a_raw_scan(trained):
     import nibabel as nib
 
-    assert run("infer", "--run", trained / "run", "--input", trained / "11.nii.gz", "--out", trained / "out") == 0
-    scan, found, mask = (nib.load(p) for p in (trained / "11.nii.gz", *(trained / f"out/11_{k}.nii.gz" for k in ("map", "mask"))))
+    assert (
+        run(
+            "infer",
+            "--run",
+            trained / "run",
+            "--input",
+            trained / "11.nii.gz",
+            "--out",
+            trained / "out",
+        )
+        == 0
+    )
+    scan, found, mask = (
+        nib.load(p)
+        for p in (trained / "11.nii.gz", *(trained / f"out/11_{k}.nii.gz" for k in ("map", "mask")))
+    )
     assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
     truth = nib.load(trained / "11_truth.nii.gz").get_fdata() > 0
     values, brain = found.get_fdata(), scan.get_fdata() > 20
@@ -374,18 +520,48 @@ def test_a_3d_vae_marks_a_bright_ball_in_a_raw_scan(trained):
 def test_volumes_are_evaluated_and_compared_like_slices(trained):
     import json
 
-    assert run("evaluate", "--run", trained / "run", "--data", trained / "data", "--out", trained / "evaluation") == 0
+    assert (
+        run(
+            "evaluate",
+            "--run",
+            trained / "run",
+            "--data",
+            trained / "data",
+            "--out",
+            trained / "evaluation",
+        )
+        == 0
+    )
     result = json.loads((trained / "evaluation" / "evaluation.json").read_text())
     scores = {c["id"]: c["score"] for c in result["scans"]}
     assert scores["11"] > 1.2 * scores["10"] and result["summary"]["oracle_dice_pooled"] > 0.6
     out = trained / "compared"
-    settings = [f"vae.{s}" for s in (*QUICK, "stages.train.max_epochs=2", "calibration.score=model")]
-    assert run("compare", "--data", trained / "data", "--models", "intensity vae", "--seeds", 1, "--out", out, *settings) == 0
+    settings = [
+        f"vae.{s}" for s in (*QUICK, "stages.train.max_epochs=2", "calibration.score=model")
+    ]
+    assert (
+        run(
+            "compare",
+            "--data",
+            trained / "data",
+            "--models",
+            "intensity vae",
+            "--seeds",
+            1,
+            "--out",
+            out,
+            *settings,
+        )
+        == 0
+    )
     assert {"intensity", "vae"} <= {
-        m if isinstance(m, str) else m["model"] for m in json.loads((out / "data_comparison.json").read_text())["models"]
+        m if isinstance(m, str) else m["model"]
+        for m in json.loads((out / "data_comparison.json").read_text())["models"]
     }
     for rows in (json.loads(next((out / "vae").rglob("evaluation.json")).read_text())["slices"],):
-        assert len(rows) > 20 and len({(r["id"].split("/")[0], r["score"]) for r in rows}) == 2  # the model gave each scan one score
+        assert (
+            len(rows) > 20 and len({(r["id"].split("/")[0], r["score"]) for r in rows}) == 2
+        )  # the model gave each scan one score
 
 
 # neighbouring slices as channels
@@ -434,5 +610,8 @@ def test_neighbours_of_pictures_are_refused(tmp_path):
     from pipelines.training.fit import grid_depth
 
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 1), np.float32), np.eye(4)), tmp_path / "p.nii")
-    with pytest.raises(ConfigError, match=r"around=\[-1, 1\] asks for volumes, and .* holds pictures; leave that out\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"around=\[-1, 1\] asks for volumes, and .* holds pictures; leave that out\.",
+    ):
         grid_depth(tmp_path, {"preproc": "p.nii"}, load_run_config("vae", ["around=[-1,1]"]))

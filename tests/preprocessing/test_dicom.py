@@ -15,7 +15,13 @@ from preprocessing.scans import InputError
 from preprocessing.tables import list_scans
 
 SECRET = ("SECRET", "NAME", "ID-4711", "19700101", "St. Elsewhere")
-N, SIZE, SPACING, STEP, TILT = 16, 64, (1.5, 2.0), 5.0, 20.0  # slices, pixels, row and column spacing, mm between slices, degrees
+N, SIZE, SPACING, STEP, TILT = (
+    16,
+    64,
+    (1.5, 2.0),
+    5.0,
+    20.0,
+)  # slices, pixels, row and column spacing, mm between slices, degrees
 ROD = (24.0, -12.0)  # world x, y (RAS+ mm) of a rod along z, 1000 HU
 CORNER = (-60.0, -40.0, 100.0)  # LPS mm of the first pixel of the first slice
 
@@ -31,26 +37,54 @@ def slice_hu(i, shear):
     return hu
 
 
-def write_series(folder, number=3, tilt=0.0, kind=("ORIGINAL", "PRIMARY", "AXIAL"), offset=-1024, signed=0):
+def write_series(
+    folder, number=3, tilt=0.0, kind=("ORIGINAL", "PRIMARY", "AXIAL"), offset=-1024, signed=0
+):
     """A CT series of N slices; a tilted gantry moves each slice along y, as the files of a sheared stack say."""
     folder.mkdir(parents=True, exist_ok=True)
     shear = STEP * np.tan(np.deg2rad(tilt))
-    series, study = generate_uid(entropy_srcs=[f"{folder}{number}"]), generate_uid(entropy_srcs=[str(folder)])
+    series, study = (
+        generate_uid(entropy_srcs=[f"{folder}{number}"]),
+        generate_uid(entropy_srcs=[str(folder)]),
+    )
     for i in range(N):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = (
+            CTImageStorage,
+            ExplicitVRLittleEndian,
+        )
         meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[f"{folder}{number}-{i}"])
         d = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         d.SeriesInstanceUID, d.StudyInstanceUID, d.FrameOfReferenceUID = series, study, study
-        d.PatientName, d.PatientID, d.PatientBirthDate, d.InstitutionName = "SECRET^NAME", "ID-4711", "19700101", "St. Elsewhere"
-        d.Modality, d.Manufacturer, d.ImageType, d.SeriesDescription = "CT", "GE MEDICAL SYSTEMS", list(kind), "SECRET head"
-        d.StudyDate, d.StudyTime, d.SeriesNumber, d.AcquisitionNumber, d.InstanceNumber = "20200101", "120000", number, 1, i + 1
+        d.PatientName, d.PatientID, d.PatientBirthDate, d.InstitutionName = (
+            "SECRET^NAME",
+            "ID-4711",
+            "19700101",
+            "St. Elsewhere",
+        )
+        d.Modality, d.Manufacturer, d.ImageType, d.SeriesDescription = (
+            "CT",
+            "GE MEDICAL SYSTEMS",
+            list(kind),
+            "SECRET head",
+        )
+        d.StudyDate, d.StudyTime, d.SeriesNumber, d.AcquisitionNumber, d.InstanceNumber = (
+            "20200101",
+            "120000",
+            number,
+            1,
+            i + 1,
+        )
         d.PatientPosition, d.ImageOrientationPatient = "HFS", [1, 0, 0, 0, 1, 0]
         d.ImagePositionPatient = [CORNER[0], CORNER[1] + shear * i, CORNER[2] + STEP * i]
         d.PixelSpacing, d.SliceThickness, d.GantryDetectorTilt = list(SPACING), STEP, tilt
         d.Rows = d.Columns = SIZE
-        d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = 1, "MONOCHROME2", signed
+        d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            signed,
+        )
         d.BitsAllocated, d.BitsStored, d.HighBit = 16, 16, 15
         d.RescaleSlope, d.RescaleIntercept, d.RescaleType = 2, offset, "HU"
         d.PixelData = ((slice_hu(i, shear) - offset) // 2).astype("<u2").tobytes()
@@ -81,9 +115,13 @@ def test_a_straight_series_keeps_its_values_and_its_place(tmp_path):
     image = nib.as_closest_canonical(read_image(scan.image))
     data = np.asarray(image.dataobj)
     assert image.shape == (SIZE, SIZE, N)
-    assert np.allclose(nib.affines.voxel_sizes(image.affine), (SPACING[1], SPACING[0], STEP), atol=1e-4)
+    assert np.allclose(
+        nib.affines.voxel_sizes(image.affine), (SPACING[1], SPACING[0], STEP), atol=1e-4
+    )
     # the first pixel in LPS is the last voxel along x and y in RAS+
-    assert np.allclose(image.affine @ [SIZE - 1, SIZE - 1, 0, 1], [-CORNER[0], -CORNER[1], CORNER[2], 1], atol=1e-3)
+    assert np.allclose(
+        image.affine @ [SIZE - 1, SIZE - 1, 0, 1], [-CORNER[0], -CORNER[1], CORNER[2], 1], atol=1e-3
+    )
     expected = np.stack([slice_hu(i, 0).T[::-1, ::-1] for i in range(N)], axis=-1)
     assert np.array_equal(data, expected) and set(np.unique(data)) == {-1000, 40, 1000}
     assert np.allclose(rod(image), ROD, atol=1.1)
@@ -101,11 +139,15 @@ def test_gantry_tilt_is_corrected_and_the_corrected_volume_is_taken(tmp_path, ti
     assert len(raw) == 1  # dcm2niix left the sheared one beside it
     places = rod(image)
     assert len(places) == N
-    assert np.ptp(places[:, 1]) < 1.6  # one pixel; uncorrected, the rod would seem to run over N * STEP * tan(20) = 29 mm
+    assert (
+        np.ptp(places[:, 1]) < 1.6
+    )  # one pixel; uncorrected, the rod would seem to run over N * STEP * tan(20) = 29 mm
     assert np.allclose(places, ROD, atol=2.6)
     data = np.asarray(image.dataobj)
     assert 900 < data.max() <= 1001 and data.min() == pytest.approx(-1000, abs=25)
-    assert np.median(data[28:36, :, N // 2][data[28:36, :, N // 2] > -500]) == pytest.approx(40, abs=1)
+    assert np.median(data[28:36, :, N // 2][data[28:36, :, N // 2] > -500]) == pytest.approx(
+        40, abs=1
+    )
 
 
 def test_a_tilt_that_cannot_be_corrected_fails_by_name(tmp_path):
@@ -115,7 +157,9 @@ def test_a_tilt_that_cannot_be_corrected_fails_by_name(tmp_path):
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
     assert [s.subject for s in scans] == ["straight"]
     assert (
-        list(failures) == ["tilted"] and "(tilted gantry, which it corrects in 16-bit data of 3 slices or more alone)" in failures["tilted"]
+        list(failures) == ["tilted"]
+        and "(tilted gantry, which it corrects in 16-bit data of 3 slices or more alone)"
+        in failures["tilted"]
     )
 
 
@@ -139,7 +183,11 @@ def test_of_twin_volumes_the_most_corrected_is_taken(tmp_path):
         "series-3.nii.gz",
     ]
     taken = dicom._preferred([tmp_path / n for n in names])
-    assert [p.name for p in taken] == ["series-1_Tilt_Eq_1.nii.gz", "series-2.nii.gz", "series-3_Eq_1.nii.gz"]
+    assert [p.name for p in taken] == [
+        "series-1_Tilt_Eq_1.nii.gz",
+        "series-2.nii.gz",
+        "series-3_Eq_1.nii.gz",
+    ]
 
 
 def test_two_patients_are_two_subjects_and_two_series_two_scans(tmp_path):
@@ -147,7 +195,11 @@ def test_two_patients_are_two_subjects_and_two_series_two_scans(tmp_path):
         write_series(tmp_path / "in" / patient / "ct", number)
     scans, failures = list_scans(tmp_path / "in", "ct", tmp_path / "out")
     assert failures == {}
-    assert [(s.id, s.subject) for s in scans] == [("A_ct_series-2", "A"), ("A_ct_series-5", "A"), ("B_ct_series-2", "B")]
+    assert [(s.id, s.subject) for s in scans] == [
+        ("A_ct_series-2", "A"),
+        ("A_ct_series-5", "A"),
+        ("B_ct_series-2", "B"),
+    ]
     assert all(s.image.is_file() and s.image.is_relative_to(tmp_path / "out/dicom") for s in scans)
 
 
@@ -165,7 +217,9 @@ def test_a_broken_series_fails_by_name_and_the_others_are_converted(tmp_path):
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
     assert [s.subject for s in scans] == ["good"]
     assert list(failures) == ["bad"]
-    assert failures["bad"].startswith(f"{tmp_path / 'in/bad'}: dcm2niix made no volume of this series (")
+    assert failures["bad"].startswith(
+        f"{tmp_path / 'in/bad'}: dcm2niix made no volume of this series ("
+    )
 
 
 def test_a_truncated_slice_costs_its_series_not_its_neighbours(tmp_path):
@@ -184,7 +238,9 @@ def test_a_gap_in_a_series_is_told_and_keeps_the_other_slices_in_place(tmp_path,
     (scan,), failures = dicom.convert(tmp_path / "in", tmp_path / "out")
     assert failures == {} and "_Eq" in scan.image.name
     told = [r.getMessage() for r in caplog.records]
-    assert len(told) == 1 and told[0].startswith(f"{tmp_path / 'in/p'}: Missing images? Expected 15 images")
+    assert len(told) == 1 and told[0].startswith(
+        f"{tmp_path / 'in/p'}: Missing images? Expected 15 images"
+    )
     image = nib.as_closest_canonical(read_image(scan.image))
     assert image.shape == (SIZE, SIZE, N)
     places = rod(image)
@@ -206,7 +262,11 @@ def test_dicom_is_known_by_its_preamble_not_its_name(tmp_path):
     write_series(tmp_path / "deep/er")
     (tmp_path / "deep/er/3_000.dcm").rename(tmp_path / "IM0001")
     (tmp_path / "text.dcm").write_text("DICM")
-    assert dicom.is_dicom(tmp_path / "IM0001") and not dicom.is_dicom(tmp_path / "text.dcm") and not dicom.is_dicom(tmp_path / "absent")
+    assert (
+        dicom.is_dicom(tmp_path / "IM0001")
+        and not dicom.is_dicom(tmp_path / "text.dcm")
+        and not dicom.is_dicom(tmp_path / "absent")
+    )
     assert dicom.has_dicom(tmp_path)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/x.dcm").write_text("text")
@@ -232,10 +292,13 @@ def test_what_belongs_to_the_patient_goes_nowhere(tmp_path, capfd):
         assert not [s for s in SECRET if s in str(path)]
         image = nib.load(path)
         texts = [
-            bytes(image.header[k].tobytes()).rstrip(b"\0").decode("latin-1") for k in ("descrip", "aux_file", "db_name", "intent_name")
+            bytes(image.header[k].tobytes()).rstrip(b"\0").decode("latin-1")
+            for k in ("descrip", "aux_file", "db_name", "intent_name")
         ]
         texts += [str(e.get_content()) for e in image.header.extensions]
         assert not [t for t in texts if any(s.lower() in t.lower() for s in SECRET)], texts
     streams = capfd.readouterr()
     assert not [s for s in SECRET if s in streams.out + streams.err]
-    assert not [s for s in SECRET if s in json.dumps([[x.id, x.subject, str(x.image.name)] for x in scans])]
+    assert not [
+        s for s in SECRET if s in json.dumps([[x.id, x.subject, str(x.image.name)] for x in scans])
+    ]

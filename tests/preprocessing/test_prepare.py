@@ -34,8 +34,12 @@ def test_bone_and_scalp_leave_a_ct_mask_and_calcifications_stay(hole):
     leaky = hu > 0  # the whole head, as a mask that leaked could be
     mask = brain._inside_skull(leaky, hu)
     leak = (mask & ~inside).sum()
-    assert leak == 0 if not hole else leak < 0.005 * inside.sum()  # at most a stub in the gap, never the scalp
-    assert not mask[:, :, 45][ellipsoid((100, 120), (50, 60), (42, 52)) & ~ellipsoid((100, 120), (50, 60), (39, 49))].any()
+    assert (
+        leak == 0 if not hole else leak < 0.005 * inside.sum()
+    )  # at most a stub in the gap, never the scalp
+    assert not mask[:, :, 45][
+        ellipsoid((100, 120), (50, 60), (42, 52)) & ~ellipsoid((100, 120), (50, 60), (39, 49))
+    ].any()
     assert mask[50, 45, 45] and mask[62, 70, 50]
     assert mask.sum() > 0.75 * inside.sum()  # two voxels beside bone are given up
     if hole:
@@ -51,7 +55,9 @@ def test_voxels_that_share_bone_leave_a_ct_mask_and_fresh_blood_at_the_skull_sta
     splinter = ellipsoid(hu.shape, (78, 60, 45), (2, 3, 3))
     hu[splinter] = 400
     mask = brain._inside_skull(inside, hu)
-    assert (hu[mask] < 90).mean() == 1 - (mask & (hu == 300)).sum() / mask.sum() and (mask & (hu == 300)).any()  # but for the plexus
+    assert (hu[mask] < 90).mean() == 1 - (mask & (hu == 300)).sum() / mask.sum() and (
+        mask & (hu == 300)
+    ).any()  # but for the plexus
     assert not (mask & splinter).any() and (mask & blood).sum() > 0.6 * blood.sum()
     assert mask.sum() > 0.65 * inside.sum()
 
@@ -75,12 +81,18 @@ def test_stripped_scans_are_recognised_by_background_and_volume():
     rng = np.random.default_rng(0)
     t1 = np.where(inside, rng.normal(800, 60, shape), 0).astype(np.float32)
     assert brain.is_stripped(nib.Nifti1Image(t1, affine))
-    assert brain.is_stripped(nib.Nifti1Image(np.where(inside, t1 / 20, -1024).astype(np.float32), affine))
+    assert brain.is_stripped(
+        nib.Nifti1Image(np.where(inside, t1 / 20, -1024).astype(np.float32), affine)
+    )
     head, _ = ct_phantom()
     assert not brain.is_stripped(nib.Nifti1Image(head, np.diag([2.4, 2.4, 2.4, 1])))
     noisy = t1 + np.abs(rng.normal(0, 5, shape)).astype(np.float32)
     assert not brain.is_stripped(nib.Nifti1Image(noisy, affine))
-    two = np.where(ellipsoid(shape, (25, 60, 45), (20, 40, 30)) | ellipsoid(shape, (75, 60, 45), (20, 40, 30)), 5, 0)
+    two = np.where(
+        ellipsoid(shape, (25, 60, 45), (20, 40, 30)) | ellipsoid(shape, (75, 60, 45), (20, 40, 30)),
+        5,
+        0,
+    )
     assert not brain.is_stripped(nib.Nifti1Image(two.astype(np.float32), affine))
     mask, method = brain.brain_mask(nib.Nifti1Image(t1, affine), "t1")
     assert method == "none" and (mask == inside).all()
@@ -99,16 +111,31 @@ def test_ct_window_is_fixed_and_mr_percentiles_are_of_the_brain():
     hu = np.full(mask.shape, 40.0)
     hu[1, 1, 1], hu[1, 1, 2], hu[1, 1, 3] = -50, 20, 300
     shown = intensity.window(hu, mask, 0, 80)
-    assert shown[1, 1, 1] == 0 and shown[1, 1, 2] == 0.25 and shown[1, 1, 3] == 1 and shown[2, 2, 2] == 0.5
+    assert (
+        shown[1, 1, 1] == 0
+        and shown[1, 1, 2] == 0.25
+        and shown[1, 1, 3] == 1
+        and shown[2, 2, 2] == 0.5
+    )
     assert not shown[~mask].any() and shown.dtype == np.float32
     rng = np.random.default_rng(0)
     mr = rng.normal(500, 50, mask.shape)
     mr[~mask] = 1e6  # fat outside must not matter
     low, high = np.sort(mr[mask])[[0, -1]]
-    np.testing.assert_allclose(intensity.percentiles(mr, mask, 0, 100)[mask], (mr[mask] - low) / (high - low), atol=1e-6)
-    np.testing.assert_allclose(intensity.percentiles(mr * 7 + 3, mask, 1, 99), intensity.percentiles(mr, mask, 1, 99), atol=1e-5)
+    np.testing.assert_allclose(
+        intensity.percentiles(mr, mask, 0, 100)[mask], (mr[mask] - low) / (high - low), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        intensity.percentiles(mr * 7 + 3, mask, 1, 99),
+        intensity.percentiles(mr, mask, 1, 99),
+        atol=1e-5,
+    )
     roomy = intensity.percentiles(mr, mask, 1, 50, 0.6)
-    assert np.median(roomy[mask]) == pytest.approx(0.6, abs=1e-3) and roomy.max() <= 1 and (roomy[mask] > 0.6).any()
+    assert (
+        np.median(roomy[mask]) == pytest.approx(0.6, abs=1e-3)
+        and roomy.max() <= 1
+        and (roomy[mask] > 0.6).any()
+    )
     with pytest.raises(ScanError, match="constant"):
         intensity.percentiles(np.full(mask.shape, 7.0), mask, 1, 99)
 
@@ -121,7 +148,9 @@ def test_mutual_information_against_scikit_learn_and_its_limits():
     b = a + rng.normal(0, 0.5, a.size)
     bins = [np.digitize(v, np.quantile(v, np.linspace(0, 1, 33)[1:-1])) for v in (a, b)]
     assert quality.mutual_information(a, b) == pytest.approx(mutual_info_score(*bins), abs=1e-9)
-    assert quality.mutual_information(a, -(a**3)) == pytest.approx(np.log(32), abs=0.01)  # any one-to-one relation
+    assert quality.mutual_information(a, -(a**3)) == pytest.approx(
+        np.log(32), abs=0.01
+    )  # any one-to-one relation
     assert quality.mutual_information(a, rng.permutation(a)) < 0.03
     assert quality.mutual_information(np.zeros(100), a[:100]) == 0
 
@@ -138,9 +167,13 @@ def test_checks_measure_and_say_what_was_expected():
     assert quality.flags([touch])[0].startswith("brain touches the border of the scan")
     bad = quality.image_checks(np.array([1.0, np.nan, 3, 4]), "t1", (100, 200, 200))
     assert bad[0].value == 0.25 and not bad[0].passed
-    hounsfield = {c.name: c.passed for c in quality.image_checks(np.array([0.0, 4000]), "ct", (200, 200, 150))}
+    hounsfield = {
+        c.name: c.passed for c in quality.image_checks(np.array([0.0, 4000]), "ct", (200, 200, 150))
+    }
     assert hounsfield["lowest value"] and hounsfield["highest value"]
-    unsigned = {c.name: c.passed for c in quality.image_checks(np.array([30.0, 35]), "ct", (200, 200, 150))}
+    unsigned = {
+        c.name: c.passed for c in quality.image_checks(np.array([30.0, 35]), "ct", (200, 200, 150))
+    }
     assert not unsigned["lowest value"] and not unsigned["highest value"]
 
 
@@ -160,7 +193,10 @@ def store(tmp_path, shape=(9, 7, 11)):
     rows = []
     for scan, split, own in (("sub-01", "train", z[:4]), ("sub-02", "val", z[4:])):
         slices.write_arrays(tmp_path, scan, image * mask, mask, own)
-        rows += [{"scan": scan, "subject": scan, "split": split, "row": i, "z": k, "brain_px": 15} for i, k in enumerate(own)]
+        rows += [
+            {"scan": scan, "subject": scan, "split": split, "row": i, "z": k, "brain_px": 15}
+            for i, k in enumerate(own)
+        ]
     slices.write_index(tmp_path, rows)
     return image * mask, mask, z
 
@@ -187,7 +223,9 @@ def test_slice_store_travels_to_loader_workers(tmp_path):
 
     store(tmp_path)
     there = pickle.loads(pickle.dumps(slices.SliceStore(tmp_path, {"sub-01"})))
-    np.testing.assert_array_equal(there[3]["image"], slices.SliceStore(tmp_path, {"sub-01"})[3]["image"])
+    np.testing.assert_array_equal(
+        there[3]["image"], slices.SliceStore(tmp_path, {"sub-01"})[3]["image"]
+    )
 
 
 def test_exported_slices_lie_where_they_were(tmp_path):

@@ -35,11 +35,17 @@ def displaced_head(atlas, motion, voxel, axes, shape):
     affine[:3, :3] = OBLIQUE @ np.diag(axes) @ np.diag(voxel)
     middle = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0]
     affine[:3, 3] = middle - affine[:3, :3] @ (np.array(shape) / 2)
-    return register.resample(atlas.image, atlas.affine, shape, affine, np.linalg.inv(motion)), affine
+    return register.resample(
+        atlas.image, atlas.affine, shape, affine, np.linalg.inv(motion)
+    ), affine
 
 
 @pytest.mark.parametrize(
-    "axes, voxel, shape", [((-1, -1, 1), (1.2, 1.5, 3.0), (170, 160, 72)), ((1, -1, -1), (2.0, 1.1, 1.6), (100, 210, 130))]
+    "axes, voxel, shape",
+    [
+        ((-1, -1, 1), (1.2, 1.5, 3.0), (170, 160, 72)),
+        ((1, -1, -1), (2.0, 1.1, 1.6), (100, 210, 130)),
+    ],
 )
 def test_a_head_moved_by_10_degrees_and_8_mm_comes_back_within_1_mm(axes, voxel, shape):
     atlas = register.load_atlas()
@@ -53,16 +59,25 @@ def test_a_head_moved_by_10_degrees_and_8_mm_comes_back_within_1_mm(axes, voxel,
     points = brain_points(atlas)
     error = np.linalg.norm(apply(world, points) - apply(motion, points), axis=1)
     assert error.mean() <= 1.0
-    assert np.linalg.norm(apply(motion, points) - points, axis=1).mean() > 8  # what an identity would have scored
+    assert (
+        np.linalg.norm(apply(motion, points) - points, axis=1).mean() > 8
+    )  # what an identity would have scored
 
 
 def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
     atlas = register.load_atlas()
-    motion = rigid_motion([6, -4, 5], np.array([4.0, -6, 3]), register.centre(atlas.mask, atlas.affine))
+    motion = rigid_motion(
+        [6, -4, 5], np.array([4.0, -6, 3]), register.centre(atlas.mask, atlas.affine)
+    )
     shape, affine = (150, 120, 90), np.eye(4)
     affine[:3, :3] = OBLIQUE @ np.diag([-1.2, 1.6, 2.0])
-    affine[:3, 3] = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0] - affine[:3, :3] @ (np.array(shape) / 2)
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    affine[:3, 3] = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0] - affine[
+        :3, :3
+    ] @ (np.array(shape) / 2)
+    grid = (
+        np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T
+        + affine[:3, 3]
+    )
     place = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0] + [20, 15, -10]
     radius = (5000 * 3 / (4 * np.pi)) ** (1 / 3)  # of 5 ml
     blob = np.linalg.norm(grid - place, axis=-1) <= radius
@@ -71,17 +86,26 @@ def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
     back = register.carry_mask(there, atlas.affine, shape, affine, np.linalg.inv(motion))
     assert back.shape == shape
     assert 2 * (back & blob).sum() / (back.sum() + blob.sum()) >= 0.9
-    soft = register.resample(there.astype(np.float32), atlas.affine, shape, affine, np.linalg.inv(motion)) > 0.5
+    soft = (
+        register.resample(
+            there.astype(np.float32), atlas.affine, shape, affine, np.linalg.inv(motion)
+        )
+        > 0.5
+    )
     assert 2 * (soft & blob).sum() / (soft.sum() + blob.sum()) >= 0.9
 
 
 def test_registration_repeats_exactly():
     atlas = register.load_atlas(grid=(160, 200, 160))
-    motion = rigid_motion([3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.mask, atlas.affine))
+    motion = rigid_motion(
+        [3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.mask, atlas.affine)
+    )
     data, affine = displaced_head(atlas, motion, (2, 2, 3), (-1, -1, 1), (90, 110, 70))
     one, two = (register.fit(data, affine, atlas, spacing=5) for _ in range(2))
     np.testing.assert_array_equal(one[0], two[0])
-    assert not np.array_equal(register.fit(data, affine, atlas, spacing=5, seed=9)[0], one[0])  # the seed is heard
+    assert not np.array_equal(
+        register.fit(data, affine, atlas, spacing=5, seed=9)[0], one[0]
+    )  # the seed is heard
 
 
 def test_nearest_rigid_is_the_polar_rotation_and_keeps_the_fixed_point():
@@ -111,11 +135,22 @@ def test_the_written_transform_is_what_ants_applies(tmp_path):
     register.write_matrix(tmp_path / "xfm.mat", motion)
     point = np.array([12.0, -30, 25])
     lps = np.array([-1, -1, 1])
-    found = np.array(ants.apply_ants_transform_to_point(ants.read_transform(str(tmp_path / "xfm.mat")), tuple(point * lps))) * lps
+    found = (
+        np.array(
+            ants.apply_ants_transform_to_point(
+                ants.read_transform(str(tmp_path / "xfm.mat")), tuple(point * lps)
+            )
+        )
+        * lps
+    )
     np.testing.assert_allclose(found, apply(motion, point[None])[0], atol=1e-4)
     small = atlas.image[::4, ::4, ::4]
     affine = atlas.affine @ np.diag([4, 4, 4, 1])
-    by_ants = ants.apply_transforms(register._to_ants(small, affine), register._to_ants(small, affine), [str(tmp_path / "xfm.mat")])
+    by_ants = ants.apply_transforms(
+        register._to_ants(small, affine),
+        register._to_ants(small, affine),
+        [str(tmp_path / "xfm.mat")],
+    )
     ours = register.resample(small, affine, small.shape, affine, motion)
     inner = (slice(2, -2),) * 3  # ITK reaches half a voxel further at the border
     assert np.abs(by_ants.numpy() - ours)[inner].max() < 1e-3
@@ -132,11 +167,15 @@ def test_resample_is_trilinear_and_pads():
     target[:3, 3] = [1.3, 2.1, 0.4]
     found = register.resample(data, affine, (8, 10, 9), target, pad=-1024)
     points = np.stack(np.meshgrid(*map(np.arange, (8, 10, 9)), indexing="ij"), -1) + target[:3, 3]
-    want = RegularGridInterpolator([np.arange(n) * s for n, s in zip(data.shape, (2, 3, 1.5), strict=True)], data)(points)
+    want = RegularGridInterpolator(
+        [np.arange(n) * s for n, s in zip(data.shape, (2, 3, 1.5), strict=True)], data
+    )(points)
     np.testing.assert_allclose(found, want, atol=1e-9)
     target[:3, 3] = [500, 0, 0]
     assert (register.resample(data, affine, (2, 2, 2), target, pad=-1024) == -1024).all()
-    assert register.resample(data, affine, (2, 2, 2), target, pad=None)[0, 0, 0] == pytest.approx(data[-1, 0, 0])
+    assert register.resample(data, affine, (2, 2, 2), target, pad=None)[0, 0, 0] == pytest.approx(
+        data[-1, 0, 0]
+    )
 
 
 def test_to_1_mm_is_linear_and_keeps_the_world():
@@ -148,7 +187,9 @@ def test_to_1_mm_is_linear_and_keeps_the_world():
     np.testing.assert_allclose(nib.affines.voxel_sizes(new.affine), 1, atol=1e-5)
     voxel = np.array([10, 8, 15])
     i, j, k = apply(np.linalg.inv(affine), apply(new.affine, voxel[None]))[0]
-    assert new.dataobj[tuple(voxel)] == pytest.approx(2 * i - 3 * j + 5 * k, abs=1e-2)  # a nearest neighbour would step
+    assert new.dataobj[tuple(voxel)] == pytest.approx(
+        2 * i - 3 * j + 5 * k, abs=1e-2
+    )  # a nearest neighbour would step
 
 
 def test_a_sheared_affine_is_straightened_without_moving_anything():
@@ -161,7 +202,9 @@ def test_a_sheared_affine_is_straightened_without_moving_anything():
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
     inside = np.asarray(new.dataobj)
     centre = np.argwhere(inside > 50).mean(0) @ axes.T + new.affine[:3, 3]
-    np.testing.assert_allclose(centre, apply(sheared, np.argwhere(data > 50).mean(0)[None])[0], atol=0.6)
+    np.testing.assert_allclose(
+        centre, apply(sheared, np.argwhere(data > 50).mean(0)[None])[0], atol=0.6
+    )
     assert inside.min() == -1024
 
 
@@ -209,8 +252,14 @@ def test_resampling_in_a_box_is_scipy_s_of_the_whole():
         matrix = np.linalg.inv(affine) @ target
         whole = {"matrix": matrix[:3, :3], "offset": matrix[:3, 3], "output_shape": wanted}
         for order in (0, 1):
-            expected = ndimage.affine_transform(data, order=order, mode="constant", cval=pad, **whole)
-            np.testing.assert_allclose(register.resample(data, affine, wanted, target, order=order, pad=pad), expected, atol=1e-3)
+            expected = ndimage.affine_transform(
+                data, order=order, mode="constant", cval=pad, **whole
+            )
+            np.testing.assert_allclose(
+                register.resample(data, affine, wanted, target, order=order, pad=pad),
+                expected,
+                atol=1e-3,
+            )
         within = np.zeros(wanted, bool)
         within[2:5, 3:4, 1:7] = True
         expected = ndimage.affine_transform(data, order=1, mode="nearest", **whole)
@@ -231,7 +280,11 @@ def test_a_head_that_lies_askew_is_found_from_other_poses(monkeypatch):
 
     def apart():
         world, _ = register.fit(image, pose @ coarse, atlas, spacing=4.0)
-        return np.degrees((Rotation.from_matrix(world[:3, :3]) * Rotation.from_matrix(pose[:3, :3]).inv()).magnitude())
+        return np.degrees(
+            (
+                Rotation.from_matrix(world[:3, :3]) * Rotation.from_matrix(pose[:3, :3]).inv()
+            ).magnitude()
+        )
 
     assert apart() < 1
     monkeypatch.setattr(register, "SURE", 0.0)

@@ -38,7 +38,11 @@ def test_bids_folder_takes_the_modality_and_joins_participants(tmp_path):
     first = touch(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz")
     second = touch(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii")
     third = touch(tmp_path / "sub-03/anat/sub-03_T1w.nii.gz")
-    for other in ("sub-01/anat/sub-01_FLAIR.nii.gz", "sub-01/anat/sub-01_T1w.json", "derivatives/x/sub-01/sub-01_T1w.nii.gz"):
+    for other in (
+        "sub-01/anat/sub-01_FLAIR.nii.gz",
+        "sub-01/anat/sub-01_T1w.json",
+        "derivatives/x/sub-01/sub-01_T1w.nii.gz",
+    ):
         touch(tmp_path / other)
     assert read_scans(tmp_path, "t1") == [
         Scan("sub-01", first, "sub-01", "train", "healthy"),
@@ -46,7 +50,9 @@ def test_bids_folder_takes_the_modality_and_joins_participants(tmp_path):
         Scan("sub-03", third, "sub-03"),
     ]
     assert [s.image.name for s in read_scans(tmp_path, "flair")] == ["sub-01_FLAIR.nii.gz"]
-    with pytest.raises(InputError, match=r"a BIDS folder without any sub-\*_ct\.nii\[\.gz\] file for MODALITY=ct"):
+    with pytest.raises(
+        InputError, match=r"a BIDS folder without any sub-\*_ct\.nii\[\.gz\] file for MODALITY=ct"
+    ):
         read_scans(tmp_path, "ct")
     with pytest.raises(InputError, match=r"unknown MODALITY 'pet'; known: ct, t1, t2, flair"):
         read_scans(tmp_path, "pet")
@@ -71,7 +77,9 @@ def test_plain_folder_keeps_one_name_in_two_folders_apart(tmp_path):
     ]
     for name in names:
         touch(tmp_path / name)
-    found = {str(s.image.relative_to(tmp_path)): (s.id, s.subject) for s in read_scans(tmp_path, "ct")}
+    found = {
+        str(s.image.relative_to(tmp_path)): (s.id, s.subject) for s in read_scans(tmp_path, "ct")
+    }
     assert found == {
         "a/head.nii.gz": ("a_head", "a_head"),
         "b/head.nii.gz": ("b_head", "b_head"),
@@ -83,7 +91,9 @@ def test_plain_folder_keeps_one_name_in_two_folders_apart(tmp_path):
 def test_names_that_folders_cannot_tell_apart_are_refused(tmp_path):
     for name in ("1/scan/head.nii", "2/scan/head.nii"):
         touch(tmp_path / name)
-    with pytest.raises(InputError, match=r"two scans are named 'scan_head'; give the table a column 'id'"):
+    with pytest.raises(
+        InputError, match=r"two scans are named 'scan_head'; give the table a column 'id'"
+    ):
         read_scans(tmp_path, "ct")
 
 
@@ -95,13 +105,48 @@ def test_one_file(tmp_path):
 @pytest.mark.parametrize(("name", "comma"), [("cohort.csv", ","), ("cohort.tsv", "\t")])
 def test_table_with_every_column(tmp_path, name, comma):
     rows = [
-        ("image", "id", "subject", "split", "label", "pathology", "mask", "brain_mask", "slice_labels", "site"),
+        (
+            "image",
+            "id",
+            "subject",
+            "split",
+            "label",
+            "pathology",
+            "mask",
+            "brain_mask",
+            "slice_labels",
+            "site",
+        ),
         ("ct/1.nii.gz", "one", "p1", "training", "0", "", "", "bm/1.nii.gz", "", "x"),
-        ("ct/2.nii.gz", " two ", "p 2", "Test", "Abnormal", "bleed", "m/2.nii.gz", "", "s/2.csv", "y"),
+        (
+            "ct/2.nii.gz",
+            " two ",
+            "p 2",
+            "Test",
+            "Abnormal",
+            "bleed",
+            "m/2.nii.gz",
+            "",
+            "s/2.csv",
+            "y",
+        ),
     ]
-    (tmp_path / name).write_text("\ufeff" + "\n".join(comma.join(r) for r in rows) + "\n", encoding="utf-8")
+    (tmp_path / name).write_text(
+        "\ufeff" + "\n".join(comma.join(r) for r in rows) + "\n", encoding="utf-8"
+    )
     one, two = read_scans(tmp_path / name, "ct")
-    assert one == Scan("one", tmp_path / "ct/1.nii.gz", "p1", "train", "healthy", "", None, tmp_path / "bm/1.nii.gz", None, {"site": "x"})
+    assert one == Scan(
+        "one",
+        tmp_path / "ct/1.nii.gz",
+        "p1",
+        "train",
+        "healthy",
+        "",
+        None,
+        tmp_path / "bm/1.nii.gz",
+        None,
+        {"site": "x"},
+    )
     assert two == Scan(
         "two",
         tmp_path / "ct/2.nii.gz",
@@ -120,7 +165,13 @@ def test_table_of_images_alone_and_a_mask_that_means_abnormal(tmp_path):
     (tmp_path / "t.csv").write_text("image,mask\nsub-1_T1w.nii,\n/data/sub-2_ct.nii.gz,m.nii\n")
     assert read_scans(tmp_path / "t.csv", "t1") == [
         Scan("sub-1", tmp_path / "sub-1_T1w.nii", "sub-1"),
-        Scan("sub-2", Path("/data/sub-2_ct.nii.gz"), "sub-2", label="abnormal", mask=tmp_path / "m.nii"),
+        Scan(
+            "sub-2",
+            Path("/data/sub-2_ct.nii.gz"),
+            "sub-2",
+            label="abnormal",
+            mask=tmp_path / "m.nii",
+        ),
     ]
 
 
@@ -130,8 +181,14 @@ def test_table_of_images_alone_and_a_mask_that_means_abnormal(tmp_path):
         ("", r"t\.csv: the table has no rows"),
         ("path,split\na.nii,train\n", r"t\.csv: no column 'image'; columns found: path, split"),
         ("image,split\na.nii,train\n,val\n", r"t\.csv, line 3: empty 'image'"),
-        ("image,split\na.nii,trian\n", r"t\.csv, line 2: split 'trian'; expected one of train, val, tune, test; did you mean 'train'\?"),
-        ("image,label\na.nii,helthy\n", r"t\.csv, line 2: label 'helthy'; expected one of healthy, abnormal; did you mean 'healthy'\?"),
+        (
+            "image,split\na.nii,trian\n",
+            r"t\.csv, line 2: split 'trian'; expected one of train, val, tune, test; did you mean 'train'\?",
+        ),
+        (
+            "image,label\na.nii,helthy\n",
+            r"t\.csv, line 2: label 'helthy'; expected one of healthy, abnormal; did you mean 'healthy'\?",
+        ),
         ("image,id\na.nii,x\nb/c.nii,x\nb/d.nii,x\n", r"two scans are named 'b_x'"),
     ],
 )
@@ -152,7 +209,11 @@ def test_decathlon_strings_and_dictionaries(tmp_path):
         "name": "heads",
         "training": ["a.nii.gz", {"image": "b.nii.gz"}],
         "validation": [{"image": "c.nii.gz", "subject": "p3", "label": 0}],
-        "test": [{"image": "d.nii.gz", "label": "masks/d.nii.gz"}, {"image": "e.nii.gz", "label": 1}, "f.nii.gz"],
+        "test": [
+            {"image": "d.nii.gz", "label": "masks/d.nii.gz"},
+            {"image": "e.nii.gz", "label": 1},
+            "f.nii.gz",
+        ],
     }
     (tmp_path / "d.json").write_text(json.dumps(content))
     assert read_scans(tmp_path / "d.json", "ct") == [
@@ -169,7 +230,13 @@ def test_decathlon_of_training_alone_is_split_later(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps({"training": [f"{i}.nii" for i in range(5)]}))
     found = read_scans(tmp_path / "d.json", "ct")
     assert {s.split for s in found} == {""}
-    assert sorted(s.split for s in assign_splits(found)) == ["test", "train", "train", "train", "val"]
+    assert sorted(s.split for s in assign_splits(found)) == [
+        "test",
+        "train",
+        "train",
+        "train",
+        "val",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +245,18 @@ def test_decathlon_of_training_alone_is_split_later(tmp_path):
         ("{'training': []}", r"d\.json: not a JSON file"),
         ("[]", r"d\.json: no list named 'training', 'validation' or 'test'"),
         ('{"training": "a.nii"}', r"d\.json: no list named 'training', 'validation' or 'test'"),
-        ('{"training": [{"img": "a.nii"}]}', r"every entry of 'training' needs one file name under 'image', got \{'img': 'a\.nii'\}"),
-        ('{"test": [{"image": ["a.nii", "b.nii"]}]}', r"every entry of 'test' needs one file name under 'image'"),
-        ('{"test": [{"image": "a.nii", "label": ["m1.nii"]}]}', r"label \['m1\.nii'\]; expected one mask file name, 0 \(healthy\) or 1"),
+        (
+            '{"training": [{"img": "a.nii"}]}',
+            r"every entry of 'training' needs one file name under 'image', got \{'img': 'a\.nii'\}",
+        ),
+        (
+            '{"test": [{"image": ["a.nii", "b.nii"]}]}',
+            r"every entry of 'test' needs one file name under 'image'",
+        ),
+        (
+            '{"test": [{"image": "a.nii", "label": ["m1.nii"]}]}',
+            r"label \['m1\.nii'\]; expected one mask file name, 0 \(healthy\) or 1",
+        ),
         ('{"training": []}', r"d\.json: no scans found"),
     ],
 )
@@ -193,7 +269,10 @@ def test_malformed_datalists_are_refused(tmp_path, text, message):
 def test_a_source_of_no_known_kind_names_what_is_expected(tmp_path):
     with pytest.raises(InputError, match=r"absent: no such file or folder; give IN="):
         read_scans(tmp_path / "absent", "ct")
-    with pytest.raises(InputError, match=r"scan\.mha: expected \.nii, \.nii\.gz, \.csv, \.tsv, \.json or a folder, got a '\.mha' file"):
+    with pytest.raises(
+        InputError,
+        match=r"scan\.mha: expected \.nii, \.nii\.gz, \.csv, \.tsv, \.json or a folder, got a '\.mha' file",
+    ):
         read_scans(touch(tmp_path / "scan.mha"), "ct")
     with pytest.raises(InputError, match=r"no scans found; expected \.nii or \.nii\.gz files"):
         read_scans(tmp_path, "ct")
@@ -204,7 +283,9 @@ def test_a_source_of_no_known_kind_names_what_is_expected(tmp_path):
 
 def test_splits_are_by_subject_and_abnormal_subjects_are_tested():
     cohort = healthy(*"abcdefghij")
-    cohort += [Scan(f"{s.subject}_second", Path(f"/data/{s.subject}2.nii"), s.subject) for s in cohort[:4]]
+    cohort += [
+        Scan(f"{s.subject}_second", Path(f"/data/{s.subject}2.nii"), s.subject) for s in cohort[:4]
+    ]
     cohort += [Scan("a_lesion", Path("/data/a3.nii"), "a", label="abnormal")]
     given = assign_splits(cohort)
     by_subject = {}
@@ -213,8 +294,14 @@ def test_splits_are_by_subject_and_abnormal_subjects_are_tested():
     assert all(len(splits) == 1 for splits in by_subject.values())
     assert by_subject["a"] == {"test"}
     assert [s.id for s in given] == [s.id for s in cohort]
-    counts = [sum(splits == {name} for splits in by_subject.values()) for name in ("train", "val", "test")]
-    assert counts == [5, 2, 3]  # 9 healthy subjects: 2 for val, 2 for test, the rest to train; and the abnormal one
+    counts = [
+        sum(splits == {name} for splits in by_subject.values()) for name in ("train", "val", "test")
+    ]
+    assert counts == [
+        5,
+        2,
+        3,
+    ]  # 9 healthy subjects: 2 for val, 2 for test, the rest to train; and the abnormal one
     check_leaks(given)
 
 
@@ -226,7 +313,10 @@ def test_splits_depend_on_seed_and_names_and_not_on_order():
     assert first == {s.subject: s.split for s in assign_splits(cohort, seed=0)}
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, "test"), (2, "train val"), (3, "test train val"), (4, "test train train val")])
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [(1, "test"), (2, "train val"), (3, "test train val"), (4, "test train train val")],
+)
 def test_small_cohorts_still_validate(n, expected):
     assert " ".join(sorted(s.split for s in assign_splits(healthy(*"abcdefg"[:n])))) == expected
 
@@ -239,22 +329,38 @@ def test_one_subject_validates_however_small_its_share():
 def test_given_splits_stay_and_partial_ones_are_refused():
     full = [Scan("1", Path("1.nii"), "1", "val"), Scan("2", Path("2.nii"), "2", "train")]
     assert assign_splits(full, seed=9) == full
-    with pytest.raises(InputError, match=r"3\.nii: no split, while other rows have one; give every row a split or none"):
+    with pytest.raises(
+        InputError,
+        match=r"3\.nii: no split, while other rows have one; give every row a split or none",
+    ):
         assign_splits([*full, Scan("3", Path("3.nii"), "3")])
 
 
 def test_leaks_are_refused_by_name(tmp_path):
     image = touch(tmp_path / "x.nii")
-    fine = [Scan("s1", tmp_path / "a.nii", "p1", "train"), Scan("s2", tmp_path / "b.nii", "p1", "train", "healthy")]
-    fine += [Scan("s3", tmp_path / "c.nii", "p2", "test", "abnormal"), Scan("s4", image, "p3", "val")]
+    fine = [
+        Scan("s1", tmp_path / "a.nii", "p1", "train"),
+        Scan("s2", tmp_path / "b.nii", "p1", "train", "healthy"),
+    ]
+    fine += [
+        Scan("s3", tmp_path / "c.nii", "p2", "test", "abnormal"),
+        Scan("s4", image, "p3", "val"),
+    ]
     check_leaks(fine)
-    with pytest.raises(InputError, match=r"subject 'p1' is in two splits, 'train' and 'test'; keep a subject in one"):
+    with pytest.raises(
+        InputError,
+        match=r"subject 'p1' is in two splits, 'train' and 'test'; keep a subject in one",
+    ):
         check_leaks([*fine, Scan("s5", tmp_path / "e.nii", "p1", "test")])
     (tmp_path / "link.nii").symlink_to(image)
-    with pytest.raises(InputError, match=r"link\.nii: listed twice, as 's4' and 's6'; list a scan once"):
+    with pytest.raises(
+        InputError, match=r"link\.nii: listed twice, as 's4' and 's6'; list a scan once"
+    ):
         check_leaks([*fine, Scan("s6", tmp_path / "link.nii", "p9", "val")])
     for split in ("train", "val"):
-        with pytest.raises(InputError, match=rf"z\.nii: abnormal scan 's7' in split '{split}'.*move it to 'test'"):
+        with pytest.raises(
+            InputError, match=rf"z\.nii: abnormal scan 's7' in split '{split}'.*move it to 'test'"
+        ):
             check_leaks([*fine, Scan("s7", tmp_path / "z.nii", "p7", split, "abnormal")])
 
 
@@ -282,7 +388,10 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
 
 def test_rows_that_are_too_long_or_too_short_lose_nothing_else(tmp_path):
     (tmp_path / "t.csv").write_text("image,id\na.nii\nb.nii,two,extra\n")
-    assert read_table(tmp_path / "t.csv") == [{"image": "a.nii", "id": ""}, {"image": "b.nii", "id": "two"}]
+    assert read_table(tmp_path / "t.csv") == [
+        {"image": "a.nii", "id": ""},
+        {"image": "b.nii", "id": "two"},
+    ]
 
 
 @pytest.mark.parametrize("where", ["write_bytes", "replace"])
@@ -324,11 +433,19 @@ def test_a_scan_row_names_files_so_that_any_folder_can_read_it(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     scan = Scan("s", Path("in/s.nii"), "p", "test", "abnormal", "bleed", mask=Path("in/m.nii"))
     row = scan_row(scan)
-    assert row["image"] == tmp_path / "in/s.nii" and row["mask"] == tmp_path / "in/m.nii" and row["brain_mask"] is None
+    assert (
+        row["image"] == tmp_path / "in/s.nii"
+        and row["mask"] == tmp_path / "in/m.nii"
+        and row["brain_mask"] is None
+    )
     (tmp_path / "elsewhere").mkdir()
     write_table(tmp_path / "elsewhere/scans.tsv", [row])
     back = read_scans(tmp_path / "elsewhere/scans.tsv", "ct")
-    assert back == [Scan("s", tmp_path / "in/s.nii", "p", "test", "abnormal", "bleed", mask=tmp_path / "in/m.nii")]
+    assert back == [
+        Scan(
+            "s", tmp_path / "in/s.nii", "p", "test", "abnormal", "bleed", mask=tmp_path / "in/m.nii"
+        )
+    ]
 
 
 # read_image
@@ -346,7 +463,9 @@ def patched(path, *fields):
 @pytest.fixture
 def stored(tmp_path):
     """An int16 NIfTI of 9 x 10 x 11 voxels that count up, and its affine: oblique, flipped, anisotropic."""
-    affine = np.array([[-2.0, 0, 0, 5], [0, -2.475671, -0.417519, -7], [0, -0.347933, 2.970805, 3], [0, 0, 0, 1]])
+    affine = np.array(
+        [[-2.0, 0, 0, 5], [0, -2.475671, -0.417519, -7], [0, -0.347933, 2.970805, 3], [0, 0, 0, 1]]
+    )
     image = nib.Nifti1Image(np.arange(990, dtype=np.int16).reshape(9, 10, 11), affine)
     image.set_qform(affine, 1)
     path = tmp_path / "x.nii"
@@ -369,7 +488,10 @@ def test_a_trailing_axis_of_one_is_dropped_and_a_longer_one_refused(tmp_path):
     image = read_image(tmp_path / "one.nii.gz")
     assert image.shape == (9, 10, 11) and np.array_equal(image.dataobj, data[..., 0, 0])
     nib.save(nib.Nifti1Image(np.zeros((9, 10, 11, 2)), np.eye(4)), tmp_path / "two.nii.gz")
-    with pytest.raises(ScanError, match=r"two\.nii\.gz: expected a 3-D scan, got 4-D of shape \(9, 10, 11, 2\); give one volume per file"):
+    with pytest.raises(
+        ScanError,
+        match=r"two\.nii\.gz: expected a 3-D scan, got 4-D of shape \(9, 10, 11, 2\); give one volume per file",
+    ):
         read_image(tmp_path / "two.nii.gz")
 
 
@@ -377,7 +499,12 @@ def test_without_qform_and_sform_the_voxel_size_places_the_image(stored):
     """NIfTI method 1: spacing alone. nibabel takes x from right to left and the origin in the middle."""
     path, _ = stored
     image = read_image(patched(path, (252, "<hh", 0, 0), (80, "<fff", 2.0, 2.5, 3.0)))
-    assert image.affine.tolist() == [[-2, 0, 0, 8], [0, 2.5, 0, -11.25], [0, 0, 3, -15], [0, 0, 0, 1]]
+    assert image.affine.tolist() == [
+        [-2, 0, 0, 8],
+        [0, 2.5, 0, -11.25],
+        [0, 0, 3, -15],
+        [0, 0, 0, 1],
+    ]
     assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (0, 0)
 
 
@@ -385,18 +512,36 @@ def test_nifti_2_is_read(tmp_path):
     data = np.arange(990, dtype=np.int16).reshape(9, 10, 11)
     nib.save(nib.Nifti2Image(data, np.diag([2, 2.5, 3, 1])), tmp_path / "x.nii.gz")
     image = read_image(tmp_path / "x.nii.gz")
-    assert np.array_equal(image.dataobj, data) and image.affine.tolist() == np.diag([2, 2.5, 3, 1]).tolist()
+    assert (
+        np.array_equal(image.dataobj, data)
+        and image.affine.tolist() == np.diag([2, 2.5, 3, 1]).tolist()
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ([(84, "<f", 0.0)], r"voxel size \[2\.0, 0\.0, 3\.0\] mm in the header; expected three positive numbers"),
-        ([(88, "<f", -3.0)], r"voxel size \[2\.0, 2\.5, -3\.0\] mm in the header; expected three positive numbers"),
-        ([(80, "<f", float("nan"))], r"voxel size \[nan, 2\.5, 3\.0\] mm in the header; expected three positive numbers"),
+        (
+            [(84, "<f", 0.0)],
+            r"voxel size \[2\.0, 0\.0, 3\.0\] mm in the header; expected three positive numbers",
+        ),
+        (
+            [(88, "<f", -3.0)],
+            r"voxel size \[2\.0, 2\.5, -3\.0\] mm in the header; expected three positive numbers",
+        ),
+        (
+            [(80, "<f", float("nan"))],
+            r"voxel size \[nan, 2\.5, 3\.0\] mm in the header; expected three positive numbers",
+        ),
         ([(254, "<h", 1), (280, "<ffff", 0, 0, 0, 0)], "the affine is singular or not finite"),
-        ([(254, "<h", 1), (280, "<ffff", 0, -2.475671, -0.417519, 0)], "the affine is singular or not finite"),
-        ([(254, "<h", 1), (280, "<ffff", float("inf"), 0, 0, 0)], "the affine is singular or not finite"),
+        (
+            [(254, "<h", 1), (280, "<ffff", 0, -2.475671, -0.417519, 0)],
+            "the affine is singular or not finite",
+        ),
+        (
+            [(254, "<h", 1), (280, "<ffff", float("inf"), 0, 0, 0)],
+            "the affine is singular or not finite",
+        ),
         ([(0, "<i", 7), (84, "<f", 0.0)], r"voxel size \[2\.0, 0\.0, 3\.0\]"),
         ([(344, "4s", b"abc")], "not a readable NIfTI file"),
         ([(70, "<h", 999)], "not a readable NIfTI file"),
@@ -423,7 +568,10 @@ def test_big_endian_headers_are_checked_too(stored, tmp_path):
 @pytest.mark.parametrize("kind", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_colour_and_complex_images_are_refused(tmp_path, kind):
     nib.save(nib.Nifti1Image(np.ones((9, 10, 11), kind), np.eye(4)), tmp_path / "x.nii.gz")
-    with pytest.raises(ScanError, match=r"x\.nii\.gz: expected one number per voxel, got data of type .* \(colour or complex\)"):
+    with pytest.raises(
+        ScanError,
+        match=r"x\.nii\.gz: expected one number per voxel, got data of type .* \(colour or complex\)",
+    ):
         read_image(tmp_path / "x.nii.gz")
 
 
@@ -434,7 +582,9 @@ def test_truncated_files_are_refused(tmp_path, name, keep):
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / name)
     raw = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(raw[: int(len(raw) * keep)])
-    with pytest.raises(ScanError, match=r"x\.nii(\.gz)?: (truncated or damaged|not a readable NIfTI file) \(.+\)"):
+    with pytest.raises(
+        ScanError, match=r"x\.nii(\.gz)?: (truncated or damaged|not a readable NIfTI file) \(.+\)"
+    ):
         read_image(tmp_path / name)
 
 
@@ -442,8 +592,13 @@ def test_absent_flat_and_tiny_images_are_refused(tmp_path):
     with pytest.raises(ScanError, match=r"absent\.nii: no such file"):
         read_image(tmp_path / "absent.nii")
     nib.save(nib.Nifti1Image(np.zeros((30, 40)), np.eye(4)), tmp_path / "flat.nii")
-    with pytest.raises(ScanError, match=r"flat\.nii: expected a 3-D scan, got 2-D of shape \(30, 40\)"):
+    with pytest.raises(
+        ScanError, match=r"flat\.nii: expected a 3-D scan, got 2-D of shape \(30, 40\)"
+    ):
         read_image(tmp_path / "flat.nii")
     nib.save(nib.Nifti1Image(np.zeros((30, 40, 7)), np.eye(4)), tmp_path / "thin.nii")
-    with pytest.raises(ScanError, match=r"thin\.nii: expected at least 8 voxels along each axis, got shape \(30, 40, 7\)"):
+    with pytest.raises(
+        ScanError,
+        match=r"thin\.nii: expected at least 8 voxels along each axis, got shape \(30, 40, 7\)",
+    ):
         read_image(tmp_path / "thin.nii")

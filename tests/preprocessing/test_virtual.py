@@ -14,8 +14,12 @@ from preprocessing.files import read_table
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("cohort")
     with pytest.MonkeyPatch.context() as patch:  # coarser voxels: an eighth of the work
-        patch.setattr(virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS))
-        return out, virtual.make_cohort(out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2)
+        patch.setattr(
+            virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS)
+        )
+        return out, virtual.make_cohort(
+            out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2
+        )
 
 
 def record(out):
@@ -43,9 +47,16 @@ def test_the_table_says_who_is_who(made):
         assert image.header["sform_code"] == image.header["qform_code"] == 1
         np.testing.assert_allclose(image.get_qform(), image.affine, atol=1e-3)
         data = image.get_fdata()
-        assert (data[0] == 0).all() and (data[-1] == 0).all() and (data[..., 0] == 0).all() and (data[..., -1] == 0).all()
+        assert (
+            (data[0] == 0).all()
+            and (data[-1] == 0).all()
+            and (data[..., 0] == 0).all()
+            and (data[..., -1] == 0).all()
+        )
         brain_ml = (data != 0).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-        assert 0.85**3 * 1880 < brain_ml < 1.15**3 * 1880  # the template's 1883 ml, by size and deformation
+        assert (
+            0.85**3 * 1880 < brain_ml < 1.15**3 * 1880
+        )  # the template's 1883 ml, by size and deformation
         tissue = np.percentile(data[data != 0], (5, 95))
         assert tissue[1] > 1.5 * tissue[0]
 
@@ -54,9 +65,15 @@ def test_grids_differ_and_are_oblique(made):
     out, table = made
     affines = [nib.load(out / r["image"]).affine for r in read_table(table)]
     assert len({nib.aff2axcodes(a) for a in affines}) > 1
-    off_axis = [np.sort(np.abs(a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0)), axis=0)[:2].max() for a in affines]
+    off_axis = [
+        np.sort(np.abs(a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0)), axis=0)[:2].max()
+        for a in affines
+    ]
     assert min(off_axis) > 0.01
-    assert {nib.load(out / r["image"]).get_data_dtype().name for r in read_table(table)} <= {"int16", "float32"}
+    assert {nib.load(out / r["image"]).get_data_dtype().name for r in read_table(table)} <= {
+        "int16",
+        "float32",
+    }
 
 
 def test_lesion_masks_lie_on_the_scan_and_have_the_recorded_volume(made):
@@ -72,8 +89,15 @@ def test_lesion_masks_lie_on_the_scan_and_have_the_recorded_volume(made):
         marked = np.asarray(mask.dataobj) > 0
         assert not (image.get_fdata()[marked] == 0).any()
         ml = marked.sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
-        assert max(x["measured_ml"] for x in lesions) - 1e-3 <= ml <= sum(x["measured_ml"] for x in lesions) + 1e-3
-        assert all(0.85 * x["wanted_ml"] <= x["measured_ml"] <= 1.05 * x["wanted_ml"] + 0.01 for x in lesions)
+        assert (
+            max(x["measured_ml"] for x in lesions) - 1e-3
+            <= ml
+            <= sum(x["measured_ml"] for x in lesions) + 1e-3
+        )
+        assert all(
+            0.85 * x["wanted_ml"] <= x["measured_ml"] <= 1.05 * x["wanted_ml"] + 0.01
+            for x in lesions
+        )
 
 
 def test_a_blob_is_one_piece_of_its_volume():
@@ -92,9 +116,15 @@ def test_a_blob_is_one_piece_of_its_volume():
 def test_noise_is_as_smooth_in_mm_along_a_thick_axis():
     voxel = np.array([1.0, 1.5, 3.0])
     for mm in (6.0, 30.0):
-        values = virtual._noise(np.random.default_rng(0), mm / voxel, tuple((300 / voxel).astype(int)))
-        assert values.mean() == pytest.approx(0, abs=1e-3) and values.std() == pytest.approx(1, abs=1e-3)
-        width = [mm_ / np.diff(values, axis=a).std() for a, mm_ in enumerate(voxel)]  # mm by which it changes by one deviation
+        values = virtual._noise(
+            np.random.default_rng(0), mm / voxel, tuple((300 / voxel).astype(int))
+        )
+        assert values.mean() == pytest.approx(0, abs=1e-3) and values.std() == pytest.approx(
+            1, abs=1e-3
+        )
+        width = [
+            mm_ / np.diff(values, axis=a).std() for a, mm_ in enumerate(voxel)
+        ]  # mm by which it changes by one deviation
         np.testing.assert_allclose(width, np.sqrt(2) * mm, rtol=0.25)
 
 
@@ -102,10 +132,14 @@ def test_noise_is_as_smooth_in_mm_along_a_thick_axis():
 def test_lesions_change_the_scan_inside_their_mask_alone(kind, sign):
     subject = virtual.draw(5, 401, "test", "abnormal", 2)
     subject.voxel_mm = [2.4, 2.3, 2.2]
-    subject.lesions = [virtual.Lesion(kind, "ellipsoid", virtual._place(np.random.default_rng(0), 8), 8.0, 0.5)]
+    subject.lesions = [
+        virtual.Lesion(kind, "ellipsoid", virtual._place(np.random.default_rng(0), 8), 8.0, 0.5)
+    ]
     ill, mask, affine = virtual.render(subject, 5)
     well, none, _ = virtual.render(subject, 5, lesions=False)
-    assert not none.any() and mask.sum() * abs(np.linalg.det(affine[:3, :3])) == pytest.approx(8000, rel=0.15)
+    assert not none.any() and mask.sum() * abs(np.linalg.det(affine[:3, :3])) == pytest.approx(
+        8000, rel=0.15
+    )
     assert sign * (ill[mask] - well[mask]).mean() > 0.2 * well[mask].mean()
     from scipy.ndimage import binary_dilation
 
@@ -114,7 +148,11 @@ def test_lesions_change_the_scan_inside_their_mask_alone(kind, sign):
 
 
 def test_a_subject_is_made_of_its_seed_and_number_alone():
-    one, two, other = virtual.draw(3, 1, "train", "healthy"), virtual.draw(3, 1, "train", "healthy"), virtual.draw(4, 1, "train", "healthy")
+    one, two, other = (
+        virtual.draw(3, 1, "train", "healthy"),
+        virtual.draw(3, 1, "train", "healthy"),
+        virtual.draw(4, 1, "train", "healthy"),
+    )
     assert one == two and one != other
     for subject in (one, two, other):
         subject.voxel_mm = [4.0, 4.2, 3.9]
@@ -126,7 +164,9 @@ def test_a_subject_is_made_of_its_seed_and_number_alone():
 
 def test_a_subject_does_not_depend_on_how_many_there_are(made, monkeypatch, tmp_path):
     monkeypatch.setattr(virtual, "_write", lambda subject, seed, out: {"subject": subject.id})
-    monkeypatch.setattr(virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS))
+    monkeypatch.setattr(
+        virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS)
+    )
     virtual.make_cohort(tmp_path, seed=3, n_train=3, n_val=2, n_test_healthy=0, n_test_abnormal=5)
     more = record(tmp_path)
     for name, drawn in record(made[0]).items():
@@ -139,12 +179,19 @@ def test_a_subject_does_not_depend_on_how_many_there_are(made, monkeypatch, tmp_
 def test_lesions_spread_over_sizes_and_kinds(seed):
     lesions = [virtual.draw(seed, 401 + i, "test", "abnormal", i).lesions for i in range(6)]
     volumes = [each[0].wanted_ml for each in lesions]
-    assert min(volumes) < 1 and max(volumes) > 10 and all(0.2 <= x.wanted_ml <= 40 for each in lesions for x in each)
+    assert (
+        min(volumes) < 1
+        and max(volumes) > 10
+        and all(0.2 <= x.wanted_ml <= 40 for each in lesions for x in each)
+    )
     assert {x.kind for each in lesions for x in each} == set(virtual.KINDS)
 
 
 def test_an_existing_cohort_is_left_alone(made):
     out, table = made
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
-    assert virtual.make_cohort(out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2) == table
+    assert (
+        virtual.make_cohort(out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2)
+        == table
+    )
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}

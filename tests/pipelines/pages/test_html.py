@@ -54,7 +54,10 @@ class Reader(HTMLParser):
             self.cells.append(self.text)
 
 
-@pytest.mark.parametrize(("plane", "index", "seen"), [("axial", 9, (5, 3)), ("coronal", 28, (5, 2)), ("sagittal", 34, (3, 2))])
+@pytest.mark.parametrize(
+    ("plane", "index", "seen"),
+    [("axial", 9, (5, 3)), ("coronal", 28, (5, 2)), ("sagittal", 34, (3, 2))],
+)
 def test_display_is_radiological(plane, index, seen):
     volume = np.zeros(SHAPE)
     volume[34, 28, 9] = 1  # right, anterior, superior
@@ -70,7 +73,9 @@ def test_case_figure_shows_the_right_sided_lesion_on_the_viewers_left():
     png = case_figure(image, spacing=SPACING, truth=lesion, slices=[8])
     picture = pixels(png)
     column, row, count = coloured(png, plots.TRUTH_COLOUR)
-    dark = np.argwhere(picture.max(axis=-1) < 0.02)  # the second panel: from the lesion's column to its ends
+    dark = np.argwhere(
+        picture.max(axis=-1) < 0.02
+    )  # the second panel: from the lesion's column to its ends
     right_half = dark[dark[:, 1] > picture.shape[1] / 2]
     middle = (right_half[:, 1].min() + right_half[:, 1].max()) / 2
     assert count > 20 and column < middle and row < picture.shape[0] / 2
@@ -89,7 +94,12 @@ def test_overlays_are_drawn_only_when_given():
 
 def test_grey_scale_is_the_given_one():
     image, _, _ = head()
-    levels = [np.median(pixels(case_figure(image, spacing=SPACING, vmax_image=vmax, slices=[6])).max(axis=-1)) for vmax in (1.0, 2.0)]
+    levels = [
+        np.median(
+            pixels(case_figure(image, spacing=SPACING, vmax_image=vmax, slices=[6])).max(axis=-1)
+        )
+        for vmax in (1.0, 2.0)
+    ]
     assert levels == pytest.approx([0.5, 0.25], abs=0.01)
 
 
@@ -121,7 +131,9 @@ def test_outline_figure():
     image, brain, _ = head()
     assert coloured(outline_figure(image, brain, spacing=SPACING), plots.BRAIN_COLOUR)[2] > 100
     ct = np.where(brain, 30.0, -1024.0)
-    assert outline_figure(ct, np.zeros(SHAPE), spacing=SPACING, window=(0, 80)).startswith(b"\x89PNG")
+    assert outline_figure(ct, np.zeros(SHAPE), spacing=SPACING, window=(0, 80)).startswith(
+        b"\x89PNG"
+    )
     with pytest.raises(ValueError, match="one shape"):
         outline_figure(image, brain.T, spacing=SPACING)
 

@@ -11,14 +11,23 @@ from preprocessing.files import read_json, read_table
 from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
 from tests.pipelines.test_pipeline import run
 
-SMALL = ["image_size=[32,32]", "loop.loader_workers=0", "postprocess.rim_mm=0", "postprocess.median=0"]
+SMALL = [
+    "image_size=[32,32]",
+    "loop.loader_workers=0",
+    "postprocess.rim_mm=0",
+    "postprocess.median=0",
+]
 
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):  # noqa: F811
     out = tmp_path_factory.mktemp("runs")
     for name in ("zero", "intensity", "pca"):
-        own = ["model.mode=value", "model.tail=bright", "model.smooth=0"] if name == "intensity" else []
+        own = (
+            ["model.mode=value", "model.tail=bright", "model.smooth=0"]
+            if name == "intensity"
+            else []
+        )
         own += ["model.n_components=4"] if name == "pca" else []
         assert run("train", "--model", name, "--data", data, "--out", out / name, *SMALL, *own) == 0
     return out
@@ -26,29 +35,70 @@ def runs(data, tmp_path_factory):  # noqa: F811
 
 def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, capsys):  # noqa: F811
     names = [runs / n for n in ("zero", "pca", "intensity")]
-    arguments = ["--data", data, "--runs", *names, "--kinds", "bright", "--volumes", "0.05,0.1", "--out", tmp_path / "table.tsv"]
+    arguments = [
+        "--data",
+        data,
+        "--runs",
+        *names,
+        "--kinds",
+        "bright",
+        "--volumes",
+        "0.05,0.1",
+        "--out",
+        tmp_path / "table.tsv",
+    ]
     assert run("choose", *arguments) == 0
     rows = read_table(tmp_path / "table.tsv")
     best = rows[0]
-    assert best["run"].endswith("intensity") and float(best["auroc"]) > 0.95 and float(best["voxel_ap"]) > 0.8
+    assert (
+        best["run"].endswith("intensity")
+        and float(best["auroc"]) > 0.95
+        and float(best["voxel_ap"]) > 0.8
+    )
     zero = [r for r in rows if r["run"].endswith("zero")]
     assert {r["auroc"] for r in zero} == {"0.500"} and len(rows) == 30
     assert capsys.readouterr().out.splitlines()[0].startswith(best["run"])
-    assert [float(r["auroc"]) for r in rows] == sorted((float(r["auroc"]) for r in rows), reverse=True)
+    assert [float(r["auroc"]) for r in rows] == sorted(
+        (float(r["auroc"]) for r in rows), reverse=True
+    )
     about = read_json(tmp_path / "table.json")
     assert about["data"] == data.name and about["kinds"] == ["bright"] and about["validation_scans"]
     first = about["entries"][0]
     assert first["versions"]["numpy"]
-    assert first["run"] == best["run"] and f"{first['voxel_ap']:.3f}" == best["voxel_ap"] and "model.tail=bright" in first["trained_by"]
-    assert first["voxel_ap_by_kind"] == {"bright": first["voxel_ap"]} and f"{first['scores'][best['score']]['auroc']:.3f}" == best["auroc"]
+    assert (
+        first["run"] == best["run"]
+        and f"{first['voxel_ap']:.3f}" == best["voxel_ap"]
+        and "model.tail=bright" in first["trained_by"]
+    )
+    assert (
+        first["voxel_ap_by_kind"] == {"bright": first["voxel_ap"]}
+        and f"{first['scores'][best['score']]['auroc']:.3f}" == best["auroc"]
+    )
 
 
-def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(runs, data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
+    runs, data, tmp_path, monkeypatch, capsys
+):  # noqa: F811
     from pipelines.study import choose
 
     shutil.copytree(runs, tmp_path / "runs")
-    names, real, seen = [tmp_path / "runs" / n for n in ("intensity", "pca")], choose.score_planted, []
-    arguments = ["--data", data, "--runs", *names, "--kinds", "bright", "--volumes", "0.05,0.1", "--out", tmp_path / "table.tsv"]
+    names, real, seen = (
+        [tmp_path / "runs" / n for n in ("intensity", "pca")],
+        choose.score_planted,
+        [],
+    )
+    arguments = [
+        "--data",
+        data,
+        "--runs",
+        *names,
+        "--kinds",
+        "bright",
+        "--volumes",
+        "0.05,0.1",
+        "--out",
+        tmp_path / "table.tsv",
+    ]
 
     def interrupted(run, *rest):
         seen.append(run.folder.name)
@@ -61,11 +111,17 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(runs, data, tm
         return real(run, *rest)
 
     monkeypatch.setattr(choose, "see", interrupted)
-    assert run("choose", *arguments) == 130 and "what was finished is kept" in capsys.readouterr().err
+    assert (
+        run("choose", *arguments) == 130 and "what was finished is kept" in capsys.readouterr().err
+    )
     monkeypatch.setattr(choose, "see", counted)
     assert run("choose", *arguments) == 0 and seen == ["intensity", "pca", "pca"]
     table = (tmp_path / "table.tsv").read_text()
-    assert run("choose", *arguments) == 0 and len(seen) == 3 and (tmp_path / "table.tsv").read_text() == table
+    assert (
+        run("choose", *arguments) == 0
+        and len(seen) == 3
+        and (tmp_path / "table.tsv").read_text() == table
+    )
     config = tmp_path / "runs" / "pca" / "config.yaml"
     config.write_text(config.read_text().replace("median: 0", "median: 3"))
     assert run("choose", *arguments) == 0 and seen[3:] == ["pca"]
@@ -89,24 +145,43 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     cases = list(planted_scans(data, rows, ["bright", "dark"], (0.05, 0.1), 0))
     for kind, image, brain, lesion in cases:
         assert not kind or (
-            lesion.any() and not lesion[~brain].any() and (image[lesion].mean() > image[brain & ~lesion].mean()) == (kind == "bright")
+            lesion.any()
+            and not lesion[~brain].any()
+            and (image[lesion].mean() > image[brain & ~lesion].mean()) == (kind == "bright")
         )
     import torch
 
     from pipelines.detect.detector import atlas_map
 
     _, image, brain, _ = cases[0]
-    values = np.sort(atlas_map(own.model, own.config, image, brain, torch.device("cpu"))[brain])[::-1]
-    assert seen.healthy["map 0.05"][0] == pytest.approx(values[: round(0.05 * values.size)].mean(), rel=1e-5)
+    values = np.sort(atlas_map(own.model, own.config, image, brain, torch.device("cpu"))[brain])[
+        ::-1
+    ]
+    assert seen.healthy["map 0.05"][0] == pytest.approx(
+        values[: round(0.05 * values.size)].mean(), rel=1e-5
+    )
     assert seen.healthy["map 1"][0] == pytest.approx(values.mean(), rel=1e-5)
-    found = [(kind, atlas_map(own.model, own.config, i, b, torch.device("cpu"))[b], t[b]) for kind, i, b, t in cases if kind]
+    found = [
+        (kind, atlas_map(own.model, own.config, i, b, torch.device("cpu"))[b], t[b])
+        for kind, i, b, t in cases
+        if kind
+    ]
     ap = {
-        what: average_precision_score(*(np.concatenate([f[k] for f in found if f[0] in kinds]) for k in (2, 1)))
-        for what, kinds in {"all": ("bright", "dark"), "bright": ("bright",), "dark": ("dark",)}.items()
+        what: average_precision_score(
+            *(np.concatenate([f[k] for f in found if f[0] in kinds]) for k in (2, 1))
+        )
+        for what, kinds in {
+            "all": ("bright", "dark"),
+            "bright": ("bright",),
+            "dark": ("dark",),
+        }.items()
     }
     summary = ranking_entry("x", [own.folder], [seen])
     assert summary["voxel_ap"] == pytest.approx(ap.pop("all"), abs=2e-3)
-    assert summary["voxel_ap_by_kind"] == pytest.approx(ap, abs=2e-3) and abs(ap["bright"] - ap["dark"]) > 0.1
+    assert (
+        summary["voxel_ap_by_kind"] == pytest.approx(ap, abs=2e-3)
+        and abs(ap["bright"] - ap["dark"]) > 0.1
+    )
 
 
 def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):  # noqa: F811
@@ -114,7 +189,9 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert "no finished run in this folder" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "other")
     table = (tmp_path / "other" / "scans.tsv").read_text().splitlines()
-    (tmp_path / "other" / "scans.tsv").write_text("\n".join(line for line in table if "\tval\t" not in line) + "\n")
+    (tmp_path / "other" / "scans.tsv").write_text(
+        "\n".join(line for line in table if "\tval\t" not in line) + "\n"
+    )
     assert run("choose", "--data", tmp_path / "other", "--runs", runs / "zero") == 2
     assert "validation scans of" in capsys.readouterr().err
     assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
@@ -122,7 +199,9 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
 
 
 @pytest.mark.parametrize("damage", ["cut", "four"])
-def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes_past_it(runs, data, tmp_path, capsys, damage):  # noqa: F811
+def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes_past_it(
+    runs, data, tmp_path, capsys, damage
+):  # noqa: F811
     shutil.copytree(data, tmp_path / "data")
     rows = read_table(data / "scans.tsv")
     for split in ("val", "test"):
@@ -131,12 +210,45 @@ def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes
             path.write_bytes(path.read_bytes()[:300])
         else:
             image = nib.load(path)
-            nib.save(nib.Nifti1Image(np.stack([image.get_fdata(dtype=np.float32)] * 2, -1), image.affine), path)
+            nib.save(
+                nib.Nifti1Image(
+                    np.stack([image.get_fdata(dtype=np.float32)] * 2, -1), image.affine
+                ),
+                path,
+            )
     sentence = "truncated or damaged" if damage == "cut" else "expected a 3-D scan, got 4-D"
-    assert run("choose", "--data", tmp_path / "data", "--runs", runs / "intensity", "--kinds", "bright", "--volumes", "0.05,0.1") == 2
+    assert (
+        run(
+            "choose",
+            "--data",
+            tmp_path / "data",
+            "--runs",
+            runs / "intensity",
+            "--kinds",
+            "bright",
+            "--volumes",
+            "0.05,0.1",
+        )
+        == 2
+    )
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: ") and sentence in said and said.endswith("delete it and run 'make preprocess' again.")
-    assert run("evaluate", "--run", runs / "intensity", "--data", tmp_path / "data", "--out", tmp_path / "evaluation") == 1
+    assert (
+        said.startswith("error: ")
+        and sentence in said
+        and said.endswith("delete it and run 'make preprocess' again.")
+    )
+    assert (
+        run(
+            "evaluate",
+            "--run",
+            runs / "intensity",
+            "--data",
+            tmp_path / "data",
+            "--out",
+            tmp_path / "evaluation",
+        )
+        == 1
+    )
     failures = read_json(tmp_path / "evaluation" / "evaluation.json")["failures"]
     assert len(failures) == 1 and sentence in str(failures[0])
 
@@ -150,19 +262,45 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
     from pipelines.detect.detector import cohort_maps, scan_score
     from pipelines.detect.run import load_run
 
-    assert run("train", "--model", "intensity", "--data", data, "--out", tmp_path / "run", *SMALL, "calibration.score=cluster") == 0
+    assert (
+        run(
+            "train",
+            "--model",
+            "intensity",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "run",
+            *SMALL,
+            "calibration.score=cluster",
+        )
+        == 0
+    )
     own, plain = load_run(tmp_path / "run", "cpu"), load_run(runs / "intensity", "cpu")
     row = cohort_rows(data)[0]
     for _ in range(2):
-        found = cohort_maps(own.model, own.config, data, row, torch.device("cpu"), tmp_path / "maps", "w")
+        found = cohort_maps(
+            own.model, own.config, data, row, torch.device("cpu"), tmp_path / "maps", "w"
+        )
         enhanced = np.sort(cluster_enhanced(found.map, found.spacing)[found.brain])[::-1]
-        assert scan_score(found, 0.01) == pytest.approx(enhanced[: round(0.01 * enhanced.size)].mean())
-    assert plain.config.calibration.score == "map" and "cluster" in (tmp_path / "run" / "reference.json").read_text()
+        assert scan_score(found, 0.01) == pytest.approx(
+            enhanced[: round(0.01 * enhanced.size)].mean()
+        )
+    assert (
+        plain.config.calibration.score == "map"
+        and "cluster" in (tmp_path / "run" / "reference.json").read_text()
+    )
 
 
 def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(runs, data, capsys):  # noqa: F811
     """Loader workers change no result, so a run with others is the same run."""
     before = (runs / "zero" / "weights.pt").stat().st_mtime_ns
     again = ("train", "--model", "zero", "--data", data, "--out", runs / "zero", *SMALL)
-    assert run(*again, "loop.loader_workers=2") == 0 and (runs / "zero" / "weights.pt").stat().st_mtime_ns == before
-    assert run(*again, "loop.seed=5") == 2 and "holds a run with other settings" in capsys.readouterr().err
+    assert (
+        run(*again, "loop.loader_workers=2") == 0
+        and (runs / "zero" / "weights.pt").stat().st_mtime_ns == before
+    )
+    assert (
+        run(*again, "loop.seed=5") == 2
+        and "holds a run with other settings" in capsys.readouterr().err
+    )

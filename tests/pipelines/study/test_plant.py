@@ -42,7 +42,9 @@ def ball(shape, spacing, centre, radius):
 
 def brain_and_image(seed=0, shape=SHAPE):
     source = rng(seed)
-    brain = sum(((np.indices(shape)[a] - shape[a] / 2) / (0.44 * shape[a])) ** 2 for a in range(3)) < 1
+    brain = (
+        sum(((np.indices(shape)[a] - shape[a] / 2) / (0.44 * shape[a])) ** 2 for a in range(3)) < 1
+    )
     texture = gaussian_filter(source.normal(size=shape), 3) * 300 + 15 * source.normal(size=shape)
     return brain, np.where(brain, 400 + texture, 20).astype(np.float32)
 
@@ -77,18 +79,31 @@ def test_a_shape_has_its_volume_and_one_piece(spacing, ml):
 
 def test_a_shape_is_as_long_in_mm_along_thick_voxels():
     spacing = np.array([1.0, 1.0, 4.0])
-    spread = [np.std(np.argwhere(random_shape(rng(s), (70, 75, 19), spacing, (35, 37, 9), 10)) * spacing, axis=0) for s in range(30)]
+    spread = [
+        np.std(
+            np.argwhere(random_shape(rng(s), (70, 75, 19), spacing, (35, 37, 9), 10)) * spacing,
+            axis=0,
+        )
+        for s in range(30)
+    ]
     assert np.mean(spread, axis=0) == pytest.approx([np.mean(spread)] * 3, rel=0.15)
 
 
 def test_spurs_that_thick_voxels_cut_off_are_dropped():
-    shape = random_shape(rng(371), (80, 75, 20), (1, 1, 6), (40, 37, 10), 0.5)  # this seed makes one
+    shape = random_shape(
+        rng(371), (80, 75, 20), (1, 1, 6), (40, 37, 10), 0.5
+    )  # this seed makes one
     assert label(shape)[1] == 1 and 0.8 * 500 / 6 < shape.sum() < round(500 / 6)
 
 
 def test_shapes_are_long_in_one_direction_and_short_in_another(monkeypatch):
     monkeypatch.setattr(synthetic, "BUMP_SIZE", 0.0)  # plain ellipsoids
-    spreads = [np.linalg.eigvalsh(np.cov(np.argwhere(random_shape(rng(s), (60, 50, 45), (1, 1, 1), (30, 25, 22), 5)).T)) for s in range(9)]
+    spreads = [
+        np.linalg.eigvalsh(
+            np.cov(np.argwhere(random_shape(rng(s), (60, 50, 45), (1, 1, 1), (30, 25, 22), 5)).T)
+        )
+        for s in range(9)
+    ]
     assert np.median([np.sqrt(s[2] / s[0]) for s in spreads]) > 1.2
 
 
@@ -106,15 +121,22 @@ def test_a_picture_has_one_slice(thickness):
 
 
 def test_a_shape_at_the_border_keeps_its_volume_or_fills_the_array():
-    assert random_shape(rng(), SHAPE, SPACING, (0, 37, 0), 6).sum() * 3 == pytest.approx(6000, rel=0.02)
+    assert random_shape(rng(), SHAPE, SPACING, (0, 37, 0), 6).sum() * 3 == pytest.approx(
+        6000, rel=0.02
+    )
     assert random_shape(rng(), (9, 10, 11), SPACING, (4, 4, 4), 500).all()
     for seed in range(5):  # and no side is flat but at the border
         shape = random_shape(rng(seed), (60, 50, 45), (1, 1, 1), (0, 49, 0), 4)
         areas = [shape.sum(tuple(b for b in range(3) if b != a)) for a in range(3)]
-        assert all(area[np.flatnonzero(area)[end]] < 0.3 * area.max() for area, end in zip(areas, (-1, 0, -1), strict=True))
+        assert all(
+            area[np.flatnonzero(area)[end]] < 0.3 * area.max()
+            for area, end in zip(areas, (-1, 0, -1), strict=True)
+        )
 
 
-@pytest.mark.parametrize("ml, centre", [(0, (5, 5, 5)), (float("nan"), (5, 5, 5)), (1, (5, 5, 30)), (1, (-1, 5, 5))])
+@pytest.mark.parametrize(
+    "ml, centre", [(0, (5, 5, 5)), (float("nan"), (5, 5, 5)), (1, (5, 5, 30)), (1, (-1, 5, 5))]
+)
 def test_impossible_shapes_are_refused(ml, centre):
     with pytest.raises(ValueError, match=r"volume_ml|outside"):
         random_shape(rng(), SHAPE, SPACING, centre, ml)
@@ -127,7 +149,10 @@ def test_a_place_is_deep_enough(ml):
     for seed in range(20):
         voxel = place(rng(seed), brain, SPACING, ml, 2.0)
         places.add(voxel)
-        assert not (ball(SHAPE, SPACING, voxel, 2.0 + 0.7 * (ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) - 2) & ~brain).any()
+        assert not (
+            ball(SHAPE, SPACING, voxel, 2.0 + 0.7 * (ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) - 2)
+            & ~brain
+        ).any()
         shape = random_shape(rng(seed), SHAPE, SPACING, voxel, ml)
         inside.append((shape & brain).sum() / shape.sum())
     assert np.mean(inside) > 0.9 and min(inside) > 0.6 and len(places) > 15
@@ -147,7 +172,9 @@ def test_hemisphere_is_one_side_of_the_brain():
     brain[2:6, 3:8, 1:7] = True  # along axis 1 the middle is 5, along axis 0 it is 3.5
     sides = {tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 1))[:, 1])) for s in range(20)}
     assert sides == {(3, 4), (6, 7)}
-    assert {tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 0))[:, 0])) for s in range(20)} == {(2, 3), (4, 5)}
+    assert {
+        tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 0))[:, 0])) for s in range(20)
+    } == {(2, 3), (4, 5)}
 
 
 # --- kinds ---
@@ -173,7 +200,11 @@ def test_a_shape_across_the_surface_stays_in_the_brain(kind, scan):
     image, brain, _, donor = scan
     shape = ball(SHAPE, SPACING, np.argwhere(brain)[0], 9.0)
     new, mask = plant(rng(), kind, image, brain, shape, SPACING, donor)
-    assert 0 < mask.sum() < shape.sum() and not (mask & ~brain).any() and (new[~brain] == image[~brain]).all()
+    assert (
+        0 < mask.sum() < shape.sum()
+        and not (mask & ~brain).any()
+        and (new[~brain] == image[~brain]).all()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,11 +233,15 @@ def test_dark_never_falls_below_fluid(scan):
     image, brain, _, _ = scan
     floor = np.percentile(image[brain], 1)
     dark, mask = planted("dark", scan, rng(3))
-    assert (dark[mask] >= np.minimum(image[mask], floor) - 1e-3).all() and (dark[mask] < floor + 1e-3).any()
+    assert (dark[mask] >= np.minimum(image[mask], floor) - 1e-3).all() and (
+        dark[mask] < floor + 1e-3
+    ).any()
 
 
 def test_blend_mixes_by_alpha(scan):
-    np.testing.assert_allclose(synthetic._mixed(np.array([10.0, 20.0]), np.array([30.0, 0.0]), 0.75), [25.0, 5.0])
+    np.testing.assert_allclose(
+        synthetic._mixed(np.array([10.0, 20.0]), np.array([30.0, 0.0]), 0.75), [25.0, 5.0]
+    )
     image, _, _, donor = scan
     new, _ = planted("blend", scan, Lowest())  # alpha 0.5
     core = ball(SHAPE, SPACING, (26, 20, 15), 5.0)
@@ -319,7 +354,11 @@ def level(mm):
 
 def anatomy(mm):
     """Smooth tissue in a bright skull, the same in every subject, left and right not alike."""
-    tissue = 90 + 35 * np.cos(mm[0] / 13 + 0.7) * np.cos(mm[1] / 17) + 25 * np.sin(mm[2] / 15 + mm[0] / 40)
+    tissue = (
+        90
+        + 35 * np.cos(mm[0] / 13 + 0.7) * np.cos(mm[1] / 17)
+        + 25 * np.sin(mm[2] / 15 + mm[0] / 40)
+    )
     return np.where(level(mm) < 1, tissue, np.where(level(mm) < 1.12, 220, 5))
 
 
@@ -329,7 +368,9 @@ def add_subject(data, number, zooms, shape, dtype):
     centre = (world @ [0, 0, 0, 1])[:3]
     affine = oblique_affine(shape, zooms, centre, 8.0)
     if number == 2:  # axes in another order: posterior, inferior, right
-        affine = affine @ np.array([[0, 0, -1.0, shape[0] - 1], [1, 0, 0, 0], [0, -1, 0, shape[2] - 1], [0, 0, 0, 1]])
+        affine = affine @ np.array(
+            [[0, 0, -1.0, shape[0] - 1], [1, 0, 0, 0], [0, -1, 0, shape[2] - 1], [0, 0, 0, 1]]
+        )
         shape = (shape[1], shape[2], shape[0])
     values = anatomy(atlas_mm(shape, affine, world)) * (1 if number == 3 else number)
     values = values + rng(number).normal(size=shape)
@@ -345,7 +386,11 @@ def add_subject(data, number, zooms, shape, dtype):
     nib.save(nib.Nifti1Image(stored, affine), raw)
     in_atlas = level(atlas_mm(ATLAS_SHAPE, ATLAS, np.eye(4))) < 1
     nib.save(nib.Nifti1Image(in_atlas.astype(np.uint8), ATLAS), folder / f"{name}_brain.nii.gz")
-    side = {"world": world.tolist(), "native_shape": list(shape), "native_affine": nib.load(raw).affine.tolist()}
+    side = {
+        "world": world.tolist(),
+        "native_shape": list(shape),
+        "native_affine": nib.load(raw).affine.tolist(),
+    }
     (folder / f"{name}_preproc.json").write_text(json.dumps(side))
     return {
         "id": name,
@@ -362,7 +407,11 @@ def add_subject(data, number, zooms, shape, dtype):
     }
 
 
-GRIDS = [((3.0, 3.5, 4.0), (52, 55, 40), np.int16), ((3.5, 3.0, 4.0), (46, 62, 38), np.float32), ((4.0, 3.0, 3.5), (41, 60, 44), np.uint8)]
+GRIDS = [
+    ((3.0, 3.5, 4.0), (52, 55, 40), np.int16),
+    ((3.5, 3.0, 4.0), (46, 62, 38), np.float32),
+    ((4.0, 3.0, 3.5), (41, 60, 44), np.uint8),
+]
 
 
 def add_cohort(data, grids=GRIDS):
@@ -391,7 +440,10 @@ def made(data, tmp_path_factory):
 
 
 def arrays(folder):
-    return {p.relative_to(folder): np.asarray(nib.load(p).dataobj).tobytes() for p in sorted(folder.rglob("*.nii.gz"))}
+    return {
+        p.relative_to(folder): np.asarray(nib.load(p).dataobj).tobytes()
+        for p in sorted(folder.rglob("*.nii.gz"))
+    }
 
 
 def test_the_table_is_a_cohort(data, made, left_behind):
@@ -405,17 +457,34 @@ def test_the_table_is_a_cohort(data, made, left_behind):
     kinds = [s.pathology.removeprefix("synthetic ") for s in planted]
     assert kinds == list(KINDS) * 3
     for scan in planted:
-        assert scan.pathology.startswith("synthetic ") and "synthetic" in scan.image.name and "synthetic" in scan.id
+        assert (
+            scan.pathology.startswith("synthetic ")
+            and "synthetic" in scan.image.name
+            and "synthetic" in scan.id
+        )
         assert b"synthetic" in nib.load(scan.image).header["descrip"].item()
-        assert scan.image.is_file() and scan.mask.is_file() and scan.subject == scan.image.parent.name
+        assert (
+            scan.image.is_file() and scan.mask.is_file() and scan.subject == scan.image.parent.name
+        )
     assert not read_table(made / "failures.tsv") and left_behind(made) == []
-    assert not any(r["image"].startswith("/") for r in read_table(made / "cohort.tsv") if r["label"] == "abnormal")
+    assert not any(
+        r["image"].startswith("/")
+        for r in read_table(made / "cohort.tsv")
+        if r["label"] == "abnormal"
+    )
 
 
 def test_lesions_lie_in_the_brain_on_the_scans_own_grid(data, made):
-    originals = {r["id"]: read_image(data / "raw" / f"{r['id']}_T1w.nii.gz") for r in read_table(data / "scans.tsv")[3:]}
+    originals = {
+        r["id"]: read_image(data / "raw" / f"{r['id']}_T1w.nii.gz")
+        for r in read_table(data / "scans.tsv")[3:]
+    }
     record = json.loads((made / "synthetic.json").read_text())
-    assert record["synthetic"] is True and record["settings"]["seed"] == 0 and "numpy" in record["versions"]
+    assert (
+        record["synthetic"] is True
+        and record["settings"]["seed"] == 0
+        and "numpy" in record["versions"]
+    )
     assert len(record["lesions"]) == 21
     for lesion in record["lesions"]:
         original, mask = originals[lesion["original"]], nib.load(made / lesion["mask"])
@@ -432,16 +501,26 @@ def test_lesions_lie_in_the_brain_on_the_scans_own_grid(data, made):
         assert 0.5 * lesion["wanted_ml"] < volume < 1.2 * lesion["wanted_ml"]
         centre = np.argwhere(inside).mean(0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
         assert np.linalg.norm(centre - lesion["centre_mm"]) < 8
-        assert (lesion["donor"] is not None) == (lesion["kind"] == "blend") and lesion["donor"] != lesion["original"]
-    assert len({tuple(x["centre_mm"]) for x in record["lesions"]}) == len({x["wanted_ml"] for x in record["lesions"]}) == 21
+        assert (lesion["donor"] is not None) == (lesion["kind"] == "blend") and lesion[
+            "donor"
+        ] != lesion["original"]
+    assert (
+        len({tuple(x["centre_mm"]) for x in record["lesions"]})
+        == len({x["wanted_ml"] for x in record["lesions"]})
+        == 21
+    )
 
 
 def test_a_scan_keeps_its_type_unless_a_value_would_not_fit(made):
     found = {p.name[:6]: set() for p in made.rglob("*_synthetic-*")}
     for path in made.rglob("*_synthetic-*"):
         if "_mask" not in path.name:
-            found[path.name[:6]].add((nib.load(path).get_data_dtype().name, path.name.split("-")[-1][:-7]))
-    assert {t for t, _ in found["sub-01"]} == {"int16"} and {t for t, _ in found["sub-02"]} == {"float32"}
+            found[path.name[:6]].add(
+                (nib.load(path).get_data_dtype().name, path.name.split("-")[-1][:-7])
+            )
+    assert {t for t, _ in found["sub-01"]} == {"int16"} and {t for t, _ in found["sub-02"]} == {
+        "float32"
+    }
     assert {t for t, kind in found["sub-03"] if kind in ("deform", "mirror", "swap")} == {"uint8"}
 
 
@@ -449,14 +528,21 @@ def test_what_does_not_fit_gets_a_wider_type():
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4))
     image.header.set_data_dtype(np.uint8)
     head = planting.Head({}, image, np.ones((3, 4, 5), bool), np.eye(4))
-    for value, expected, dtype in ((200.6, 201, np.uint8), (300.2, 300, np.int16), (-3.7, -4, np.int16), (40000, 40000, np.int32)):
+    for value, expected, dtype in (
+        (200.6, 201, np.uint8),
+        (300.2, 300, np.int16),
+        (-3.7, -4, np.int16),
+        (40000, 40000, np.int32),
+    ):
         stored = planting._as_stored(np.full((3, 4, 5), value, np.float32), head)
         assert stored.dtype == dtype and (stored == expected).all()
 
 
 def test_the_same_call_gives_the_same_arrays_and_another_seed_others(data, made, tmp_path):
     arguments = ("--data", data, "--per-scan", 7, "--volumes", "2,15")
-    assert run(*arguments, "--out", tmp_path / "again") == 0 and arrays(tmp_path / "again") == arrays(made)
+    assert run(*arguments, "--out", tmp_path / "again") == 0 and arrays(
+        tmp_path / "again"
+    ) == arrays(made)
     assert run(*arguments, "--out", tmp_path / "other", "--seed", 1) == 0
     same, other = arrays(made), arrays(tmp_path / "other")
     assert same.keys() == other.keys() and not any(same[k] == other[k] for k in same)
@@ -466,20 +552,43 @@ def test_a_donor_comes_through_both_worlds(data):
     rows = {r["id"]: r for r in read_table(data / "scans.tsv")}
     head, donor = (planting.load_head(data, rows[name]) for name in ("sub-01", "sub-02"))
     there, both = planting.donor_on(head, donor)
-    assert there.shape == head.data.shape and both.sum() > 0.9 * head.brain.sum() and not (both & ~head.brain).any()
+    assert (
+        there.shape == head.data.shape
+        and both.sum() > 0.9 * head.brain.sum()
+        and not (both & ~head.brain).any()
+    )
     deep = level(atlas_mm(head.data.shape, head.image.affine, head.world)) < 0.85
-    assert np.abs(there - head.data)[deep].mean() < 5 < 0.3 * head.data[deep].std()  # the same anatomy, twice as bright
+    assert (
+        np.abs(there - head.data)[deep].mean() < 5 < 0.3 * head.data[deep].std()
+    )  # the same anatomy, twice as bright
 
 
 def test_one_subject_has_no_donor(tmp_path, command):
     add_cohort(tmp_path / "data", GRIDS[:1])
-    done = command("synthesise", "--data", tmp_path / "data", "--out", tmp_path / "out", "--kinds", "blend,dark")
+    done = command(
+        "synthesise",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "out",
+        "--kinds",
+        "blend,dark",
+    )
     assert done.code == 0 and any("'blend' is left out" in line for line in done.sentences)
-    assert {r["pathology"] for r in read_table(tmp_path / "out" / "cohort.tsv")} == {"", "synthetic dark"}
+    assert {r["pathology"] for r in read_table(tmp_path / "out" / "cohort.tsv")} == {
+        "",
+        "synthetic dark",
+    }
     last = done.out.strip().splitlines()[-1]
-    assert str(tmp_path / "out" / "cohort.tsv") in last and "make preprocess IN=" in last and "MODALITY=t1" in last
+    assert (
+        str(tmp_path / "out" / "cohort.tsv") in last
+        and "make preprocess IN=" in last
+        and "MODALITY=t1" in last
+    )
     assert "%|" in done.err
-    done = command("synthesise", "--data", tmp_path / "data", "--out", tmp_path / "out", "--kinds", "blend")
+    done = command(
+        "synthesise", "--data", tmp_path / "data", "--out", tmp_path / "out", "--kinds", "blend"
+    )
     assert done.code == 2 and "needs a second one" in done.error
 
 
@@ -491,16 +600,34 @@ def test_shapes_from_masks_keep_volume_and_pose(data, tmp_path):
     (tmp_path / "masks" / "deep").mkdir(parents=True)
     nib.save(nib.Nifti1Image(bar, affine), tmp_path / "masks" / "deep" / "bar.nii.gz")
     out = tmp_path / "out"
-    assert run("--data", data, "--out", out, "--masks", tmp_path / "masks", "--kinds", "bright", "--per-scan", 2) == 0
+    assert (
+        run(
+            "--data",
+            data,
+            "--out",
+            out,
+            "--masks",
+            tmp_path / "masks",
+            "--kinds",
+            "bright",
+            "--per-scan",
+            2,
+        )
+        == 0
+    )
     lesions = json.loads((out / "synthetic.json").read_text())["lesions"]
     assert len(lesions) == 6
     for lesion in lesions:
         mask = nib.load(out / lesion["mask"])
         mm = np.argwhere(np.asarray(mask.dataobj)) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
-        assert lesion["shape"].endswith("bar.nii.gz") and lesion["wanted_ml"] == pytest.approx(42 * 20 * 4 / 1000)
+        assert lesion["shape"].endswith("bar.nii.gz") and lesion["wanted_ml"] == pytest.approx(
+            42 * 20 * 4 / 1000
+        )
         assert lesion["volume_ml"] == pytest.approx(3.36, rel=0.35)
         assert np.argmax(np.ptp(mm, axis=0)) == 0 and 30 < np.ptp(mm, axis=0)[0] < 50
-        np.testing.assert_allclose(mm.mean(0), lesion["centre_mm"], atol=8)  # where the surface cuts it
+        np.testing.assert_allclose(
+            mm.mean(0), lesion["centre_mm"], atol=8
+        )  # where the surface cuts it
 
 
 def test_pictures_are_written_as_pictures(tmp_path):
@@ -511,13 +638,28 @@ def test_pictures_are_written_as_pictures(tmp_path):
     brain = ball((70, 60, 1), (1, 1, 1), (34, 30, 0), 25)
     nib.save(nib.Nifti1Image(brain.astype(np.uint8), np.eye(4)), data / "brain.nii.gz")
     (data / "side.json").write_text(
-        json.dumps({"world": np.eye(4).tolist(), "native_shape": [70, 60, 1], "native_affine": np.eye(4).tolist()})
+        json.dumps(
+            {
+                "world": np.eye(4).tolist(),
+                "native_shape": [70, 60, 1],
+                "native_affine": np.eye(4).tolist(),
+            }
+        )
     )
     rows, source = [], rng(3)
     for name in ("p1", "p2"):
-        picture = np.where(brain[..., 0], 120 + 600 * gaussian_filter(source.random((70, 60)) - 0.5, 2), 0).astype(np.uint8)
+        picture = np.where(
+            brain[..., 0], 120 + 600 * gaussian_filter(source.random((70, 60)) - 0.5, 2), 0
+        ).astype(np.uint8)
         io.imsave(data / f"{name}.png", picture[::-1, ::-1].T, check_contrast=False)
-        row = {"id": name, "image": data / f"{name}.png", "subject": name, "split": "test", "label": "", "brain_mask": ""}
+        row = {
+            "id": name,
+            "image": data / f"{name}.png",
+            "subject": name,
+            "split": "test",
+            "label": "",
+            "brain_mask": "",
+        }
         rows.append(row | {"brain": "brain.nii.gz", "sidecar": "side.json"})
     write_table(data / "scans.tsv", rows)
     (data / "recipe.yaml").write_text(write_yaml(load_recipe("picture")))
@@ -527,8 +669,15 @@ def test_pictures_are_written_as_pictures(tmp_path):
     assert len(scans) == 16 and sum(s.label == "abnormal" for s in scans) == 14
     for scan in scans:
         if scan.mask:
-            before, after, mask = (np.asarray(read_image(p).dataobj) for p in (data / f"{scan.subject}.png", scan.image, scan.mask))
-            assert mask.shape == after.shape == (70, 60, 1) and not (mask[~brain] > 0).any() and mask.sum() > 50
+            before, after, mask = (
+                np.asarray(read_image(p).dataobj)
+                for p in (data / f"{scan.subject}.png", scan.image, scan.mask)
+            )
+            assert (
+                mask.shape == after.shape == (70, 60, 1)
+                and not (mask[~brain] > 0).any()
+                and mask.sum() > 50
+            )
             np.testing.assert_allclose(before[mask == 0], after[mask == 0], atol=1e-6)
             assert np.abs(before - after)[mask > 0].mean() > 0.01
 
@@ -536,12 +685,19 @@ def test_pictures_are_written_as_pictures(tmp_path):
 def test_a_bad_scan_is_left_out_and_named(tmp_path, command):
     data = add_cohort(tmp_path / "data", GRIDS[:2])
     (data / "raw" / "sub-01_T1w.nii.gz").write_bytes(b"no scan")
-    done = command("synthesise", "--data", data, "--out", tmp_path / "out", "--kinds", "dark", "--per-scan", 1)
-    assert done.code == 1 and [r["id"] for r in read_table(tmp_path / "out" / "cohort.tsv")] == ["sub-02", "sub-02_synthetic-01-dark"]
+    done = command(
+        "synthesise", "--data", data, "--out", tmp_path / "out", "--kinds", "dark", "--per-scan", 1
+    )
+    assert done.code == 1 and [r["id"] for r in read_table(tmp_path / "out" / "cohort.tsv")] == [
+        "sub-02",
+        "sub-02_synthetic-01-dark",
+    ]
     assert [r["id"] for r in read_table(tmp_path / "out" / "failures.tsv")] == ["sub-01"]
     assert any(line.startswith("left out: ") and "sub-01_T1w" in line for line in done.sentences)
     side = json.loads((data / "sub-02" / "sub-02_preproc.json").read_text())
-    (data / "sub-02" / "sub-02_preproc.json").write_text(json.dumps(side | {"native_shape": [1, 2, 3]}))
+    (data / "sub-02" / "sub-02_preproc.json").write_text(
+        json.dumps(side | {"native_shape": [1, 2, 3]})
+    )
     done = command("synthesise", "--data", data, "--out", tmp_path / "none")
     assert done.code == 3 and not (tmp_path / "none" / "cohort.tsv").exists()
     assert "run 'make preprocess' again" in (tmp_path / "none" / "failures.tsv").read_text()
@@ -555,7 +711,11 @@ def test_a_lesion_that_nobody_sees_is_drawn_again(data, monkeypatch):
     assert planting.plant_one(head, "swap", plan, rng(), None)[2]["change"] == 0.3
     rated = iter([0.02, 0.05, 0.01, 0.04, 0.03])
     image, mask, about = planting.plant_one(head, "swap", plan, rng(), None)
-    assert about["change"] == 0.05 and mask[about["centre_voxel"]] and ((image != head.data) & ~mask).sum() == 0
+    assert (
+        about["change"] == 0.05
+        and mask[about["centre_voxel"]]
+        and ((image != head.data) & ~mask).sum() == 0
+    )
 
 
 def test_a_lesion_larger_than_the_brain_is_refused(data, tmp_path):
@@ -585,4 +745,8 @@ def test_what_cannot_be_used_is_one_sentence(arguments, words, data, tmp_path, c
     write_table(tmp_path / "ILL" / "scans.tsv", read_table(data / "scans.tsv")[:3])
     given = [str(tmp_path / a) if a in ("EMPTY", "ILL") else a for a in arguments]
     done = command("synthesise", "--data", data, "--out", tmp_path / "out", *given)
-    assert done.code == 2 and all(word in done.error for word in words) and not (tmp_path / "out").exists()
+    assert (
+        done.code == 2
+        and all(word in done.error for word in words)
+        and not (tmp_path / "out").exists()
+    )

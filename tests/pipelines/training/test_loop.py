@@ -33,9 +33,25 @@ def make_store(folder, n=24):
     for scan, split, count in (("a", "train", n), ("b", "val", 8)):
         mask = np.zeros((40, 36, count), bool)
         mask[6:34, 5:31] = True
-        image = np.clip(0.5 + 0.1 * rng.normal(size=mask.shape) + 0.2 * rng.normal(size=(1, 1, count)), 0, 1) * mask
+        image = (
+            np.clip(
+                0.5 + 0.1 * rng.normal(size=mask.shape) + 0.2 * rng.normal(size=(1, 1, count)), 0, 1
+            )
+            * mask
+        )
         slices.write_arrays(folder, scan, image, mask, np.arange(count))
-        rows += [{"scan": scan, "subject": scan, "split": split, "label": "", "row": i, "z": i, "brain_px": 700} for i in range(count)]
+        rows += [
+            {
+                "scan": scan,
+                "subject": scan,
+                "split": split,
+                "label": "",
+                "row": i,
+                "z": i,
+                "brain_px": 700,
+            }
+            for i in range(count)
+        ]
     slices.write_index(folder, rows)
     return folder
 
@@ -52,7 +68,10 @@ def fit(store, run, *overrides):
     fabric = Fabric(accelerator="cpu", devices=1)
     torch.manual_seed(config.loop.seed)
     model = build_model(config)
-    sets = (SliceDataset(store, ["a"], config.image_size, config.augmentation), SliceDataset(store, ["b"], config.image_size))
+    sets = (
+        SliceDataset(store, ["a"], config.image_size, config.augmentation),
+        SliceDataset(store, ["b"], config.image_size),
+    )
     loop(model, config, *sets, fabric, run)
     return model
 
@@ -69,7 +88,9 @@ def whole(store, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kill_at", [(0, 1), (1, 0), (1, 2)])
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(store, whole, tmp_path, monkeypatch, kill_at):
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(
+    store, whole, tmp_path, monkeypatch, kill_at
+):
     import pipelines.training.loop as loop
 
     stage, epoch = kill_at
@@ -84,35 +105,64 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(store, whole, tmp_p
         patch.setattr(loop, "train_epoch", killed)
         fit(store, tmp_path)
     resumed = fit(store, tmp_path)
-    for (key, a), b in zip(whole[0].state_dict().items(), resumed.state_dict().values(), strict=True):
+    for (key, a), b in zip(
+        whole[0].state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), key
     lines = [(p / "metrics.csv").read_text().splitlines() for p in (whole[1], tmp_path)]
-    assert [line for line in lines[0] if ",seconds," not in line] == [line for line in lines[1] if ",seconds," not in line]
+    assert [line for line in lines[0] if ",seconds," not in line] == [
+        line for line in lines[1] if ",seconds," not in line
+    ]
 
 
 def test_training_learns_and_logs(whole):
     import csv
 
     rows = list(csv.DictReader((whole[1] / "metrics.csv").open()))
-    loss = {(r["stage"], int(r["epoch"])): float(r["value"]) for r in rows if r["name"] == "val_loss"}
-    assert sorted(loss) == [("finetune", 0), ("finetune", 1), ("finetune", 2), ("pretrain", 0), ("pretrain", 1)]
-    train = {int(r["epoch"]): float(r["value"]) for r in rows if r["name"] == "loss" and r["stage"] == "finetune"}
+    loss = {
+        (r["stage"], int(r["epoch"])): float(r["value"]) for r in rows if r["name"] == "val_loss"
+    }
+    assert sorted(loss) == [
+        ("finetune", 0),
+        ("finetune", 1),
+        ("finetune", 2),
+        ("pretrain", 0),
+        ("pretrain", 1),
+    ]
+    train = {
+        int(r["epoch"]): float(r["value"])
+        for r in rows
+        if r["name"] == "loss" and r["stage"] == "finetune"
+    }
     assert train[2] < train[0]
-    assert {"loss", "kl", "squared_error", "lr", "seconds"} <= {r["name"] for r in rows if r["stage"] == "finetune"}
+    assert {"loss", "kl", "squared_error", "lr", "seconds"} <= {
+        r["name"] for r in rows if r["stage"] == "finetune"
+    }
     assert any((whole[1] / "tensorboard").iterdir())
-    assert {p.name for p in (whole[1] / "checkpoints").iterdir()} == {"last.pt", "best-pretrain.pt", "best-finetune.pt"}
+    assert {p.name for p in (whole[1] / "checkpoints").iterdir()} == {
+        "last.pt",
+        "best-pretrain.pt",
+        "best-finetune.pt",
+    }
 
 
 def test_another_seed_gives_another_model(store, whole, tmp_path):
     other = fit(store, tmp_path, "loop.seed=1")
-    assert any(not torch.equal(a, b) for a, b in zip(whole[0].parameters(), other.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(whole[0].parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_the_best_epoch_on_validation_is_what_remains(store, tmp_path):
     import csv
 
     model = fit(store, tmp_path, "stages.finetune.max_epochs=6", "stages.finetune.lr=0.05")
-    rows = [r for r in csv.DictReader((tmp_path / "metrics.csv").open()) if r["name"] == "val_loss" and r["stage"] == "finetune"]
+    rows = [
+        r
+        for r in csv.DictReader((tmp_path / "metrics.csv").open())
+        if r["name"] == "val_loss" and r["stage"] == "finetune"
+    ]
     best = min(float(r["value"]) for r in rows)
     from pipelines.training.data import SliceDataset
 
@@ -127,8 +177,16 @@ def test_early_stop_counts_epochs_without_a_better_validation_loss(store, tmp_pa
 
     losses = iter([1.0, 0.9, 0.95, 0.96, 0.8, 0.7])
     monkeypatch.setattr(loop, "validation_losses", lambda *a: {"loss": next(losses)})
-    fit(store, tmp_path, "stages.pretrain.max_epochs=10", "stages.pretrain.patience=2", "stages.finetune.max_epochs=0")
-    epochs = {line.split(",")[1] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]}
+    fit(
+        store,
+        tmp_path,
+        "stages.pretrain.max_epochs=10",
+        "stages.pretrain.patience=2",
+        "stages.finetune.max_epochs=0",
+    )
+    epochs = {
+        line.split(",")[1] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    }
     assert epochs == {"0", "1", "2", "3"}
 
 
@@ -136,7 +194,10 @@ def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, monkeypatc
     import pipelines.training.loop as loop
 
     monkeypatch.setattr(loop, "validation_losses", lambda *a: {"loss": float("nan")})
-    with pytest.raises(loop.TrainingError, match=r"pretrain, epoch 1: the validation loss is nan; lower stages\.pretrain\.lr"):
+    with pytest.raises(
+        loop.TrainingError,
+        match=r"pretrain, epoch 1: the validation loss is nan; lower stages\.pretrain\.lr",
+    ):
         fit(store, tmp_path)
 
 
@@ -173,18 +234,27 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     config = load_run_config("vae_cr", TINY)
     data = SliceDataset(store, ["a"], (32, 32), config.augmentation)
     one = list(Batches(data, config.loop, shuffle=True, stream=0).epoch(3))
-    halves = [list(Batches(data, config.loop, shuffle=True, stream=0, rank=r, world=2).epoch(3)) for r in (0, 1)]
+    halves = [
+        list(Batches(data, config.loop, shuffle=True, stream=0, rank=r, world=2).epoch(3))
+        for r in (0, 1)
+    ]
     loop = config.loop.model_copy(update={"loader_workers": 2})
     kept = Batches(data, loop, shuffle=True, stream=0)
     other = [b["seed"] for b in kept.epoch(1)]
     many = list(kept.epoch(3))  # by the same workers
     again = [b["seed"] for b in Batches(data, config.loop, shuffle=True, stream=0).epoch(1)]
-    assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True)) and not torch.equal(other[0], many[0]["seed"])
+    assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True)) and not torch.equal(
+        other[0], many[0]["seed"]
+    )
     for i, batch in enumerate(one):
         for key in ("image", "mask", "seed"):
-            torch.testing.assert_close(torch.cat([h[i][key] for h in halves]), batch[key], rtol=0, atol=0)
+            torch.testing.assert_close(
+                torch.cat([h[i][key] for h in halves]), batch[key], rtol=0, atol=0
+            )
             torch.testing.assert_close(many[i][key], batch[key], rtol=0, atol=0)
-    assert not torch.equal(one[0]["seed"], next(Batches(data, config.loop, shuffle=True, stream=0).epoch(4))["seed"])
+    assert not torch.equal(
+        one[0]["seed"], next(Batches(data, config.loop, shuffle=True, stream=0).epoch(4))["seed"]
+    )
     assert len({int(s) for b in one for s in b["seed"]}) == 24
 
 
@@ -197,7 +267,10 @@ def test_no_process_is_left_without_a_sample(store):
     halves = [Batches(data, loop, shuffle=False, stream=0, rank=r, world=2).plan(0) for r in (0, 1)]
     assert [len(h) for h in halves] == [1, 1] and all(len(b) for h in halves for b in h)
     assert sorted(i for h in halves for b in h for i, _ in b) == list(range(len(data)))
-    assert [len(b) for b in Batches(data, loop, shuffle=False, stream=0).plan(0)] == [len(data) - 1, 1]
+    assert [len(b) for b in Batches(data, loop, shuffle=False, stream=0).plan(0)] == [
+        len(data) - 1,
+        1,
+    ]
 
 
 def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched():
@@ -210,7 +283,11 @@ def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched(
 
     rng = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(rng.random((40, 28)), 3)
-    image = torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32).expand(6, 1, 40, 28).clone()
+    image = (
+        torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32)
+        .expand(6, 1, 40, 28)
+        .clone()
+    )
     mask = torch.zeros_like(image)
     mask[:, :, 8:32, 5:23] = 1
     batch = {"image": image * mask, "mask": mask, "seed": torch.arange(6) + 11}
@@ -227,11 +304,19 @@ def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched(
         matrix[1] = turn[1] / (1 + 0.1 * v[5])
         shift = np.array([mirror * 0.1 * v[2] * 40, 0.1 * v[3] * 28])
         centre = np.array([19.5, 13.5])
-        want = ndimage.affine_transform(batch["image"][i, 0].numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="constant")
+        want = ndimage.affine_transform(
+            batch["image"][i, 0].numpy(),
+            matrix,
+            centre - matrix @ centre + shift,
+            order=1,
+            mode="constant",
+        )
         new_mask = got["mask"][i, 0].numpy()
         want = np.clip(want * (1 + 0.3 * v[6]), 0, 1) * new_mask
         np.testing.assert_allclose(got["image"][i, 0].numpy(), want, atol=2e-4)
-        there = ndimage.affine_transform(mask[i, 0].numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="constant")
+        there = ndimage.affine_transform(
+            mask[i, 0].numpy(), matrix, centre - matrix @ centre + shift, order=1, mode="constant"
+        )
         sure = np.abs(there - 0.5) > 0.49
         np.testing.assert_array_equal(new_mask[sure], there[sure].round())
     assert 0 < flipped < 6 and not got["image"][got["mask"] == 0].any()
@@ -298,16 +383,31 @@ def test_two_gloo_processes_learn_what_one_does(store, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     weights = []
     for world in (1, 2):
         (tmp_path / str(world)).mkdir()
-        command = [sys.executable, str(script), str(store), str(tmp_path / str(world)), str(world), *TINY]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        command = [
+            sys.executable,
+            str(script),
+            str(store),
+            str(tmp_path / str(world)),
+            str(world),
+            *TINY,
+        ]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         weights.append(torch.load(tmp_path / str(world) / "final.pt", weights_only=True))
     for key, one in weights[0].items():
-        torch.testing.assert_close(weights[1][key], one, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            weights[1][key], one, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 def test_mixed_precision_reaches_the_losses_on_one_device(store, tmp_path, monkeypatch):
@@ -320,10 +420,18 @@ def test_mixed_precision_reaches_the_losses_on_one_device(store, tmp_path, monke
 
     seen = set()
     real = VaeCr.encode
-    monkeypatch.setattr(VaeCr, "encode", lambda self, x: (seen.add(self.encoder[0][0](x).dtype), real(self, x))[1])
+    monkeypatch.setattr(
+        VaeCr, "encode", lambda self, x: (seen.add(self.encoder[0][0](x).dtype), real(self, x))[1]
+    )
     config = load_run_config("vae_cr", [*TINY, "loop.precision=bf16-mixed"])
     sets = (SliceDataset(store, ["a"], (32, 32)), SliceDataset(store, ["b"], (32, 32)))
-    loop(build_model(config), config, *sets, Fabric(accelerator="cpu", devices=1, precision=config.loop.precision), tmp_path)
+    loop(
+        build_model(config),
+        config,
+        *sets,
+        Fabric(accelerator="cpu", devices=1, precision=config.loop.precision),
+        tmp_path,
+    )
     assert torch.bfloat16 in seen
 
 
@@ -343,14 +451,18 @@ def test_patches_come_from_the_brain_and_are_the_same_for_a_seed(store):
     data = SliceDataset(store, ["a"], (32, 32), patch_size=(12, 8))
     whole = SliceDataset(store, ["a"], (32, 32))
     batch, twice = (data.batch([(s, s) for s in range(20)]) for _ in range(2))
-    assert batch["image"].shape == batch["mask"].shape == (20, 1, 12, 8) and torch.equal(batch["image"], twice["image"])
+    assert batch["image"].shape == batch["mask"].shape == (20, 1, 12, 8) and torch.equal(
+        batch["image"], twice["image"]
+    )
     for seed in range(20):
         image, full = batch["image"][seed, 0], whole[(seed, 0)]
         windows = full["image"][0].unfold(0, 12, 1).unfold(1, 8, 1)
         place = (windows == image).flatten(2).all(2).nonzero()
         assert len(place) and batch["mask"][seed].any()
         inner = all(0 < int(p) < n - s for p, n, s in zip(place[0], (32, 32), (12, 8), strict=True))
-        assert not inner or batch["mask"][seed, 0, 6, 4] == 1  # its centre is brain, unless the border is near
+        assert (
+            not inner or batch["mask"][seed, 0, 6, 4] == 1
+        )  # its centre is brain, unless the border is near
 
 
 def test_patchwise_maps_of_a_pixelwise_network_are_those_of_whole_slices():
@@ -389,7 +501,9 @@ def test_slice_scores_lie_in_their_slices(patch_size):
 
     image, brain = np.ones((40, 36, 4), np.float32), np.zeros((40, 36, 4), bool)
     brain[5:30, 6:30, [0, 2, 3]] = True
-    config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(update={"patch_size": patch_size})
+    config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(
+        update={"patch_size": patch_size}
+    )
     _, got = map_and_slice_volume(Places(), config, image, brain, torch.device("cpu"))
     np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
 
@@ -404,13 +518,23 @@ def test_ways_to_be_faster_learn_the_same(store, tmp_path, setting):
     fresh = build_tiny()
     torch._dynamo.utils.counters.clear()
     other = fit(store, tmp_path / "other", setting)
-    apart = [float((a - b).detach().abs().max()) for a, b in zip(plain.parameters(), other.parameters(), strict=True)]
-    moved = [float((a - b).detach().abs().max()) for a, b in zip(plain.parameters(), fresh.parameters(), strict=True)]
+    apart = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(plain.parameters(), other.parameters(), strict=True)
+    ]
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(plain.parameters(), fresh.parameters(), strict=True)
+    ]
     assert max(apart) < 0.1 * max(moved)
     if "compile" in setting:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
     else:
-        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in other.parameters() if p.dim() == 4)
+        assert all(
+            p.is_contiguous(memory_format=torch.channels_last)
+            for p in other.parameters()
+            if p.dim() == 4
+        )
 
 
 def build_tiny():
