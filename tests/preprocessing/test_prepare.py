@@ -177,11 +177,11 @@ def test_checks_measure_and_say_what_was_expected():
     assert not unsigned["lowest value"] and not unsigned["highest value"]
 
 
-def test_overlap_by_hand():
+def test_dice_by_hand():
     a, b = np.zeros(10, bool), np.zeros(10, bool)
     a[:4], b[2:8] = True, True
-    assert quality.overlap(a, b) == pytest.approx(2 * 2 / 10)
-    assert quality.overlap(np.zeros(3, bool), np.zeros(3, bool)) == 0
+    assert quality.dice(a, b) == pytest.approx(2 * 2 / 10)
+    assert quality.dice(np.zeros(3, bool), np.zeros(3, bool)) == 0
 
 
 def store(tmp_path, shape=(9, 7, 11)):

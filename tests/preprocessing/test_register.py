@@ -8,6 +8,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from preprocessing import register
+from preprocessing.images import Grid
 from preprocessing.scans import InputError
 
 OBLIQUE = Rotation.from_euler("xyz", [10, -7, 12], degrees=True).as_matrix()
@@ -21,7 +22,7 @@ def rigid_motion(degrees, shift, about):
 
 
 def brain_points(atlas):
-    inside = np.argwhere(atlas.mask)[::997]
+    inside = np.argwhere(atlas.brain)[::997]
     return inside @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
 
 
@@ -30,14 +31,13 @@ def apply(matrix, points):
 
 
 def displaced_head(atlas, motion, voxel, axes, shape):
-    """The atlas brain moved by `motion`, seen on an oblique, flipped, anisotropic grid: data, affine."""
+    """The atlas brain moved by `motion`, seen on an oblique, flipped, anisotropic grid: data, grid."""
     affine = np.eye(4)
     affine[:3, :3] = OBLIQUE @ np.diag(axes) @ np.diag(voxel)
-    middle = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0]
+    middle = apply(motion, register.centre(atlas.brain, atlas.affine)[None])[0]
     affine[:3, 3] = middle - affine[:3, :3] @ (np.array(shape) / 2)
-    return register.resample(
-        atlas.image, atlas.affine, shape, affine, np.linalg.inv(motion)
-    ), affine
+    grid = Grid(shape, affine)
+    return register.resample(atlas.image, atlas.grid, grid, np.linalg.inv(motion)), grid
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def displaced_head(atlas, motion, voxel, axes, shape):
 )
 def test_a_head_moved_by_10_degrees_and_8_mm_comes_back_within_1_mm(axes, voxel, shape):
     atlas = register.load_atlas()
-    about = register.centre(atlas.mask, atlas.affine)
+    about = register.centre(atlas.brain, atlas.affine)
     shift = np.array([5.0, -5.0, 3.75])  # 8.0 mm long
     assert np.linalg.norm(shift) == pytest.approx(8.0, abs=0.01)
     motion = rigid_motion([10 / np.sqrt(3)] * 3, shift, about)
     assert np.degrees(Rotation.from_matrix(motion[:3, :3]).magnitude()) > 9.5
-    data, affine = displaced_head(atlas, motion, voxel, axes, shape)
-    world, _ = register.fit(data, affine, atlas)
+    data, grid = displaced_head(atlas, motion, voxel, axes, shape)
+    world, _ = register.fit(data, grid, atlas)
     points = brain_points(atlas)
     error = np.linalg.norm(apply(world, points) - apply(motion, points), axis=1)
     assert error.mean() <= 1.0
@@ -67,30 +67,28 @@ def test_a_head_moved_by_10_degrees_and_8_mm_comes_back_within_1_mm(axes, voxel,
 def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
     atlas = register.load_atlas()
     motion = rigid_motion(
-        [6, -4, 5], np.array([4.0, -6, 3]), register.centre(atlas.mask, atlas.affine)
+        [6, -4, 5], np.array([4.0, -6, 3]), register.centre(atlas.brain, atlas.affine)
     )
     shape, affine = (150, 120, 90), np.eye(4)
     affine[:3, :3] = OBLIQUE @ np.diag([-1.2, 1.6, 2.0])
-    affine[:3, 3] = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0] - affine[
+    affine[:3, 3] = apply(motion, register.centre(atlas.brain, atlas.affine)[None])[0] - affine[
         :3, :3
     ] @ (np.array(shape) / 2)
-    grid = (
+    points = (
         np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T
         + affine[:3, 3]
     )
-    place = apply(motion, register.centre(atlas.mask, atlas.affine)[None])[0] + [20, 15, -10]
+    place = apply(motion, register.centre(atlas.brain, atlas.affine)[None])[0] + [20, 15, -10]
     radius = (5000 * 3 / (4 * np.pi)) ** (1 / 3)  # of 5 ml
-    blob = np.linalg.norm(grid - place, axis=-1) <= radius
+    blob = np.linalg.norm(points - place, axis=-1) <= radius
     assert blob.sum() * abs(np.linalg.det(affine[:3, :3])) == pytest.approx(5000, rel=0.03)
-    there = register.carry_mask(blob, affine, atlas.shape, atlas.affine, motion)
-    back = register.carry_mask(there, atlas.affine, shape, affine, np.linalg.inv(motion))
+    grid = Grid(shape, affine)
+    there = register.carry_mask(blob, grid, atlas.grid, motion)
+    back = register.carry_mask(there, atlas.grid, grid, np.linalg.inv(motion))
     assert back.shape == shape
     assert 2 * (back & blob).sum() / (back.sum() + blob.sum()) >= 0.9
     soft = (
-        register.resample(
-            there.astype(np.float32), atlas.affine, shape, affine, np.linalg.inv(motion)
-        )
-        > 0.5
+        register.resample(there.astype(np.float32), atlas.grid, grid, np.linalg.inv(motion)) > 0.5
     )
     assert 2 * (soft & blob).sum() / (soft.sum() + blob.sum()) >= 0.9
 
@@ -98,13 +96,13 @@ def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
 def test_registration_repeats_exactly():
     atlas = register.load_atlas(grid=(160, 200, 160))
     motion = rigid_motion(
-        [3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.mask, atlas.affine)
+        [3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.brain, atlas.affine)
     )
-    data, affine = displaced_head(atlas, motion, (2, 2, 3), (-1, -1, 1), (90, 110, 70))
-    one, two = (register.fit(data, affine, atlas, spacing=5) for _ in range(2))
+    data, grid = displaced_head(atlas, motion, (2, 2, 3), (-1, -1, 1), (90, 110, 70))
+    one, two = (register.fit(data, grid, atlas, spacing=5) for _ in range(2))
     np.testing.assert_array_equal(one[0], two[0])
     assert not np.array_equal(
-        register.fit(data, affine, atlas, spacing=5, seed=9)[0], one[0]
+        register.fit(data, grid, atlas, spacing=5, seed=9)[0], one[0]
     )  # the seed is heard
 
 
@@ -151,7 +149,8 @@ def test_the_written_transform_is_what_ants_applies(tmp_path):
         register._to_ants(small, affine),
         [str(tmp_path / "xfm.mat")],
     )
-    ours = register.resample(small, affine, small.shape, affine, motion)
+    grid = Grid(small.shape, affine)
+    ours = register.resample(small, grid, grid, motion)
     inner = (slice(2, -2),) * 3  # ITK reaches half a voxel further at the border
     assert np.abs(by_ants.numpy() - ours)[inner].max() < 1e-3
     assert np.abs(small - ours).max() > 0.1
@@ -165,17 +164,18 @@ def test_resample_is_trilinear_and_pads():
     data = rng.normal(size=(7, 9, 11))
     affine, target = np.diag([2.0, 3, 1.5, 1]), np.diag([1.0, 1.0, 1.0, 1])
     target[:3, 3] = [1.3, 2.1, 0.4]
-    found = register.resample(data, affine, (8, 10, 9), target, pad=-1024)
+    grid = Grid(data.shape, affine)
+    found = register.resample(data, grid, Grid((8, 10, 9), target), pad=-1024)
     points = np.stack(np.meshgrid(*map(np.arange, (8, 10, 9)), indexing="ij"), -1) + target[:3, 3]
     want = RegularGridInterpolator(
         [np.arange(n) * s for n, s in zip(data.shape, (2, 3, 1.5), strict=True)], data
     )(points)
     np.testing.assert_allclose(found, want, atol=1e-9)
     target[:3, 3] = [500, 0, 0]
-    assert (register.resample(data, affine, (2, 2, 2), target, pad=-1024) == -1024).all()
-    assert register.resample(data, affine, (2, 2, 2), target, pad=None)[0, 0, 0] == pytest.approx(
-        data[-1, 0, 0]
-    )
+    away = Grid((2, 2, 2), target)
+    assert (register.resample(data, grid, away, pad=-1024) == -1024).all()
+    nearest = register.resample(data, grid, away, pad=None)
+    assert nearest[0, 0, 0] == pytest.approx(data[-1, 0, 0])
 
 
 def test_to_1_mm_is_linear_and_keeps_the_world():
@@ -212,13 +212,13 @@ def test_the_atlas_is_240_wide_padded_evenly_and_in_its_own_world():
     from nilearn.datasets import load_mni152_template
 
     atlas, template = register.load_atlas(), load_mni152_template(resolution=1)
-    assert atlas.shape == (240, 240, 189)
+    assert atlas.grid.shape == (240, 240, 189)
     world = np.array([10.0, -20, 30])
     there = tuple(np.round(apply(np.linalg.inv(atlas.affine), world[None])[0]).astype(int))
     here = tuple(np.round(apply(np.linalg.inv(template.affine), world[None])[0]).astype(int))
     assert atlas.image[there] == pytest.approx(template.get_fdata()[here], abs=1e-6)
-    assert not atlas.image[~atlas.mask].any()
-    assert register.load_atlas(grid=(200, 220, 180)).shape == (200, 220, 180)
+    assert not atlas.image[~atlas.brain].any()
+    assert register.load_atlas(grid=(200, 220, 180)).grid.shape == (200, 220, 180)
 
 
 def test_a_template_of_ones_own(tmp_path):
@@ -227,7 +227,7 @@ def test_a_template_of_ones_own(tmp_path):
     nib.save(nib.Nifti1Image(data, np.diag([-2.0, 2, 2, 1])), tmp_path / "my_atlas.nii.gz")
     atlas = register.load_atlas(str(tmp_path / "my_atlas.nii.gz"), (None, None, None))
     assert atlas.name == "myatlas" and nib.aff2axcodes(atlas.affine) == ("R", "A", "S")
-    assert atlas.mask.sum() == pytest.approx(22 * 30 * 27 * 8, rel=0.1)
+    assert atlas.brain.sum() == pytest.approx(22 * 30 * 27 * 8, rel=0.1)
     with pytest.raises(InputError, match=r"TEMPLATE.*no such file"):
         register.load_atlas(str(Path(tmp_path) / "absent.nii.gz"))
 
@@ -249,6 +249,8 @@ def test_resampling_in_a_box_is_scipy_s_of_the_whole():
         affine[:3] = rng.normal(size=(3, 4)) * (1, 1, 1, 3)
         target = affine @ np.diag([0.7, 0.8, 0.9, 1])
         target[:3, 3] += 2 * rng.normal(size=3)
+        grid = Grid(shape, affine)
+        onto = Grid(wanted, target)
         matrix = np.linalg.inv(affine) @ target
         whole = {"matrix": matrix[:3, :3], "offset": matrix[:3, 3], "output_shape": wanted}
         for order in (0, 1):
@@ -256,14 +258,14 @@ def test_resampling_in_a_box_is_scipy_s_of_the_whole():
                 data, order=order, mode="constant", cval=pad, **whole
             )
             np.testing.assert_allclose(
-                register.resample(data, affine, wanted, target, order=order, pad=pad),
+                register.resample(data, grid, onto, order=order, pad=pad),
                 expected,
                 atol=1e-3,
             )
         within = np.zeros(wanted, bool)
         within[2:5, 3:4, 1:7] = True
         expected = ndimage.affine_transform(data, order=1, mode="nearest", **whole)
-        got = register.resample(data, affine, wanted, target, pad=None, within=within)
+        got = register.resample(data, grid, onto, pad=None, within=within)
         np.testing.assert_allclose(got[within], expected[within], atol=1e-3)
         assert not got[6:].any() and not got[:, :, 8:].any()
 
@@ -272,14 +274,14 @@ def test_a_head_that_lies_askew_is_found_from_other_poses(monkeypatch):
     """38 degrees in the plane: from the centres of mass alone the fit ends elsewhere, from the turned starts it comes home."""
     atlas = register.load_atlas()
     coarse = atlas.affine @ np.diag([4, 4, 4, 1])
-    image = register.resample(atlas.image, atlas.affine, (60, 60, 47), coarse)
+    image = register.resample(atlas.image, atlas.grid, Grid((60, 60, 47), coarse))
     image[:, :, :9] = 0  # the field of view ends in the cerebellum
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_euler("z", 38, degrees=True).as_matrix()
     pose[:3, 3] = [10, -5, 8]
 
     def apart():
-        world, _ = register.fit(image, pose @ coarse, atlas, spacing=4.0)
+        world, _ = register.fit(image, Grid(image.shape, pose @ coarse), atlas, spacing=4.0)
         return np.degrees(
             (
                 Rotation.from_matrix(world[:3, :3]) * Rotation.from_matrix(pose[:3, :3]).inv()
