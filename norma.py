@@ -1,5 +1,92 @@
-"""Norma finds what should not be there in a brain CT or MRI."""
+"""Norma finds what should not be there in a brain CT or MRI.
+
+Everything that the commands do, as functions: nothing is printed, and nothing ends the process.
+
+    import norma
+
+    run = norma.load_run("runs/ct/ensemble")
+    for scan in norma.read_scans("new_scans", run.recipe.name):
+        detection = run.detect(scan)
+        detection.save(out)  # mask, map and report on the scan's own grid
+
+Errors: ConfigError for a setting, InputError for an input as a whole, ScanError for one scan.
+Research software, not a medical device; not for diagnosis.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # heavy packages load when a function needs them
+    from pipelines.detect.report import Detection, Report
+    from pipelines.detect.run import Run
+    from pipelines.study.evaluation import Evaluation
+    from preprocessing.prepare import Prepared
+    from preprocessing.recipe import Recipe
+    from preprocessing.scans import Scan
+
+
+def read_scans(source: str | Path, modality: str) -> list[Scan]:
+    """List the scans of a NIfTI file, a folder, a BIDS folder, a table or a datalist.
+
+    `modality` is "ct", "t1", "t2", "flair" or "picture", or several sequences such as "t1+flair".
+    """
+    from preprocessing.tables import read_scans
+
+    return read_scans(Path(source), modality)
+
+
+def load_recipe(modality: str, *settings: str) -> Recipe:
+    """How scans of a modality are preprocessed, with settings such as "brain=none"."""
+    from pipelines.config import load_recipe
+
+    return load_recipe(modality, list(settings))
+
+
+def prepare(scan: Scan, recipe: Recipe) -> Prepared:
+    """Bring one scan to atlas space: 1 mm, brain, rigid fit, intensity in [0, 1]."""
+    from preprocessing.prepare import prepare
+
+    return prepare(scan, recipe)
+
+
+def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
+    """A trained run; `run.detect(scan)` scores a raw scan. `accelerator`: "auto", "cpu", "cuda"."""
+    from pipelines.detect.run import load_run
+
+    return load_run(run_dir, accelerator)
+
+
+def detect(image: str | Path, run: Run | str | Path, threshold: float | None = None) -> Detection:
+    """Score one image file: its mask, map and report, on its own grid."""
+    loaded = load_run(run) if isinstance(run, str | Path) else run
+    return loaded.detect(read_scans(image, loaded.recipe.name)[0], threshold)
+
+
+def detect_all(
+    source: str | Path, run_dir: str | Path, out: str | Path, workers: int = 1
+) -> list[Report]:
+    """Score every scan of a folder or table into `out`, as `make infer` does; one report a scan.
+
+    A scan that cannot be scored has a report that says why; DICOM folders are converted.
+    """
+    from pipelines.cli import writable_folder
+    from pipelines.detect.batch import detect_all, listed, make_job
+
+    job = make_job(Path(run_dir), writable_folder(out))
+    with listed(Path(source), job) as (scans, lost):
+        return detect_all(scans, lost, job, workers=workers, progress=False)
+
+
+def evaluate(
+    run: Run, data: str | Path, out: str | Path, point: str | None = None
+) -> Evaluation | None:
+    """Measure a run on the test scans of a preprocessed cohort; None where none can be read."""
+    from pipelines.study.evaluate import evaluate
+    from pipelines.study.protocol import protocol_for
+
+    protocol = protocol_for(Path(data), None, [])
+    return evaluate(run, Path(data), Path(out), protocol, point)

@@ -17,7 +17,7 @@ from evaluation.metrics import VoxelHistogram, auroc, average_precision, classif
 from evaluation.statistics import resample_counts, weighted_auroc, weighted_average_precision
 from evaluation.thresholds import best_f1
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 READINGS = ("scan", "slicewise", "clinical_slicewise")
 OF_HEALTHY = ("healthy_false_positive_ml",)
 MIN_SUBJECTS = 5  # of a kind, for a bootstrap interval
@@ -159,7 +159,7 @@ def _classified(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dic
     )
 
 
-def classes(scans: Sequence[Row], slices: Sequence[Row], column: str) -> list[Row]:
+def classes(scans: Sequence[Row], slices: Sequence[Row], column: str) -> list[dict[str, Any]]:
     """One row per class of a column of the scan table, or of the slice table: its figures against all healthy scans.
 
     A cell may name several classes, joined by "+". "n" counts scans, "n_slices" slices whose own class it is (where the slice

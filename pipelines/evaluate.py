@@ -22,14 +22,14 @@ def main(arguments: argparse.Namespace) -> int:
     run = load_run(arguments.run, arguments.accelerator)
     out = cli.writable_folder(arguments.out or run.folder / "evaluation" / data.name)
     result = evaluate(run, data, out, protocol, arguments.point, page=evaluation_page)
-    if not result["scans"]:
+    if not result:
         print("error: no test scan could be evaluated.", file=sys.stderr)
         return cli.NOTHING_DONE
-    print(f"operating point: {result['point']['point']}, {result['point']['rule']}")
+    print(f"operating point: {result.point.point}, {result.point.rule}")
     for key, label in LABELS.items():
-        print(f"{label}: {value_text(result['summary'][key])}")
+        print(f"{label}: {value_text(result.summary[key])}")
     print(f"look at {out / 'index.html'}")
-    return cli.exit_code(len(result["failures"]), len(result["failures"]) + len(result["scans"]))
+    return cli.SOME_FAILED if result.failures else cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:

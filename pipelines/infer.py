@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> int:
             print(spread.preview(arguments.executor, arguments.workers, len(scans)))
             return cli.OK
         reports = detect_all(scans, lost, job, arguments.executor, arguments.workers)
-    failed = sum(r["status"] != "scored" for r in reports)
+    failed = sum(not report.scored for report in reports)
     print(
         f"{out}: {len(reports) - failed} scans scored, {failed} not scored; see scores.tsv. {NOTICE}"
     )

@@ -6,33 +6,34 @@ import argparse
 from pathlib import Path
 
 from pipelines import cli, spread
-from pipelines.config import DEMO, load_recipe
+from pipelines.config import DEMO, ConfigError, load_recipe
 
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.demo import demo_table
-    from pipelines.cohort.store import list_input, preprocess_cohort
+    from pipelines.cohort.preprocess import Workers, list_input, preprocess_cohort
     from pipelines.pages.quality import quality_page
     from preprocessing import register
 
-    recipe = load_recipe(arguments.modality, arguments.overrides, arguments.template)
+    if arguments.input and not arguments.modality:
+        raise ConfigError("--modality is missing: say ct, t1, t2, flair or picture.")
+    modality = arguments.modality or "t1"  # of the demo cohort
+    recipe = load_recipe(modality, arguments.overrides, arguments.template)
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
+
     source = Path(arguments.input or demo_table(arguments.seed))
-    out = cli.writable_folder(
-        arguments.out or (f"work/{arguments.modality}" if arguments.input else DEMO / "data")
-    )
-    given = list_input(source, arguments.modality, out, arguments.seed)
+    default = Path("work") / modality if arguments.input else DEMO / "data"
+    out = cli.writable_folder(arguments.out or default)
+    given = list_input(source, modality, out, arguments.seed)
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(given.scans)))
         return cli.OK
-    results = preprocess_cohort(
-        given, recipe, out, arguments.format, arguments.executor, arguments.workers, quality_page
-    )
+    workers = Workers(arguments.executor, arguments.workers)
+    results = preprocess_cohort(given, recipe, out, arguments.format, workers, quality_page)
     failed = sum(failure is not None for _, failure in results)
-    print(
-        f"{out}: {len(results) - failed} scans preprocessed, {failed} left out; look at {out / 'quality.html'}"
-    )
+    good = len(results) - failed
+    print(f"{out}: {good} scans preprocessed, {failed} left out; look at {out / 'quality.html'}")
     return cli.exit_code(failed, len(results))
 
 
@@ -43,11 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--input",
-        help="BIDS folder, folder of scans or DICOM, table, datalist (.json); without it the virtual cohort",
+        help="BIDS folder, folder of scans or DICOM, table, datalist; without it the demo cohort",
     )
     p.add_argument(
         "--modality",
-        default="t1",
         help="a file of configs/modality: ct, t1, t2, flair, picture; several: t1+flair",
     )
     p.add_argument(

@@ -1,4 +1,4 @@
-"""Plant synthetic lesions in healthy test scans, on their own grids: a labelled cohort where nobody drew a lesion mask."""
+"""`make synthesise`: plant synthetic lesions in the healthy test scans of a preprocessed cohort."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import argparse
 from pathlib import Path
 
 from pipelines import cli
-from preprocessing.scans import InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.config import read_config
-    from pipelines.study.plant import healthy_test_rows, make_plan, synthesise, without_blend
-    from preprocessing.recipe import Recipe
+    from pipelines.detect.run import read_recipe
+    from pipelines.study.synthesise import healthy_test_cases, make_plan, synthesise, without_blend
+    from preprocessing.scans import InputError
 
-    data, plan = Path(arguments.data), make_plan(arguments)
-    rows = healthy_test_rows(data)
-    plan = without_blend(plan, rows)
-    recipe = read_config(Recipe, data / "recipe.yaml")
+    data = Path(arguments.data)
+    given = (arguments.kinds, arguments.per_scan, arguments.volumes, arguments.masks)
+    plan = make_plan(*given, arguments.seed)
+    cases = healthy_test_cases(data)
+    plan = without_blend(plan, cases)
+    recipe = read_recipe(data)
     modality = recipe.modality
     if len(recipe.suffixes) > 1:
         raise InputError(
-            f"{data}: its scans have several channels, and a lesion is planted in one image; preprocess MODALITY={modality} alone."
+            f"{data}: its scans have several channels, and a lesion is planted in one image; "
+            f"preprocess MODALITY={modality} alone."
         )
     out = cli.writable_folder(arguments.out)
-    table, failures = synthesise(data, rows, out, plan)
-    planted = sum(r["label"] == "abnormal" for r in table)
+    table, failures = synthesise(data, cases, out, plan)
+    planted = sum(row["label"] == "abnormal" for row in table)
     if not table:
         print(f"{out}: nothing was written; {out / 'failures.tsv'} says why")
         return cli.NOTHING_DONE
     print(
-        f"{out / 'cohort.tsv'}: {len(table) - planted} healthy scans and {planted} synthetic copies, {len(failures)} scans left out; "
-        f"next: make preprocess IN={out / 'cohort.tsv'} MODALITY={modality} OUT={out / 'preprocessed'}"
+        f"{out / 'cohort.tsv'}: {len(table) - planted} healthy scans and {planted} synthetic "
+        f"copies, {len(failures)} scans left out; next: make preprocess "
+        f"IN={out / 'cohort.tsv'} MODALITY={modality} OUT={out / 'preprocessed'}"
     )
     return cli.SOME_FAILED if failures else cli.OK
 

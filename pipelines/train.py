@@ -10,7 +10,7 @@ from pipelines import cli
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.cohort.cases import cohort_rows
+    from pipelines.cohort.cases import read_cases
     from pipelines.cohort.demo import demo_data
     from pipelines.detect.config import load_run_config
     from pipelines.pages.quality import quality_page
@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_run_config(arguments.model, arguments.overrides, preset)
     data = Path(arguments.data or demo_data(quality_page))
     splits = Path(arguments.splits) if arguments.splits else None
-    cohort_rows(data, splits)
+    read_cases(data, splits)
     default = Path("runs") / (data.name if arguments.data else "demo") / arguments.model
     run_dir = cli.writable_folder(arguments.out or default)
     train(config, data, run_dir, splits)

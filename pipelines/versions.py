@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from norma import __version__ as __version__
 from pipelines.config import ROOT
@@ -45,3 +47,19 @@ def versions() -> dict[str, str]:
     except OSError:
         pass  # no git here: the version stays unknown
     return found
+
+
+def command_line(verb: str = "") -> list[str]:
+    """The arguments of this process as they are written into files, after `python -m <verb>`.
+
+    Of an absolute path the last part alone stays: a file that travels names no folder of its maker.
+    """
+    prefix = ["python", "-m", verb] if verb else []
+    return [*prefix, *(_without_folders(part) for part in sys.argv[1:])]
+
+
+def _without_folders(argument: str) -> str:
+    key, sign, value = argument.partition("=")
+    if sign and Path(value).is_absolute():
+        return f"{key}={Path(value).name}"
+    return Path(argument).name if Path(argument).is_absolute() else argument

@@ -1,48 +1,80 @@
-"""Scans of a preprocessed cohort: rows of its scans.tsv, their voxels and their truth."""
+"""Cases: the rows of a preprocessed cohort's scans.tsv, their voxels and their truth."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from preprocessing.files import read_table
-from preprocessing.images import is_picture, load_array, read_image
+from preprocessing.files import digest_of, read_json, read_table
+from preprocessing.images import Grid, is_picture, load_array, read_image
+from preprocessing.prepare import Prepared
 from preprocessing.scans import SPLITS, InputError, ScanError
 
-
-def load_channels(data: Path, row: dict[str, str], side: dict[str, Any]) -> np.ndarray:
-    """A preprocessed scan (row of scans.tsv, sidecar) as float32 (X, Y, Z), or (X, Y, Z, C) where it has several channels."""
-    files = [row["preproc"], *(f["image"] for f in side.get("further", []))]
-    channels = [load_array(data / f).astype(np.float32) for f in files]
-    return channels[0] if len(channels) == 1 else np.stack(channels, -1)
+SAME_PLACE = 1e-2  # mm: a truth mask whose affine differs by more lies on another grid
+FILES = ("image", "mask", "brain_mask", "slice_labels", "preproc", "brain", "sidecar")
+PATHS = frozenset(("image", "lesions", "brain_mask", "slice_labels", "preproc", "brain", "sidecar"))
 
 
-def read_truth(
-    row: dict[str, str], shape: tuple[int, ...], affine: np.ndarray
-) -> np.ndarray | None:
-    """Lesion labels on the scan's own grid of `shape` and `affine`, int (0 is none); all 0 for a healthy scan, None where nobody knows."""
-    if row["mask"]:
-        image = read_image(Path(row["mask"]))
-        if image.shape != shape or not np.allclose(image.affine, affine, atol=1e-2):
-            raise ScanError(
-                f"{row['mask']}: shape {image.shape} or affine differs from the scan's, {shape}; the truth must lie on its grid."
-            )
-        data = np.asarray(image.dataobj)
-        return (
-            (data > 0).astype(np.int32)
-            if is_picture(Path(row["mask"]))
-            else np.round(data).astype(np.int32)
-        )
-    return np.zeros(shape, np.int32) if row["label"] == "healthy" else None
+class Case(BaseModel):
+    """A scan of a preprocessed cohort: one row of its scans.tsv.
+
+    `image`, `lesions` (the truth, column `mask`), `brain_mask` and `slice_labels` are files of the
+    user; `preproc` (the first channel in atlas space), `brain` and `sidecar` are files of the
+    cohort. `label` is "healthy", "abnormal" or "" (unknown). `columns` holds the further columns.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    id: str
+    image: Path
+    subject: str
+    split: str = ""
+    label: str = ""
+    pathology: str = ""
+    lesions: Path | None = Field(None, alias="mask")
+    brain_mask: Path | None = None
+    slice_labels: Path | None = None
+    preproc: Path
+    brain: Path
+    sidecar: Path
+    digest: str = ""
+    flags: str = ""
+    columns: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: dict[str, str], data: Path) -> Case:
+        """A case from its row; the cohort's own files are relative to `data`."""
+        known = {f.alias or name for name, f in cls.model_fields.items()} - {"columns"}
+        fields: dict[str, Any] = {k: v for k, v in row.items() if k in known}
+        for name in FILES:
+            fields[name] = Path(row[name]) if row.get(name) else None
+        for name in ("preproc", "brain", "sidecar"):
+            fields[name] = data / row[name]
+        columns = {k: v for k, v in row.items() if k not in known}
+        return cls(**fields, columns=columns)
+
+    def column(self, name: str) -> str | None:
+        """A column of the table by its name; None where the table has none."""
+        if name in ("id", "subject", "split", "label", "pathology", "digest", "flags"):
+            return str(getattr(self, name))
+        return self.columns.get(name)
+
+    def read_sidecar(self) -> dict[str, Any]:
+        """How the scan was preprocessed: matrices, checks, channels, fingerprint."""
+        return read_json(self.sidecar)
 
 
-def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
-    """Rows of the scans.tsv that `make preprocess` wrote, with the splits of another table (id, split) where one is given.
+def read_cases(data: Path, splits: Path | None = None) -> list[Case]:
+    """The cases of a cohort, with the splits of another table (id, split) where one is given.
 
-    Scans that the table leaves out are left out. InputError where a file or a scan is missing, a subject or one image
-    under two names stands in two splits.
+    Cases that the table leaves out are left out. InputError where a file or a case is missing, or
+    where a subject, or one image under two names, stands in two splits.
     """
     table = data / "scans.tsv"
     if not table.is_file():
@@ -50,50 +82,133 @@ def cohort_rows(data: Path, splits: Path | None = None) -> list[dict[str, str]]:
             f"{table}: no such file; run 'make preprocess' first and give its OUT as DATA."
         )
     rows = read_table(table)
+    lacking = [
+        c
+        for c in ("id", "image", "subject", "preproc", "brain", "sidecar")
+        if rows and c not in rows[0]
+    ]
+    if lacking:
+        raise InputError(f"{table}: no column '{lacking[0]}'; run 'make preprocess' again.")
+    cases = [Case.from_row(row, data) for row in rows]
     if splits:
-        given = {r.get("id", ""): r.get("split", "") for r in read_table(splits)}
-        unknown = set(given) - {r["id"] for r in rows}
-        wrong = set(given.values()) - set(SPLITS)
-        if unknown or wrong:
-            what = (
-                f"scan '{min(unknown)}' is not in {table}"
-                if unknown
-                else f"split '{min(wrong)}', expected {', '.join(SPLITS)}"
-            )
-            raise InputError(f"{splits}: {what}.")
-        rows = [r | {"split": given[r["id"]]} for r in rows if r["id"] in given]
-    for key, what in (("subject", "subject"), ("digest", "the same image, as")):
-        first: dict[str, dict[str, str]] = {}
-        for row in rows:
-            other = first.setdefault(row.get(key) or row["id"], row)
-            if other["split"] != row["split"]:
-                raise InputError(
-                    f"{splits or table}: {what} '{row[key] if key == 'subject' else other['id']}' is in two splits, '{other['split']}' and "
-                    f"'{row['split']}' (scan '{row['id']}'); keep it in one."
-                )
-    return rows
+        cases = _with_splits(cases, splits, table)
+    _refuse_leaks(cases, splits or table)
+    return cases
 
 
-def learning_rows(
-    rows: list[dict[str, str]], split: str, data: Path, supervised: bool = False
-) -> list[dict[str, str]]:
-    """The rows of one split, all of them healthy or unlabelled; an abnormal one is refused by name.
+def _with_splits(cases: list[Case], splits: Path, table: Path) -> list[Case]:
+    """The cases that a table (id, split) names, with its splits."""
+    given = {r.get("id", ""): r.get("split", "") for r in read_table(splits)}
+    unknown = set(given) - {case.id for case in cases}
+    wrong = set(given.values()) - set(SPLITS)
+    if unknown:
+        raise InputError(f"{splits}: scan '{min(unknown)}' is not in {table}.")
+    if wrong:
+        raise InputError(f"{splits}: split '{min(wrong)}', expected {', '.join(SPLITS)}.")
+    return [case.model_copy(update={"split": given[case.id]}) for case in cases if case.id in given]
+
+
+def _refuse_leaks(cases: Iterable[Case], table: Path) -> None:
+    """InputError where a subject, or an image by its bytes, stands in two splits."""
+    subjects: dict[str, Case] = {}
+    images: dict[str, Case] = {}
+    for case in cases:
+        first = subjects.setdefault(case.subject or case.id, case)
+        _same_split(case, first, f"subject '{case.subject}'", table)
+    for case in cases:
+        first = images.setdefault(case.digest or case.id, case)
+        _same_split(case, first, f"the same image, as '{first.id}'", table)
+
+
+def _same_split(case: Case, first: Case, what: str, table: Path) -> None:
+    if first.split != case.split:
+        raise InputError(
+            f"{table}: {what} is in two splits, '{first.split}' and '{case.split}' "
+            f"(scan '{case.id}'); keep it in one."
+        )
+
+
+def learning_cases(
+    cases: Iterable[Case], split: str, data: Path, supervised: bool = False
+) -> list[Case]:
+    """The cases of one split, all healthy or unlabelled; an abnormal one is refused by name.
 
     A supervised model needs both kinds instead.
     """
-    rows = [r for r in rows if r["split"] == split]
-    abnormal = next((r for r in rows if r["label"] == "abnormal"), None)
-    if supervised and (not abnormal or not any(r["label"] == "healthy" for r in rows)):
+    table = data / "scans.tsv"
+    cases = [case for case in cases if case.split == split]
+    abnormal = next((case for case in cases if case.label == "abnormal"), None)
+    healthy = any(case.label == "healthy" for case in cases)
+    if supervised and not (abnormal and healthy):
         raise InputError(
-            f"{data / 'scans.tsv'}: a supervised model needs healthy and abnormal scans in split '{split}'; give a table with --splits, or "
-            "compare with PROTOCOL=kfold."
+            f"{table}: a supervised model needs healthy and abnormal scans in split '{split}'; "
+            "give a table with --splits, or compare with PROTOCOL=kfold."
         )
     if abnormal and not supervised:
         raise InputError(
-            f"{data / 'scans.tsv'}: abnormal scan '{abnormal['id']}' in split '{split}'; Norma learns from healthy scans alone."
+            f"{table}: abnormal scan '{abnormal.id}' in split '{split}'; "
+            "Norma learns from healthy scans alone."
         )
-    if not rows:
+    if not cases:
         raise InputError(
-            f"{data / 'scans.tsv'}: no scans in split '{split}'; training needs healthy scans in 'train' and 'val'."
+            f"{table}: no scans in split '{split}'; "
+            "training needs healthy scans in 'train' and 'val'."
         )
-    return rows
+    return cases
+
+
+def load(case: Case, image: bool = True) -> Prepared:
+    """A preprocessed case as `prepare` gives a raw scan; ScanError where a file is damaged.
+
+    Without `image` no channel is read, and the image is empty.
+    """
+    sidecar = case.read_sidecar()
+    brain = load_array(case.brain) > 0
+    voxels = _load_channels(case, sidecar) if image else np.empty(0, np.float32)
+    home = Grid(tuple(sidecar["native_shape"]), np.array(sidecar["native_affine"]))
+    return Prepared(
+        image=voxels,
+        brain=brain,
+        grid=Grid.of(nib.Nifti1Image.from_filename(case.brain)),
+        home=home,
+        scan_from_atlas=np.array(sidecar["world"], float),
+        brain_method=sidecar["brain_method"],
+    )
+
+
+def _load_channels(case: Case, sidecar: dict[str, Any]) -> np.ndarray:
+    """Image as float32 (X, Y, Z), or (X, Y, Z, C) where it has several channels."""
+    data = case.sidecar.parents[1]  # sidecars lie in <data>/<subject>
+    files = [case.preproc, *(data / f["image"] for f in sidecar.get("further", []))]
+    channels = [load_array(f).astype(np.float32) for f in files]
+    return channels[0] if len(channels) == 1 else np.stack(channels, -1)
+
+
+def read_truth(case: Case, home: Grid) -> np.ndarray | None:
+    """Lesion labels on the scan's own grid, int (X, Y, Z), 0 is none.
+
+    All 0 for a healthy scan, None where nobody knows. ScanError where the truth lies elsewhere.
+    """
+    if not case.lesions:
+        return np.zeros(home.shape, np.int32) if case.label == "healthy" else None
+    image = read_image(case.lesions)
+    if image.shape != home.shape or not np.allclose(image.affine, home.affine, atol=SAME_PLACE):
+        raise ScanError(
+            f"{case.lesions}: shape {image.shape} or affine differs from the scan's, {home.shape}; "
+            "the truth must lie on its grid."
+        )
+    labels = np.asarray(image.dataobj)
+    if is_picture(case.lesions):
+        return (labels > 0).astype(np.int32)
+    return np.round(labels).astype(np.int32)
+
+
+def data_digest(cases: Iterable[Case]) -> str:
+    """What a run learns from: the images of every case but the test ones, and their splits."""
+    return digest_of(sorted((c.id, c.split, c.digest) for c in cases if c.split != "test"))
+
+
+def data_digest_0(cases: Iterable[Case]) -> str:
+    """`data_digest` as version 0.1.0 wrote it, by the paths of the images."""
+    lines = [f"{c.id} {c.split} {c.image}" for c in cases if c.split != "test"]
+    return sha256("\n".join(sorted(lines)).encode()).hexdigest()

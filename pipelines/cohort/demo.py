@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.cohort.store import list_input, preprocess_cohort
+from pipelines.cohort.preprocess import list_input, preprocess_cohort
 from pipelines.config import DEMO, load_recipe
 from preprocessing.datasets.virtual import make_cohort
 

@@ -1,358 +1,211 @@
-"""The preprocessed cohort on disk: one scan with its sidecar, the tables, the slice index."""
+"""One preprocessed scan on disk: its files, its slices, and the sidecar that says how it was made."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.figures.plots import outline_figure
-from pipelines import cli, spread
-from pipelines.config import write_yaml
-from pipelines.versions import versions
+from pipelines import cli
 from preprocessing import register, slices
-from preprocessing.files import file_digest, read_json, write_atomic, write_json, write_table
+from preprocessing.files import digest_of, file_digest, read_json, write_atomic, write_json
 from preprocessing.images import save_nifti
-from preprocessing.prepare import RefusedScan, channel_files, prepare
+from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.recipe import Recipe
-from preprocessing.scans import InputError, Scan, ScanError, scan_row
-from preprocessing.splits import assign_splits, check_leaks
-from preprocessing.tables import list_scans
-
-log = logging.getLogger("norma")
+from preprocessing.scans import Scan, ScanError
 
 STEPS_VERSION = 3  # raise when the steps change, so that nothing old is taken for done
+NO_SCANS_FAULT = (28, 13, 30)  # errno: disk full, no permission, read-only
+
+Failure = dict[str, Any]
+"""Why a scan was left out: `reason`, and `checks` as rows."""
 
 
 def sidecar_of(scan: Scan, out: Path) -> Path:
-    """The JSON that stands beside a preprocessed scan, and says how it was made and where its files are."""
+    """The JSON beside a preprocessed scan: how it was made, and where its files are."""
     return out / scan.subject / f"{scan.id}_preproc.json"
 
 
 def file_stem(scan_id: str, space: str) -> str:
+    """What the names of a preprocessed scan's images begin with."""
     return f"{scan_id}_space-{space}"
 
 
 def input_files(scan: Scan, recipe: Recipe) -> list[Path]:
     """Every file that a preprocessed scan is made of."""
-    more = [scan.brain_mask, Path(recipe.template) if recipe.template else None]
-    return [*channel_files(scan, recipe), *(p for p in more if p)]
+    files = channel_files(scan, recipe)
+    if scan.brain_mask:
+        files.append(scan.brain_mask)
+    if recipe.template:
+        files.append(Path(recipe.template))
+    return files
 
 
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
-    """Digest of the recipe, the version of the steps and the bytes of all inputs: same digest, same result."""
-    return recipe_digest(recipe, [file_digest(p) for p in input_files(scan, recipe)])
+    """Digest of recipe, version of the steps and the bytes of all inputs: same digest, same result."""
+    return recipe_digest(recipe, [file_digest(path) for path in input_files(scan, recipe)])
 
 
-def recipe_digest(recipe: Recipe, digests: Sequence[str]) -> str:
-    return sha256(
-        "\n".join([str(STEPS_VERSION), recipe.model_dump_json(), *digests]).encode()
-    ).hexdigest()
+def recipe_digest(recipe: Recipe, digests: Sequence[str] = ()) -> str:
+    """Digest of the version of the steps, the recipe, and the `digests` of its inputs."""
+    return digest_of(STEPS_VERSION, recipe, list(digests))
 
 
 def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()) -> None:
-    """Preprocess one scan into `out`, its sidecar last; skip it where nothing has changed since: recipe, steps, and its files.
+    """Preprocess one scan into `out`, its sidecar last; skip it where nothing has changed since.
 
-    Files are the same by path, size and time, and else by their bytes.
+    Nothing has changed where recipe, steps and files are the same: files by path, size and time, or
+    else by their bytes.
     """
-    folder = out / scan.subject
     sidecar = sidecar_of(scan, out)
-    files_in = input_files(scan, recipe)
-    settings = recipe_digest(recipe, [])
-    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files_in]
+    files = input_files(scan, recipe)
+    state = {"settings": recipe_digest(recipe), "stamps": _stamps(files)}
     done = read_json(sidecar) if sidecar.is_file() else {}
-    complete = set(formats) <= set(done.get("formats", ())) and all(
-        (out / f).is_file() for f in done.get("files", ())
-    )
-    if done and complete and (done.get("settings"), done.get("stamps")) == (settings, stamps):
+    complete = bool(done) and is_complete(done, out, formats)
+    if complete and {key: done.get(key) for key in state} == state:
         return
-    digests = [file_digest(p) for p in files_in]
+
+    digests = [file_digest(path) for path in files]
     digest = recipe_digest(recipe, digests)
-    if done and complete and done["fingerprint"] == digest:
-        write_json(sidecar, done | {"settings": settings, "stamps": stamps, "digest": digests[0]})
+    if complete and done["fingerprint"] == digest:
+        write_json(sidecar, done | state | {"digest": digests[0]})
         return
+
     prepared = prepare(scan, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    base = folder / file_stem(scan.id, prepared.space)
-    files = {
-        "image": Path(f"{base}_desc-preproc_{recipe.suffixes[0]}.nii.gz"),
-        "mask": Path(f"{base}_desc-brain_mask.nii.gz"),
-        "transform": folder / f"{scan.id}_from-orig_to-{prepared.space}_mode-image_xfm.mat",
-        "picture": out / "quality" / f"{scan.id}.png",
-    }
-    channels = prepared.channels
-    more: list[dict[str, Any]] = []
-    save_nifti(nib.Nifti1Image(channels[0], prepared.affine), files["image"])
-    save_nifti(nib.Nifti1Image(prepared.mask.astype(np.uint8), prepared.affine), files["mask"])
-    register.write_matrix(files["transform"], prepared.world)
-    for i, (suffix, data) in enumerate(zip(recipe.suffixes[1:], channels[1:], strict=True)):
-        files[suffix] = Path(f"{base}_desc-preproc_{suffix}.nii.gz")
-        save_nifti(nib.Nifti1Image(data, prepared.affine), files[suffix])
-        files[f"{suffix} picture"] = out / "quality" / f"{scan.id}_{suffix}.png"
-        _picture(
-            files[f"{suffix} picture"], data, prepared.mask, f"{scan.id} {suffix}", prepared.outline
-        )
-        more.append({"suffix": suffix, "image": str(files[suffix].relative_to(out))})
-        if prepared.worlds:
-            files[f"{suffix} transform"] = (
-                folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
-            )
-            register.write_matrix(files[f"{suffix} transform"], prepared.worlds[i])
-            more[-1]["world"] = prepared.worlds[i]
-    z = slices.select(prepared.mask, recipe.min_brain_pixels)
-    slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.mask, z)
+    sidecar.parent.mkdir(parents=True, exist_ok=True)
+    written = write_prepared(scan, recipe, prepared, out)
+    z = slices.select(prepared.brain, recipe.min_brain_pixels)
+    slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.brain, z)
     if "nifti" in formats:
-        slices.export_nifti(
-            out / "slices" / "nifti" / scan.id, scan.id, prepared.image, prepared.affine, z
-        )
-    _picture(
-        files["picture"],
-        channels[0],
-        prepared.mask,
-        f"{scan.id} {recipe.suffixes[0]}" if more else scan.id,
-        prepared.outline,
-    )
-    content = {
-        "fingerprint": digest,
-        "settings": settings,
-        "stamps": stamps,
-        "digest": digests[0],
-        "formats": list(formats),
-        "files": [str(p.relative_to(out)) for p in files.values()],
-        "image": str(files["image"].relative_to(out)),
-        "mask": str(files["mask"].relative_to(out)),
-        "world": prepared.world,
-        "native_shape": prepared.native.shape,
-        "native_affine": prepared.native.affine,
+        folder = out / "slices" / "nifti" / scan.id
+        slices.export_nifti(folder, scan.id, prepared.image, prepared.grid.affine, z)
+    described = _described(prepared, z)
+    first = {"fingerprint": digest, **state, "digest": digests[0], "formats": list(formats)}
+    write_json(sidecar, first | written | described)
+
+
+def _stamps(files: Sequence[Path]) -> list[list[Any]]:
+    """Path, size and time of each file."""
+    stats = [(path, path.stat()) for path in files]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def is_complete(done: dict[str, Any], out: Path, formats: Sequence[str]) -> bool:
+    """Whether everything that a sidecar names is there, in all formats asked for."""
+    has_formats = set(formats) <= set(done.get("formats", ()))
+    return has_formats and all((out / name).is_file() for name in done.get("files", ()))
+
+
+def write_prepared(scan: Scan, recipe: Recipe, prepared: Prepared, out: Path) -> dict[str, Any]:
+    """Write images, brain, transforms and pictures of a scan; where they are, for the sidecar."""
+    folder = out / scan.subject
+    base = file_stem(scan.id, prepared.space)
+    image = folder / f"{base}_desc-preproc_{recipe.suffixes[0]}.nii.gz"
+    brain = folder / f"{base}_desc-brain_mask.nii.gz"
+    transform = folder / f"{scan.id}_from-orig_to-{prepared.space}_mode-image_xfm.mat"
+    picture = out / "quality" / f"{scan.id}.png"
+    affine = prepared.grid.affine
+    save_nifti(nib.Nifti1Image(prepared.channels[0], affine), image)
+    save_nifti(nib.Nifti1Image(prepared.brain.astype(np.uint8), affine), brain)
+    register.write_matrix(transform, prepared.scan_from_atlas)
+
+    files = [image, brain, transform, picture]
+    further: list[dict[str, Any]] = []
+    for i, suffix in enumerate(recipe.suffixes[1:], start=1):
+        entry, paths = _write_further(scan, i, suffix, prepared, out)
+        further.append(entry)
+        files += paths
+
+    title = f"{scan.id} {recipe.suffixes[0]}" if further else scan.id
+    write_outline(picture, prepared.channels[0], prepared.brain, title, prepared.outline)
+    written: dict[str, Any] = {
+        "files": [str(path.relative_to(out)) for path in files],
+        "image": str(image.relative_to(out)),
+        "mask": str(brain.relative_to(out)),
+    }
+    if further:
+        written["further"] = further
+    return written
+
+
+def _write_further(
+    scan: Scan, channel: int, suffix: str, prepared: Prepared, out: Path
+) -> tuple[dict[str, Any], list[Path]]:
+    """Write a further channel: its entry in the sidecar, and its files."""
+    folder = out / scan.subject
+    data = prepared.channels[channel]
+    image = folder / f"{file_stem(scan.id, prepared.space)}_desc-preproc_{suffix}.nii.gz"
+    picture = out / "quality" / f"{scan.id}_{suffix}.png"
+    save_nifti(nib.Nifti1Image(data, prepared.grid.affine), image)
+    write_outline(picture, data, prepared.brain, f"{scan.id} {suffix}", prepared.outline)
+    entry: dict[str, Any] = {"suffix": suffix, "image": str(image.relative_to(out))}
+    files = [image, picture]
+    if prepared.further_from_atlas:
+        matrix = prepared.further_from_atlas[channel - 1]
+        transform = folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
+        register.write_matrix(transform, matrix)
+        entry["world"] = matrix
+        files.append(transform)
+    return entry, files
+
+
+def _described(prepared: Prepared, z: np.ndarray) -> dict[str, Any]:
+    """What the sidecar says of a scan: matrices, slices, checks."""
+    return {
+        "world": prepared.scan_from_atlas,
+        "native_shape": prepared.home.shape,
+        "native_affine": prepared.home.affine,
         "brain_method": prepared.brain_method,
         "z": z,
-        "brain_px": prepared.mask.sum((0, 1))[z],
-        "checks": [c.row() for c in prepared.checks],
+        "brain_px": prepared.brain.sum((0, 1))[z],
+        "checks": [check.row() for check in prepared.checks],
         "flags": prepared.flags,
-    } | ({"further": more} if more else {})
-    write_json(sidecar, content)
+    }
 
 
-def _picture(
+def write_outline(
     path: Path,
     image: np.ndarray,
-    mask: np.ndarray,
+    brain: np.ndarray,
     title: str,
-    atlas_mask: np.ndarray | None = None,
+    atlas_brain: np.ndarray | None = None,
 ) -> None:
+    """A picture of a scan with the outline of its brain, and that of the atlas."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        path,
-        outline_figure(
-            image, mask, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_mask
-        ),
+    png = outline_figure(
+        image, brain, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_brain
     )
+    write_atomic(path, png)
 
 
 def try_preprocess(
     scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
-) -> dict[str, Any] | None:
-    """`process` that answers a failure ({"reason", "checks"}) instead of raising for a bad scan, and None for a good one."""
+) -> Failure | None:
+    """`preprocess_scan` that answers with the failure of a bad scan, and None for a good one."""
     try:
         preprocess_scan(scan, recipe, out, formats)
         return None
     except OSError as error:
-        if error.errno in (28, 13, 30):  # disk full, no permission, read-only: no scan's fault
+        if error.errno in NO_SCANS_FAULT:
             raise
         return {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
     except RefusedScan as error:
         if error.picture is not None:
-            low, high = np.percentile(error.picture[0], (1, 99.5))
-            shown = np.clip((error.picture[0] - low) / max(high - low, 1e-6), 0, 1)
-            _picture(
-                out / "quality" / f"{scan.id}.png", shown, error.picture[1], f"{scan.id} (refused)"
-            )
-        return {"reason": str(error), "checks": [c.row() for c in error.checks]}
+            _write_refused(scan, *error.picture, out)
+        return {"reason": str(error), "checks": [check.row() for check in error.checks]}
     except ScanError as error:
         return {"reason": str(error), "checks": []}
-    except (
-        RuntimeError,
-        MemoryError,
-        ArithmeticError,
-        np.linalg.LinAlgError,
-        ValueError,
-        KeyError,
-        IndexError,
-    ) as error:
-        return {
-            "reason": f"{scan.image}: unexpected {type(error).__name__}: {cli.error_sentence(error)}",
-            "checks": [],
-        }
+    except (RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError, IndexError) as error:
+        what = f"unexpected {type(error).__name__}: {cli.error_sentence(error)}"
+        return {"reason": f"{scan.image}: {what}", "checks": []}
 
 
-@dataclass(frozen=True)
-class Input:
-    """What a cohort is made of: scans with their splits, why DICOM series gave none (by name), and what the reader should know."""
-
-    source: Path
-    scans: list[Scan]
-    lost: dict[str, str]
-    notes: list[str]
-
-
-Results = list[tuple[Scan, dict[str, Any] | None]]
-"""Scans with their failure ({"reason", "checks"}), None for a good one."""
-
-
-def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
-    """The scans of `source`, split by subject where it says nothing of splits; InputError for a leak or nothing to read.
-
-    DICOM folders are converted below `out`.
-    """
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
-        )
-    scans, lost = list_scans(source, modality, out)
-    given = all(s.split for s in scans)
-    scans = assign_splits(scans, seed)
-    check_leaks(scans)
-    notes = (
-        [] if given else [f"Splits by subject were made here (seed {seed}) and are in scans.tsv."]
-    )
-    if any(not s.label and s.split in ("train", "val") for s in scans):
-        notes.append("Scans without a label in train and val are taken as healthy.")
-    for note in notes:
-        log.info(note)
-    return Input(source, scans, lost, notes)
-
-
-def preprocess_cohort(
-    given: Input,
-    recipe: Recipe,
-    out: Path,
-    formats: Sequence[str] = (),
-    executor: str = "",
-    workers: int = 1,
-    page: Callable[[Results, Recipe, Path, Sequence[str]], str] | None = None,
-) -> Results:
-    """Preprocess every scan into `out`, and write what the cohort consists of even where the work is interrupted.
-
-    `page` makes quality.html of the results, the recipe, `out` and the notes.
-    """
-    results: Results = []
-    work = partial(try_preprocess, recipe=recipe, out=out, formats=formats)
-    bar = tqdm(
-        spread.each(work, given.scans, executor, workers),
-        total=len(given.scans),
-        desc="preprocess",
-        unit="scan",
-    )
-    try:
-        for scan, result, lost_because in bar:
-            failure = (
-                {"reason": f"{scan.image}: {lost_because}", "checks": []}
-                if lost_because
-                else result
-            )
-            results.append((scan, failure))
-            if failure:
-                tqdm.write(f"left out: {failure['reason']}", file=bar.fp)
-    finally:
-        order = {s.id: i for i, s in enumerate(given.scans)}
-        results.sort(key=lambda r: order[r[0].id])
-        if results:
-            results += [
-                (Scan(name, given.source, name), {"reason": reason, "checks": []})
-                for name, reason in given.lost.items()
-            ]
-            write_cohort(results, recipe, out)
-            if page:
-                write_atomic(out / "quality.html", page(results, recipe, out, given.notes))
-    return results
-
-
-def write_cohort(
-    results: Sequence[tuple[Scan, dict[str, Any] | None]], recipe: Recipe, out: Path
-) -> None:
-    """Write scans.tsv, failures.tsv, the slice index, recipe.yaml and preprocess.json from (scan, failure or None).
-
-    Sidecars are read one at a time, so that memory holds a few numbers per scan.
-    """
-    good = [scan for scan, failure in results if not failure]
-    bad = [(scan, failure) for scan, failure in results if failure]
-    (out / "slices").mkdir(parents=True, exist_ok=True)
-    extra = dict.fromkeys(k for s in good for k in s.extra)  # the user's own columns come last
-    columns = [
-        *scan_row(Scan("", Path(), "", sequences={s.modality: Path() for s in recipe.sequences})),
-        "preproc",
-        "brain",
-        "sidecar",
-        "digest",
-        "flags",
-    ]
-    columns += [k for k in extra if k not in columns]
-    write_table(out / "scans.tsv", (_cohort_row(s, out) for s in good), columns)
-    write_table(
-        out / "failures.tsv",
-        ({"id": s.id, "image": s.image, "split": s.split, "reason": f["reason"]} for s, f in bad),
-        ("id", "image", "split", "reason"),
-    )
-    values: dict[str, list[float]] = {}
-    n_slices = itertools.count()
-    slices.write_index(
-        out / "slices",
-        (
-            row
-            for s in good
-            for row in _index_rows(s, read_json(sidecar_of(s, out)), values, n_slices)
-        ),
-    )
-    write_atomic(out / "recipe.yaml", write_yaml(recipe))
-    spread_of = {
-        name: {"min": min(v), "median": float(np.median(v)), "max": max(v)}
-        for name, v in values.items()
-    }
-    summary = {
-        "n_scans": len(good),
-        "n_failed": len(bad),
-        "n_slices": next(n_slices),
-        "checks": spread_of,
-    }
-    write_json(
-        out / "preprocess.json",
-        summary | {"command": sys.argv[1:], "recipe": recipe.model_dump(), "versions": versions()},
-    )
-
-
-def _cohort_row(scan: Scan, out: Path) -> dict[str, Any]:
-    side, path = read_json(sidecar_of(scan, out)), sidecar_of(scan, out)
-    about = {
-        "preproc": side["image"],
-        "brain": side["mask"],
-        "sidecar": str(path.relative_to(out)),
-        "flags": "; ".join(side["flags"]),
-    }
-    return {
-        **scan.extra,
-        **scan_row(replace(scan, extra={})),
-        **about,
-        "digest": side.get("digest") or file_digest(scan.image),
-    }
-
-
-def _index_rows(
-    scan: Scan, side: dict[str, Any], values: dict[str, list[float]], count: Iterator[int]
-) -> Iterator[dict[str, Any]]:
-    """The slices of a scan for the index; notes the values of its checks and counts its slices on the way."""
-    for check in side["checks"]:
-        values.setdefault(check["name"], []).append(check["value"])
-    about = {"scan": scan.id, "subject": scan.subject, "split": scan.split, "label": scan.label}
-    for i, (z, px) in enumerate(zip(side["z"], side["brain_px"], strict=True)):
-        next(count)
-        yield about | {"row": i, "z": z, "brain_px": px}
+def _write_refused(scan: Scan, image: np.ndarray, brain: np.ndarray, out: Path) -> None:
+    """The picture of a scan that failed its checks, so that a reader sees why."""
+    low, high = np.percentile(image, (1, 99.5))
+    shown = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+    write_outline(out / "quality" / f"{scan.id}.png", shown, brain, f"{scan.id} (refused)")

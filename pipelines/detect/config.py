@@ -1,19 +1,28 @@
-"""The config of a run, typed and closed: model, stages, loop, reference, postprocessing, calibration."""
+"""The config of a run: model, stages, loop, reference, postprocessing, calibration.
+
+What each class shapes (`shapes`, `Shapes`) is read by pipelines/detect/identity.py.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipelines.config import CONFIGS, config_path, merge, overlaid, read_yaml, validate
+from pipelines.detect.identity import Level, Shapes
 from preprocessing.recipe import Closed
 
 Size = Annotated[tuple[int, ...], Field(min_length=2, max_length=3)]
 
 
 class Augmentation(Closed):
-    """Random changes of training slices; 0 switches one off. Degrees, fractions of the image, factors."""
+    """Random changes of training slices; 0 switches one off.
+
+    Degrees, fractions of the image, factors.
+    """
+
+    shapes: ClassVar[Level] = "training"
 
     flip: float = Field(0.0, ge=0, le=1)
     rotate: float = Field(0.0, ge=0)
@@ -23,11 +32,13 @@ class Augmentation(Closed):
 
 
 class Stage(Closed):
-    """One training stage: learning rate reduced on a plateau of the validation loss, early stop.
+    """One training stage: the learning rate falls on a plateau of the validation loss; early stop.
 
-    `keep` says which weights stay: those of the epoch with the "best" validation loss, or for a GAN, whose loss does not say
-    how good it is, the "last".
+    `keep` says which weights stay: those of the epoch with the "best" validation loss, or the
+    "last" ones. The loss of a GAN does not say how good it is, so a GAN keeps the last.
     """
+
+    shapes: ClassVar[Level] = "training"
 
     max_epochs: int = Field(ge=0)
     lr: float = Field(gt=0)
@@ -44,10 +55,13 @@ class Stage(Closed):
 class Loop(Closed):
     """What every stage shares. `batch_size` is the total over all processes.
 
-    `channels_last` lays out images and weights pixel by pixel, `compile` lets torch compile the networks; both change speed and last
-    digits alone, see docs/performance.md for what they bring. `loader_workers` are processes that read slices: left out, two for a GPU and
-    none for a CPU, whose cores the network needs itself.
+    `channels_last` lays out images and weights pixel by pixel; `compile` lets torch compile the
+    networks. Both change speed and last digits alone (docs/performance.md). `loader_workers` are
+    processes that read slices. Left out, a GPU gets two; a CPU gets none, as the network needs its
+    cores.
     """
+
+    shapes: ClassVar[Level] = "training"
 
     seed: int = 0
     batch_size: int = Field(64, ge=1)
@@ -55,7 +69,7 @@ class Loop(Closed):
     gradient_clip: float | None = Field(1.0, gt=0)
     channels_last: bool = False
     compile: bool = False
-    loader_workers: int | None = Field(None, ge=0)
+    loader_workers: Annotated[int | None, Shapes("nothing")] = Field(None, ge=0)
     accelerator: str = "auto"
     devices: int = Field(1, ge=1)
 
@@ -63,18 +77,22 @@ class Loop(Closed):
 class Postprocess(Closed):
     """From residual to mask; voxels of the filter are atlas voxels (1 mm)."""
 
-    median: int = Field(5, ge=0)
-    rim_mm: float = Field(3.0, ge=0)
+    shapes: ClassVar[Level] = "figures"
+
+    median: Annotated[int, Shapes("map")] = Field(5, ge=0)
+    rim_mm: Annotated[float, Shapes("map")] = Field(3.0, ge=0)
     closing_mm: float = Field(2.0, ge=0)
     min_volume_mm3: float = Field(100.0, ge=0)
 
 
 class Reference(Closed):
-    """Map measured against the maps of healthy scans at the same place; see models/reference.py.
+    """The map measured against healthy maps of the same place; see models/parts/healthy_map.py.
 
-    The healthy maps are those of the training scans, or with `holdout` of that share of them, which the model then does not see.
-    `symmetry` and `scores` count in `repr` where they say something, so that what is made without them is known by the same name.
+    The healthy maps are those of the training scans. With `holdout` they are those of that share of
+    them, which the model then does not see.
     """
+
+    shapes: ClassVar[Level] = "map"
 
     kind: Literal["none", "difference", "ratio", "z"] = "none"
     of: Literal["map", "residual"] = "map"
@@ -82,7 +100,7 @@ class Reference(Closed):
     smooth: float = Field(1.5, ge=0)
     prior: float = Field(2.0, gt=0)
     mirror: bool = True
-    holdout: float = Field(0.0, ge=0, lt=1)
+    holdout: Annotated[float, Shapes("training")] = Field(0.0, ge=0, lt=1)
     symmetry: float = Field(0.0, ge=0)
     reach: int = Field(3, ge=0)
     scores: bool = False
@@ -98,29 +116,26 @@ class Reference(Closed):
         """Whether a map is anything else than the model's own."""
         return self.kind != "none" or self.symmetry > 0
 
-    def __repr_args__(self) -> Any:
-        silent = (() if self.symmetry else ("symmetry", "reach")) + (
-            () if self.scores else ("scores",)
-        )
-        return ((k, v) for k, v in super().__repr_args__() if k not in silent)
-
 
 class Calibration(Closed):
-    """Operating points and scan score; see pipelines/points.py.
+    """Operating points and scan score; see pipelines/detect/points.py.
 
-    The scan score is the mean of the highest `score_fraction` of the brain's voxels: of the "map", or with `score` "model" of
-    a volume that holds the model's own score of each slice (one score where it sees volumes), with "cluster" of the map's threshold-free
-    cluster enhancement, where large components count for more. A slice's score is the same within the slice, plus `context` times that
-    of its scan: a slice of a scan with a finding is more suspicious than its like in a scan without. `point` is the operating point
-    that masks are cut at: "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of
-    healthy data under the threshold.
+    The scan score is the mean of the highest `score_fraction` of the brain's voxels. `score` says of
+    what: of the "map"; with "model" of a volume of the model's own slice scores (one score where it
+    sees volumes); with "cluster" of the map's threshold-free cluster enhancement, where large
+    components count for more. A slice's score is the same within the slice, plus `context` times
+    that of its scan: a slice of a scan with a finding is more suspicious. Masks are cut at `point`:
+    the "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share"
+    of healthy data under the threshold.
     """
+
+    shapes: ClassVar[Level] = "figures"
 
     point: Literal["quantile", "conformal", "share"] = "quantile"
     quantile: float = Field(0.99, gt=0, lt=1)
     false_alarm: float = Field(0.1, gt=0, lt=1)
     share: float = Field(0.92, gt=0, lt=1)
-    score: Literal["map", "model", "cluster"] = "map"
+    score: Annotated[Literal["map", "model", "cluster"], Shapes("map")] = "map"
     score_fraction: float = Field(0.01, gt=0, le=1)
     context: float = Field(0.0, ge=0)
 
@@ -128,10 +143,13 @@ class Calibration(Closed):
 class RunConfig(Closed):
     """All that `make train` is told; `model` holds the constructor arguments of the model's class.
 
-    Slices are resized to `image_size`, or with three numbers whole scans, for a model with `spatial_dims`. With `patch_size` the
-    network sees patches of that size: one drawn from the brain per slice or scan in training, overlapping ones averaged in inference.
-    `around` adds the slices so many places further up or down as channels, such as [-4, 4]. `plane` is what the slices are cut along.
+    Slices are resized to `image_size`; with three numbers whole scans are, for a model with
+    `spatial_dims`. With `patch_size` the network sees patches: one from the brain per slice or scan
+    in training, overlapping ones, averaged, in inference. `around` adds the slices so many places
+    further up or down as channels, such as [-4, 4]. `plane` is what slices are cut along.
     """
+
+    shapes: ClassVar[Level] = "training"
 
     name: str
     model: dict[str, Any] = Field(default_factory=dict)
@@ -146,18 +164,14 @@ class RunConfig(Closed):
     postprocess: Postprocess = Postprocess()
     calibration: Calibration = Calibration()
 
-    @property
-    def decisive(self) -> RunConfig:
-        """The config without what changes no result: a run with other loader workers is the same run."""
-        return self.model_copy(
-            update={"loop": self.loop.model_copy(update={"loader_workers": None})}
-        )
-
 
 def load_run_config(
     model: str, overrides: list[str] | None = None, preset: str | None = None
 ) -> RunConfig:
-    """The config of configs/<model>.yaml, under a preset (its part `all`, then its part <model>) and overrides such as "loop.seed=1"."""
+    """The config of configs/<model>.yaml with a preset over it and overrides such as "loop.seed=1".
+
+    Of a preset its part `all` is laid over the config, then its part <model>.
+    """
     path = config_path(CONFIGS, model, "MODEL")
     values = read_yaml(path)
     if preset:

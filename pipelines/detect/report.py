@@ -1,16 +1,20 @@
-"""The report of a scan: score, percentile, components, flags."""
+"""The report of a scan: score, percentile, components, flags. It is written as JSON."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from evaluation.postprocess import components, location_of_maximum
-from evaluation.thresholds import percentile_of
-from pipelines.detect.detector import NativeMap, scan_score
-from pipelines.detect.run import Run
+from pipelines.detect.detector import NativeMap
 from pipelines.versions import __version__
+from preprocessing.files import plain, write_json
+from preprocessing.images import save_nifti
 from preprocessing.scans import NOTICE, Scan
 
 COLUMNS = (
@@ -24,48 +28,144 @@ COLUMNS = (
     "flags",
     "reason",
 )
+LISTED = 20  # components that a report describes, the largest ones
 
 
-def scored_report(
-    run: Run, scan: Scan, threshold: float, native: NativeMap, mask: np.ndarray, world: np.ndarray
-) -> dict[str, Any]:
-    score = scan_score(native, run.config.calibration.score_fraction)
-    found = components(mask, native.map, native.affine)
-    peak = location_of_maximum(native.map, native.affine)
-    for place in (*found, peak):
+class Component(BaseModel):
+    """A 26-connected piece of what is marked.
+
+    `*_voxel` are array indices, `*_mm` RAS+ millimetres of the scan, `*_atlas_mm` of the atlas.
+    `peak` and `mean` are of the map inside it.
+    """
+
+    volume_mm3: float
+    n_voxels: int
+    centre_voxel: list[float]
+    centre_mm: list[float]
+    peak_voxel: list[int]
+    peak_mm: list[float]
+    peak: float
+    mean: float
+    centre_atlas_mm: list[float]
+    peak_atlas_mm: list[float]
+
+
+class Maximum(BaseModel):
+    """Where the map is highest: array indices, RAS+ millimetres of scan and atlas, and the value."""
+
+    voxel: list[int]
+    mm: list[float]
+    value: float
+    atlas_mm: list[float]
+
+
+class CheckRow(BaseModel):
+    """A check of preprocessing as it is written: value, unit, what was expected, whether it passed."""
+
+    name: str
+    value: float | None
+    unit: str
+    hard: bool
+    expected: str
+    passed: bool
+
+
+class Report(BaseModel):
+    """What `make infer` says of one scan; the fields of a scan that was not scored end at `reason`.
+
+    `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
+    Volumes are mm³. `fingerprint` tells whether a result still stands.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    image: str = ""
+    status: Literal["scored", "not scored"]
+    reason: str | None = None
+    notice: str = NOTICE
+    norma: str = __version__
+    checks: list[CheckRow] = []
+    flags: list[str] = []
+    score: float | None = None
+    percentile: float | None = None
+    percentile_of: str | None = None
+    threshold: float | None = None
+    anomalous_mm3: float | None = None
+    n_components: int | None = None
+    components: list[Component] = []
+    maximum: Maximum | None = None
+    coordinates: str | None = None
+    model: str | None = None
+    run: str | None = None
+    sequences: dict[str, str] | None = None
+    brain_mask: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def scored(self) -> bool:
+        return self.status == "scored"
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored: what was set, and nothing else."""
+        return self.model_dump(exclude_unset=True)
+
+    def row(self) -> dict[str, Any]:
+        """The report as a row of scores.tsv."""
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {"id": self.id, "image": self.image or None, "status": self.status}
+        row |= {"percentile": self.percentile, "reason": self.reason}
+        if self.scored:
+            assert self.score is not None and self.anomalous_mm3 is not None
+            row |= {
+                "score": f"{self.score:.6g}",
+                "anomalous_ml": f"{self.anomalous_mm3 / 1000:.3f}",
+                "components": self.n_components,
+                "flags": "; ".join(self.flags),
+            }
+        return row
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A scored scan: `mask` (uint8) and `map` (float32) on the grid of the scan, and its report."""
+
+    mask: nib.Nifti1Image
+    map: nib.Nifti1Image
+    report: Report
+
+    def save(self, out: Path) -> None:
+        """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json`."""
+        name = self.report.id
+        for old in ("report.json", "mask.nii.gz"):  # must not stand beside a new map
+            (out / f"{name}_{old}").unlink(missing_ok=True)
+        save_nifti(self.map, out / f"{name}_map.nii.gz")
+        save_nifti(self.mask, out / f"{name}_mask.nii.gz")
+        write_json(out / f"{name}_report.json", self.report.as_json())
+
+
+def findings(native: NativeMap, marked: np.ndarray, scan_from_atlas: np.ndarray) -> dict[str, Any]:
+    """The fields of a report that say what is marked (bool, on the scan's grid) and where."""
+    found = components(marked, native.map, native.grid.affine)
+    maximum = location_of_maximum(native.map, native.grid.affine)
+    atlas_from_scan = np.linalg.inv(scan_from_atlas)
+    for place in (*found, maximum):
         for key in [k for k in place if k.endswith("mm")]:
-            place[key.replace("mm", "atlas_mm")] = (np.linalg.inv(world) @ [*place[key], 1])[
-                :3
-            ].round(1)
-    volume = float(mask.sum() * np.prod(native.spacing))
+            atlas_mm = (atlas_from_scan @ [*place[key], 1])[:3].round(1)
+            place[key.replace("mm", "atlas_mm")] = atlas_mm
+    listed = [Component(**plain(component)) for component in found[:LISTED]]
     return {
-        "id": scan.id,
-        "image": str(scan.image),
-        "status": "scored",
-        "notice": NOTICE,
-        "score": score,
-        "percentile": percentile_of(score, run.healthy_scores),
-        "percentile_of": f"{len(run.healthy_scores)} healthy validation scans",
-        "threshold": threshold,
-        "anomalous_mm3": volume,
+        "anomalous_mm3": float(marked.sum() * np.prod(native.spacing)),
         "n_components": len(found),
-        "components": found[:20],
-        "maximum": peak,
+        "components": listed,
+        "maximum": Maximum(**plain(maximum)),
         "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
-        "model": run.config.name,
-        "run": str(run.folder),
-        "norma": __version__,
     }
 
 
-def score_row(report: dict[str, Any]) -> dict[str, Any]:
-    """A report as a row of scores.tsv."""
-    row = {k: report.get(k) for k in COLUMNS}
-    if report["status"] == "scored":
-        row |= {
-            "score": f"{report['score']:.6g}",
-            "anomalous_ml": f"{report['anomalous_mm3'] / 1000:.3f}",
-            "components": report["n_components"],
-            "flags": "; ".join(report["flags"]),
-        }
-    return row
+def of_scan(scan: Scan) -> dict[str, Any]:
+    """The fields of a report that name the scan."""
+    fields: dict[str, Any] = {"id": scan.id, "image": str(scan.image)}
+    if scan.sequences:
+        fields["sequences"] = {name: str(path) for name, path in scan.sequences.items()}
+    return fields

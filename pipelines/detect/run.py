@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 
 from evaluation.metrics import VoxelHistogram
+from evaluation.thresholds import percentile_of
 from models.base import AnomalyModel
-from pipelines.config import read_config
+from pipelines.config import read_config, write_yaml
 from pipelines.detect.build import build_detector, build_model, pick_device
 from pipelines.detect.config import RunConfig
-from preprocessing.files import file_digest, read_json, write_atomic
+from pipelines.detect.detector import Detector, cut, scan_score
+from pipelines.detect.points import NAMES, Point, ScoredScan, conformal, quantile, scores_of, share
+from pipelines.detect.report import Detection, Report, findings, of_scan
+from pipelines.versions import __version__
+from preprocessing.files import file_digest, nearest, read_json, write_atomic, write_json
+from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
-from preprocessing.scans import InputError
+from preprocessing.scans import NOTICE, InputError, Scan
+
+FORMAT = 1  # of a run folder; raise when an older Norma could not read it
+NEEDED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
+
+
+class HealthyReference(BaseModel):
+    """reference.json: scores of the healthy validation scans, and quantiles of their voxels."""
+
+    score: str
+    scans: list[ScoredScan]
+    voxel_quantiles: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: model in eval mode, its config, the recipe of its scans, operating points and healthy scan scores."""
+    """A trained run: its detector, the recipe of its scans, operating points, healthy scan scores."""
 
     folder: Path
-    model: AnomalyModel
-    config: RunConfig
+    detector: Detector
     recipe: Recipe
-    points: dict[str, dict[str, Any]]
-    reference: dict[str, Any]
-    device: torch.device
+    points: dict[str, Point]
+    reference: HealthyReference
+
+    @property
+    def config(self) -> RunConfig:
+        return self.detector.config
+
+    @property
+    def model(self) -> AnomalyModel:
+        return self.detector.model
 
     @property
     def threshold(self) -> float:
         """The voxel threshold of the run's own operating point."""
-        return float(self.points[self.config.calibration.point]["voxel"])
+        return self.points[self.config.calibration.point].voxel
 
     @property
     def healthy_scores(self) -> np.ndarray:
-        return np.array([case["score"] for case in self.reference["scans"]], float)
+        """Scores (N,) of the healthy validation scans."""
+        return scores_of(self.reference.scans)
 
     @property
     def healthy_voxels(self) -> VoxelHistogram:
@@ -47,7 +74,6 @@ class Run:
         path = self.folder / "healthy_voxels.npz"
         if not path.is_file():
             raise InputError(f"{path}: no such file; train the run again with 'make train'.")
-
         with np.load(path) as stored:
             return VoxelHistogram.from_rows(stored["rows"])
 
@@ -56,34 +82,169 @@ class Run:
         """What the network is, as a digest of its weights file."""
         return file_digest(self.folder / "weights.pt")
 
+    @property
+    def history(self) -> dict[str, Any]:
+        """run.json: how the run was made; empty where the file is missing."""
+        return read_history(self.folder)
 
-def load_run(folder: str | Path, accelerator: str = "auto") -> Run:
-    """Read a run folder; InputError names what is missing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder; train one with 'make train'.")
-    for name in ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json"):
-        if not (folder / name).is_file():
+    def detect(self, scan: Scan, threshold: float | None = None) -> Detection:
+        """Score a raw scan: mask, map and report on its own grid; nothing is written.
+
+        The map is cut at `threshold`, or else at the run's own. Raises ScanError for a scan that
+        cannot be used, RefusedScan for one that fails its checks.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        return self.detect_prepared(scan, prepare(scan, self.recipe), threshold)
+
+    def detect_prepared(self, scan: Scan, prepared: Prepared, threshold: float) -> Detection:
+        """`detect` of a scan that was prepared with the run's recipe."""
+        native = self.detector.map(prepared)
+        marked = cut(native, threshold, self.config.postprocess)
+        score = scan_score(native, self.config.calibration.score_fraction)
+        report = Report(
+            **of_scan(scan),
+            status="scored",
+            notice=NOTICE,
+            norma=__version__,
+            score=score,
+            percentile=percentile_of(score, self.healthy_scores),
+            percentile_of=f"{len(self.healthy_scores)} healthy validation scans",
+            threshold=threshold,
+            **findings(native, marked, prepared.scan_from_atlas),
+            model=self.config.name,
+            run=str(self.folder),
+            brain_mask=prepared.brain_method,
+            flags=prepared.flags,
+            checks=[c.row() for c in prepared.checks],
+        )
+        mask = like_scan(marked.astype(np.uint8), prepared)
+        return Detection(mask, like_scan(native.map, prepared), report)
+
+    def point(self, text: str | None = None) -> Point:
+        """The operating point that a user names: None (the run's own), "share", "quantile=0.95", …
+
+        "fixed=0.3" is a voxel threshold, "fixed=0.3,0.5" one of voxels and one of scans. "oracle"
+        has thresholds NaN, which only test scans can fill. InputError for an unknown name, a value
+        that is none, or a point that the run cannot give.
+        """
+        if text is None:
+            return self.points[self.config.calibration.point]
+        name, sign, value = text.partition("=")
+        if name not in NAMES:
+            known = ", ".join(NAMES)
             raise InputError(
-                f"{folder}: no {name}, so this is no finished run; finish it with 'make train'."
+                f"unknown operating point '{name}'; known: {known}{nearest(name, list(NAMES))}"
             )
-    config = read_config(RunConfig, folder / "config.yaml")
-    recipe = read_config(Recipe, folder / "recipe.yaml")
+        if name == "oracle":
+            rule = "chosen with the labels of the test scans: not achievable"
+            return Point(point="oracle", rule=rule)
+        if sign:
+            return self._point_at(name, value)
+        if name == "fixed":
+            raise InputError(
+                "operating point 'fixed' needs a value, such as fixed=0.3 or fixed=0.3,0.5 "
+                "(voxels, scans)."
+            )
+        if name not in self.points:
+            raise InputError(
+                f"{self.folder}: no few-label point, as no abnormal scan was in split 'tune'."
+            )
+        if self.points[name].refused:
+            raise InputError(self.points[name].refused)
+        return self.points[name]
+
+    def _point_at(self, name: str, text: str) -> Point:
+        """A point at the value that a user gives."""
+        values = _numbers(text)
+        most = 2 if name == "fixed" else 1
+        if not 1 <= len(values) <= most or not np.isfinite(values).all():
+            raise InputError(f"operating point '{name}={text}': expected a number.")
+        if name == "fixed":
+            scan = values[1] if len(values) > 1 else self.point().scan
+            rule = f"fixed at {text} by the caller"
+            return Point(point="fixed", rule=rule, voxel=values[0], scan=scan)
+        if name == "few-label":
+            raise InputError("operating point 'few-label' takes no value.")
+        if not 0 < values[0] < 1:
+            raise InputError(f"operating point '{name}={text}': expected a number between 0 and 1.")
+        if name == "conformal":
+            return conformal(self.reference.scans, values[0])
+        rule_of = {"quantile": quantile, "share": share}[name]
+        return rule_of(self.healthy_voxels, self.healthy_scores, values[0])
+
+
+def like_scan(data: np.ndarray, prepared: Prepared) -> nib.Nifti1Image:
+    """`data` with the shape, affine and qform/sform codes of the scan."""
+    # the header brings the codes, and its affine is the scan's own
+    image = nib.Nifti1Image(data, prepared.home.affine, prepared.header)
+    image.header.set_data_dtype(data.dtype)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"] = 0
+    image.header["cal_max"] = 0
+    return image
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers between commas; none where one of them is no number."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
+    """Read a run folder; InputError names what is missing or damaged, or that it is too new."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such run folder; train one with 'make train'.")
+    _check_format(run_dir)
+    for name in NEEDED:
+        if not (run_dir / name).is_file():
+            raise InputError(
+                f"{run_dir}: no {name}, so this is no finished run; finish it with 'make train'."
+            )
+
+    config = read_config(RunConfig, run_dir / "config.yaml")
+    recipe = read_recipe(run_dir)
     device = pick_device(accelerator)
     model = build_detector(config, build_model(config, recipe))
+    weights = run_dir / "weights.pt"
     try:
-        model.load_state_dict(
-            torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-        )
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(
-            f"{folder / 'weights.pt'}: not the weights of this config ({str(error).splitlines()[0]})."
+            f"{weights}: not the weights of this config ({str(error).splitlines()[0]})."
         ) from None
     model.eval().to(device)
-    points = _with_key(folder / "threshold.json", "points")["points"]
-    return Run(
-        folder, model, config, recipe, points, _with_key(folder / "reference.json", "scans"), device
-    )
+
+    stored = _with_key(run_dir / "threshold.json", "points")
+    reference = _with_key(run_dir / "reference.json", "scans")
+    try:
+        points = {name: Point(**values) for name, values in stored["points"].items()}
+        healthy = HealthyReference(**reference)
+    except (ValidationError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{run_dir}: threshold.json or reference.json is damaged ({_first_problem(error)}); "
+            "train it again with 'make train'."
+        ) from None
+    return Run(run_dir, Detector(model, config, device), recipe, points, healthy)
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"'{place}': {first['msg'].lower()}"
+    return str(error)
+
+
+def _check_format(run_dir: Path) -> None:
+    found = read_history(run_dir).get("format", FORMAT)
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            f"{run_dir}: a run of format {found}; this version of Norma reads up to format {FORMAT}, "
+            "so use a newer one."
+        )
 
 
 def _with_key(path: Path, key: str) -> dict[str, Any]:
@@ -95,15 +256,69 @@ def _with_key(path: Path, key: str) -> dict[str, Any]:
     return content
 
 
-def write_weights(model: object, run: Path) -> None:
+def read_history(run_dir: Path) -> dict[str, Any]:
+    """run.json of a run folder, finished or not; empty where the file is missing."""
+    path = run_dir / "run.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def write_history(run_dir: Path, history: dict[str, Any]) -> None:
+    """Write run.json with the format of the folder."""
+    write_json(run_dir / "run.json", {"format": FORMAT} | history)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run or cohort folder; a template that lies in the folder is named in full."""
+    recipe = read_config(Recipe, folder / "recipe.yaml")
+    if recipe.template and (folder / recipe.template).is_file():
+        return recipe.model_copy(update={"template": str(folder / recipe.template)})
+    return recipe
+
+
+def write_recipe(run_dir: Path, recipe: Recipe) -> None:
+    """Write recipe.yaml; a template of the user's is copied beside it, so that the run stands alone."""
+    if recipe.template:
+        template = Path(recipe.template)
+        name = "template" + "".join(template.suffixes[-2:])
+        shutil.copyfile(template, run_dir / name)
+        recipe = recipe.model_copy(update={"template": name})
+    write_atomic(run_dir / "recipe.yaml", write_yaml(recipe))
+
+
+def write_calibration(
+    run_dir: Path,
+    points: dict[str, Point],
+    reference: HealthyReference,
+    healthy: VoxelHistogram,
+    chosen: str,
+) -> None:
+    """Write threshold.json, reference.json and healthy_voxels.npz; `chosen` names the run's point."""
+    write_voxels(healthy, run_dir)
+    own = points[chosen]
+    threshold = {
+        "value": own.voxel,
+        **own.as_json(),
+        "n_scans": len(reference.scans),
+        "points": {name: point.as_json() for name, point in points.items()},
+    }
+    write_json(run_dir / "threshold.json", threshold)
+    write_json(run_dir / "reference.json", reference.model_dump(exclude_unset=True))
+
+
+def write_weights(model: AnomalyModel, run_dir: Path) -> None:
     """The last file of a run: where it stands, the run is finished."""
     buffer = io.BytesIO()
-    torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)  # type: ignore[attr-defined]
-    write_atomic(run / "weights.pt", buffer.getvalue())
+    torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
+    write_atomic(run_dir / "weights.pt", buffer.getvalue())
 
 
-def write_voxels(healthy: VoxelHistogram, run: Path) -> None:
-    """Keep the healthy voxels, so that any other healthy operating point can be taken later."""
+def write_voxels(healthy: VoxelHistogram, run_dir: Path) -> None:
+    """Store the healthy voxels, so that any other healthy operating point can be taken later."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, rows=np.array(healthy.to_rows()))
-    write_atomic(run / "healthy_voxels.npz", buffer.getvalue())
+    write_atomic(run_dir / "healthy_voxels.npz", buffer.getvalue())
+
+
+def finished(run_dir: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    return (run_dir / "weights.pt").is_file()

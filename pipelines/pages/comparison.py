@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from pipelines.detect.run import Run
 from pipelines.pages.evaluation import (
     CASES,
-    Images,
     Results,
+    Table,
     claim_checklist,
     class_sections,
     curve_pictures,
@@ -21,80 +19,83 @@ from pipelines.pages.evaluation import (
 )
 from pipelines.pages.html import Section, page
 from pipelines.pages.text import COMPARED, SHORT, figure_text, interval_text, is_known
+from pipelines.study.case_pictures import Images
 
 
 def comparison_page(
     comparison: dict[str, Any], results: Results, images: Mapping[str, Images], run: Run | None
 ) -> str:
-    """The HTML page of a comparison: `results` by model, a list of one evaluation per seed or fold."""
-    shown = [
-        k
-        for k in COMPARED
-        if any(is_known(m["figures"].get(k, {}).get("mean")) for m in comparison["models"])
-    ]
-    table = [
-        [
-            m["model"],
-            len(m["runs"]),
-            *[figure_text(m["figures"].get(k, {})) for k in shown],
-            m["train_seconds"],
-            m["seconds_per_scan"],
-        ]
-        for m in comparison["models"]
-    ]
-    head = ["model", "runs", *[SHORT[k] for k in shown], "training s", "s per scan"]
+    """The HTML page of a comparison; `results` by model, one evaluation per seed or fold."""
     first = next(iter(results.values()))[0]
-    text = (
-        f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over runs, in brackets the 95 % interval by "
-        f"bootstrap over test subjects ({comparison['protocol']['resamples']} resamples). Thresholds come from healthy validation scans "
-        "alone; 'oracle' was chosen with the test labels."
-    )
-    tests = [
-        [
-            d["model"],
-            SHORT.get(d["figure"], d["figure"]),
-            d["difference"],
-            interval_text(d["interval"]),
-            d["p"],
-            d["p_holm"],
-        ]
-        for d in comparison["differences"]
-        if d["p"] is not None
-    ]
+    said = _rules(comparison) + "\n\n" + limit_sentences(first)
     sections = [
-        Section("Comparison", text + "\n\n" + limit_sentences(first), (head, table)),
+        Section("Comparison", said, _figures_table(comparison)),
         Section(
             f"Differences from {comparison['baseline']}",
-            "Paired bootstrap over the same subjects; p two-sided, and corrected for the number of models by Holm's method, per figure.",
-            (["model", "figure", "difference", "95 % interval", "p", "p (Holm)"], tests),
+            "Paired bootstrap over the same subjects; p two-sided, and corrected for the number of "
+            "models by Holm's method, per figure.",
+            _differences_table(comparison),
         ),
         Section("Curves", "One line per seed or fold.", images=curve_pictures(results)),
         *class_sections(first, results),
         *lesion_sections(results),
     ]
     if run is not None:
-        name, points = list(results)[-1], {k: p.get("voxel", np.nan) for k, p in run.points.items()}
-        sections.append(
-            Section(
-                "Choice of threshold",
-                images=[(f"Model {name}", threshold_picture(run, results[name][0], points))],
-            )
-        )
-    sections += [
-        Section(f"Cases of {name}", CASES, images=own) for name, own in images.items() if own
-    ]
-    sections.append(
-        Section(
-            "For the methods section (CLAIM)",
-            table=(["item", "what the runs can say"], claim_checklist(first)),
-        )
+        name = list(results)[-1]
+        points = {key: point.voxel for key, point in run.points.items()}
+        picture = threshold_picture(run, results[name][0], points)
+        sections.append(Section("Choice of threshold", images=[(f"Model {name}", picture)]))
+    for name, pictures in images.items():
+        if pictures:
+            sections.append(Section(f"Cases of {name}", CASES, images=pictures))
+    checklist = (["item", "what the runs can say"], claim_checklist(first))
+    sections.append(Section("For the methods section (CLAIM)", table=checklist))
+    made = (["what", "value"], [["command", comparison["command"]]])
+    sections.append(Section("How this was made", table=made))
+    title = f"Norma: comparison on {comparison['data']}"
+    return page(title, [s for s in sections if s.text or s.table or s.images])
+
+
+def _rules(comparison: dict[str, Any]) -> str:
+    resamples = comparison["protocol"]["resamples"]
+    return (
+        f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over runs, "
+        f"in brackets the 95 % interval by bootstrap over test subjects ({resamples} resamples). "
+        "Thresholds come from healthy validation scans alone; 'oracle' was chosen with the test "
+        "labels."
     )
-    sections.append(
-        Section(
-            "How this was made", table=(["what", "value"], [["command", comparison["command"]]])
+
+
+def _figures_table(comparison: dict[str, Any]) -> Table:
+    """A row per model, a column per figure that some model has."""
+    entries = comparison["models"]
+    shown = [key for key in COMPARED if any(_mean_is_known(e, key) for e in entries)]
+    rows: list[list[Any]] = []
+    for entry in entries:
+        figures = [figure_text(entry["figures"].get(key, {})) for key in shown]
+        costs = [entry["train_seconds"], entry["seconds_per_scan"]]
+        rows.append([entry["model"], len(entry["runs"]), *figures, *costs])
+    return ["model", "runs", *[SHORT[key] for key in shown], "training s", "s per scan"], rows
+
+
+def _mean_is_known(entry: dict[str, Any], key: str) -> bool:
+    return is_known(entry["figures"].get(key, {}).get("mean"))
+
+
+def _differences_table(comparison: dict[str, Any]) -> Table:
+    rows: list[list[Any]] = []
+    for difference in comparison["differences"]:
+        if difference["p"] is None:
+            continue
+        figure = difference["figure"]
+        rows.append(
+            [
+                difference["model"],
+                SHORT.get(figure, figure),
+                difference["difference"],
+                interval_text(difference["interval"]),
+                difference["p"],
+                difference["p_holm"],
+            ]
         )
-    )
-    return page(
-        f"Norma: comparison on {comparison['data']}",
-        [s for s in sections if s.text or s.table or s.images],
-    )
+    return ["model", "figure", "difference", "95 % interval", "p", "p (Holm)"], rows

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipelines.cohort.store import Results, sidecar_of
+from pipelines.cohort.preprocess import Results
+from pipelines.cohort.store import sidecar_of
 from pipelines.pages.html import Section, page
 from preprocessing.files import read_json
 from preprocessing.recipe import Recipe
 from preprocessing.scans import Scan
 
 SHOWN = 200  # scans on quality.html at most
+COLUMNS = ["check", "value", "unit", "expected", "result"]
 
 
 def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[str]) -> str:
@@ -20,79 +23,73 @@ def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[st
 
     Of more than `SHOWN` scans the flagged ones come first, and then scans at even distances.
     """
-
     good = [scan for scan, failure in results if not failure]
     bad = [(scan, failure) for scan, failure in results if failure]
-
-    def pictures(scan: Scan) -> list[tuple[str, bytes]]:
-        names = [f"{scan.id}.png", *(f"{scan.id}_{suffix}.png" for suffix in recipe.suffixes[1:])]
-        return [
-            ("", (out / "quality" / name).read_bytes())
-            for name in names
-            if (out / "quality" / name).is_file()
-        ]
-
-    def table(checks: list[dict]) -> list[list]:
-        return [
-            [
-                c["name"],
-                c["value"],
-                c["unit"],
-                c["expected"],
-                "ok" if c["passed"] else "FAILED" if c["hard"] else "flag",
-            ]
-            for c in checks
-        ]
-
-    columns = ["check", "value", "unit", "expected", "result"]
-    picked = _shown(good, out)
-    text = (
-        f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.name}"
-        + (
-            ". Outline: the foreground. "
-            if recipe.modality == "picture"
-            else ", 1 mm, rigid to the atlas. Outlines: the scan's brain mask (solid) and the atlas brain (dashed); they should agree in "
-            "place and tilt, not in size. "
+    shown = _shown(good, out)
+    text = f"{len(good)} scans preprocessed, {len(bad)} left out. Modality {recipe.name}"
+    text += _explained(recipe) + " ".join(notes)
+    if len(shown) < len(good):
+        text += (
+            f" {len(shown)} of the scans are shown: flagged ones first; "
+            "the pictures of all are in the folder quality."
         )
-        + " ".join(notes)
-        + (
-            f" {len(picked)} of the scans are shown: flagged ones first; the pictures of all are in the folder quality."
-            * (len(picked) < len(good))
-        )
-    )
+
     sections = [Section("Summary", text)]
     if bad:
-        sections.append(
-            Section("Left out", table=(["scan", "reason"], [[s.id, f["reason"]] for s, f in bad]))
-        )
+        rows = [[scan.id, failure["reason"]] for scan, failure in bad]
+        sections.append(Section("Left out", table=(["scan", "reason"], rows)))
     for scan, failure in bad[:SHOWN]:
-        if pictures(scan):
-            sections.append(
-                Section(
-                    f"{scan.id} (left out)",
-                    failure["reason"],
-                    (columns, table(failure["checks"])),
-                    pictures(scan),
-                )
-            )
-    for scan in picked:
-        side = read_json(sidecar_of(scan, out))
-        about = (
-            f"split {scan.split or '-'}, {scan.label or 'no label'}, brain mask: {side['brain_method']}. "
-            + " ".join(side["flags"])
-        )
-        sections.append(Section(scan.id, about, (columns, table(side["checks"])), pictures(scan)))
+        pictures = _pictures(scan, recipe, out)
+        if pictures:
+            table = (COLUMNS, _check_rows(failure["checks"]))
+            sections.append(Section(f"{scan.id} (left out)", failure["reason"], table, pictures))
+    for scan in shown:
+        sections.append(_scan_section(scan, recipe, out))
     return page("Preprocessing quality", sections)
 
 
+def _explained(recipe: Recipe) -> str:
+    if recipe.modality == "picture":
+        return ". Outline: the foreground. "
+    return (
+        ", 1 mm, rigid to the atlas. Outlines: the scan's brain mask (solid) and the atlas brain "
+        "(dashed); they should agree in place and tilt, not in size. "
+    )
+
+
+def _scan_section(scan: Scan, recipe: Recipe, out: Path) -> Section:
+    sidecar = read_json(sidecar_of(scan, out))
+    text = (
+        f"split {scan.split or '-'}, {scan.label or 'no label'}, "
+        f"brain mask: {sidecar['brain_method']}. " + " ".join(sidecar["flags"])
+    )
+    table = (COLUMNS, _check_rows(sidecar["checks"]))
+    return Section(scan.id, text, table, _pictures(scan, recipe, out))
+
+
+def _pictures(scan: Scan, recipe: Recipe, out: Path) -> list[tuple[str, bytes]]:
+    names = [f"{scan.id}.png", *(f"{scan.id}_{suffix}.png" for suffix in recipe.suffixes[1:])]
+    paths = [out / "quality" / name for name in names]
+    return [("", path.read_bytes()) for path in paths if path.is_file()]
+
+
+def _check_rows(checks: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for check in checks:
+        result = "ok"
+        if not check["passed"]:
+            result = "FAILED" if check["hard"] else "flag"
+        rows.append([*(check[key] for key in ("name", "value", "unit", "expected")), result])
+    return rows
+
+
 def _shown(good: Sequence[Scan], out: Path) -> list[Scan]:
+    """The scans that the page shows."""
     if len(good) <= SHOWN:
         return list(good)
-    flagged = list(
-        itertools.islice((s for s in good if read_json(sidecar_of(s, out))["flags"]), SHOWN // 2)
-    )
-    seen = {s.id for s in flagged}
-    rest = [s for s in good if s.id not in seen]
-    return flagged + [
-        rest[i * len(rest) // (SHOWN - len(flagged))] for i in range(SHOWN - len(flagged))
-    ]
+    with_flags = (scan for scan in good if read_json(sidecar_of(scan, out))["flags"])
+    flagged = list(itertools.islice(with_flags, SHOWN // 2))
+    ids = {scan.id for scan in flagged}
+    rest = [scan for scan in good if scan.id not in ids]
+    room = SHOWN - len(flagged)
+    return flagged + [rest[i * len(rest) // room] for i in range(room)]

@@ -5,162 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from evaluation import synthetic
 from evaluation.metrics import VoxelHistogram, auroc
 from evaluation.postprocess import cluster_enhanced
-from pipelines.cohort.cases import cohort_rows
+from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import read_config
 from pipelines.detect.config import RunConfig
-from pipelines.detect.detector import atlas_map, map_and_slice_volume, top_mean
-from pipelines.detect.run import Run, load_run
-from pipelines.study.plant import Head, Plan, plant_one
+from pipelines.detect.detector import ATLAS_MM, top_mean
+from pipelines.detect.identity import figures_digest
+from pipelines.detect.run import Run, load_run, read_history
+from pipelines.study.plant import Plan, in_atlas, plant_one
 from pipelines.versions import versions
 from preprocessing.files import file_digest, read_json, write_rows, write_table
-from preprocessing.images import load_array
 from preprocessing.scans import InputError
 
 log = logging.getLogger("norma")
 
 FRACTIONS = (0.001, 0.01, 0.05, 0.25, 1.0)
-
 CHOOSE_VERSION = 1  # raise when the figures change, so that no old ranking is taken for done
-
 COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
-
-
-@dataclass
-class PlantedScores:
-    """What a run made of its validation scans, as they are and with a lesion."""
-
-    voxels: dict[str, VoxelHistogram] = field(
-        default_factory=dict
-    )  # of the scans with a lesion, by its kind
-    healthy: dict[str, list[float]] = field(default_factory=dict)
-    planted: dict[str, list[float]] = field(default_factory=dict)
-    kinds: list[str] = field(default_factory=list)
-
-
-def validation_rows(run: Path, data: Path) -> list[dict[str, str]]:
-    """The healthy scans of `data` that a run was validated on; InputError where they are not there."""
-    wanted = set(read_json(run / "run.json").get("val_scans", []))
-    splits = run / "splits.tsv"
-    rows = [
-        r
-        for r in cohort_rows(data, splits if splits.is_file() else None)
-        if r["id"] in wanted and r["label"] != "abnormal"
-    ]
-    if not rows or len(rows) != len(wanted):
-        raise InputError(
-            f"{data}: holds {len(rows)} of the {len(wanted)} validation scans of {run}; give the data it was trained on."
-        )
-    return rows
-
-
-def planted_scans(
-    data: Path,
-    rows: Sequence[dict[str, str]],
-    kinds: Sequence[str],
-    volumes: tuple[float, float],
-    seed: int,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Kind, image, brain and lesion (bool) of each validation scan in atlas space: as it is (kind ""), then with one lesion per kind."""
-    plan = Plan(list(kinds), len(kinds), volumes, [], seed)
-    for number, row in enumerate(rows):
-        head = _in_atlas(data, row)
-        yield "", head.data, head.brain, np.zeros_like(head.brain)
-        for kind in kinds:
-            rng = np.random.default_rng([seed, number, synthetic.KINDS.index(kind)])
-            donor = _in_atlas(data, rows[(number + 1) % len(rows)]) if kind == "blend" else None
-            image, lesion, _ = plant_one(head, kind, plan, rng, donor)
-            yield kind, image, head.brain, lesion
-
-
-def _in_atlas(data: Path, row: dict[str, str]) -> Head:
-    """A preprocessed scan as one to plant lesions in."""
-    image, brain = (load_array(data / row[k]) for k in ("preproc", "brain"))
-    affine = nib.Nifti1Image.from_filename(data / row["preproc"]).affine
-    return Head(row, nib.Nifti1Image(image.astype(np.float32), affine), brain > 0, np.eye(4))
-
-
-def score_planted(
-    run: Run, data: Path, kinds: Sequence[str], volumes: tuple[float, float], seed: int
-) -> PlantedScores:
-    """Score a run's validation scans, as they are and with lesions, in atlas space."""
-    if len(run.recipe.suffixes) > 1:
-        raise InputError(
-            f"{run.folder}: its scans have several channels, and a lesion is planted in one image; choose among runs on one."
-        )
-    seen = PlantedScores()
-    for kind, image, brain, lesion in planted_scans(
-        data, validation_rows(run.folder, data), kinds, volumes, seed
-    ):
-        if run.config.calibration.score == "model":
-            found, own = map_and_slice_volume(run.model, run.config, image, brain, run.device)
-            scored = {"map": found[brain], "model": own[brain]}
-        else:
-            found = atlas_map(run.model, run.config, image, brain, run.device)
-            scored = {"map": found[brain]}
-        scored["cluster"] = cluster_enhanced(found, (1.0, 1.0, 1.0))[brain]
-        if kind:
-            seen.voxels.setdefault(kind, VoxelHistogram()).update(found[brain], lesion[brain])
-            seen.kinds.append(kind)
-        for what, values in scored.items():
-            for fraction in FRACTIONS:
-                (seen.planted if kind else seen.healthy).setdefault(
-                    f"{what} {fraction:g}", []
-                ).append(top_mean(values, fraction))
-    return seen
-
-
-def ranking_entry(
-    name: str, folders: Sequence[Path], runs: Sequence[PlantedScores]
-) -> dict[str, Any]:
-    """Of one entry of --runs, means over its runs: average precision of the voxels, all and by kind of lesion; per kind of score the AUROC
-    of scans with a lesion against the same scans without, mean and sd; how it was trained."""
-    about = [read_json(f / "run.json") for f in folders]
-    scores = {}
-    for score in runs[0].healthy:
-        values = [
-            auroc(
-                np.array(s.healthy[score] + s.planted[score]),
-                np.repeat([0, 1], [len(s.healthy[score]), len(s.planted[score])]),
-            )
-            for s in runs
-        ]
-        scores[score] = {"auroc": np.mean(values), "sd": np.std(values)}
-    return {
-        "run": name,
-        "runs": len(runs),
-        "voxel_ap": np.mean(
-            [sum(s.voxels.values(), VoxelHistogram()).average_precision() for s in runs]
-        ),
-        "voxel_ap_by_kind": {
-            k: np.mean([s.voxels[k].average_precision() for s in runs]) for k in runs[0].voxels
-        },
-        "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["auroc"])),
-        "trained_by": about[0].get("command"),
-        "train_seconds": np.mean([a["seconds"] for a in about]),
-    }
-
-
-def ranking_digest(run: Path, data: Path) -> str:
-    """What the figures of a run depend on besides kinds, volumes and seed: its weights, its config, its validation scans."""
-    scans = [
-        file_digest(data / row[k])
-        for row in validation_rows(run, data)
-        for k in ("preproc", "brain")
-    ]
-    config = read_config(RunConfig, run / "config.yaml").model_dump()
-    return sha256(
-        repr([CHOOSE_VERSION, file_digest(run / "weights.pt"), config, scans]).encode()
-    ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -172,6 +40,137 @@ class Planting:
     seed: int = 0
 
 
+@dataclass
+class PlantedScores:
+    """What a run makes of its validation scans, as they are and with a lesion.
+
+    `voxels` are of the scans with a lesion, by its kind. Scores are lists by the name of the score.
+    """
+
+    voxels: dict[str, VoxelHistogram] = field(default_factory=dict)
+    healthy: dict[str, list[float]] = field(default_factory=dict)
+    planted: dict[str, list[float]] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlantedScan:
+    """A validation scan in atlas space, as it is (kind "") or with a lesion (bool) of a kind."""
+
+    kind: str
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray
+
+
+def validation_cases(run_dir: Path, data: Path) -> list[Case]:
+    """The healthy cases of `data` that a run was validated on; InputError where one is absent."""
+    wanted = set(read_history(run_dir).get("val_scans", []))
+    splits = run_dir / "splits.tsv"
+    cases = [
+        case
+        for case in read_cases(data, splits if splits.is_file() else None)
+        if case.id in wanted and case.label != "abnormal"
+    ]
+    if not cases or len(cases) != len(wanted):
+        raise InputError(
+            f"{data}: holds {len(cases)} of the {len(wanted)} validation scans of {run_dir}; "
+            "give the data it was trained on."
+        )
+    return cases
+
+
+def planted_scans(cases: Sequence[Case], planting: Planting) -> Iterator[PlantedScan]:
+    """Each validation scan as it is, then with one lesion of each kind."""
+    plan = Plan(list(planting.kinds), len(planting.kinds), planting.volumes, [], planting.seed)
+    for number, case in enumerate(cases):
+        head = in_atlas(case)
+        yield PlantedScan("", head.data, head.brain, np.zeros_like(head.brain))
+        for kind in planting.kinds:
+            rng = np.random.default_rng([planting.seed, number, synthetic.KINDS.index(kind)])
+            donor = in_atlas(cases[(number + 1) % len(cases)]) if kind == "blend" else None
+            image, lesion, _ = plant_one(head, kind, plan, rng, donor)
+            yield PlantedScan(kind, image, head.brain, lesion)
+
+
+def score_planted(run: Run, data: Path, planting: Planting) -> PlantedScores:
+    """Score a run's validation scans, as they are and with lesions, in atlas space."""
+    if len(run.recipe.suffixes) > 1:
+        raise InputError(
+            f"{run.folder}: its scans have several channels, and a lesion is planted in one image; "
+            "choose among runs on one."
+        )
+    scores = PlantedScores()
+    for scan in planted_scans(validation_cases(run.folder, data), planting):
+        found, scored = _scored_values(run, scan)
+        if scan.kind:
+            voxels = scores.voxels.setdefault(scan.kind, VoxelHistogram())
+            voxels.update(found[scan.brain], scan.lesion[scan.brain])
+            scores.kinds.append(scan.kind)
+        group = scores.planted if scan.kind else scores.healthy
+        for what, values in scored.items():
+            for fraction in FRACTIONS:
+                score = top_mean(values, fraction)
+                group.setdefault(f"{what} {fraction:g}", []).append(score)
+    return scores
+
+
+def _scored_values(run: Run, scan: PlantedScan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The map of a scan, and the values inside the brain that scores are taken from, by their name."""
+    scored: dict[str, np.ndarray] = {}
+    if run.config.calibration.score == "model":
+        found, by_model = run.detector.map_and_scores(scan.image, scan.brain)
+        scored = {"map": found[scan.brain], "model": by_model[scan.brain]}
+    else:
+        found = run.detector.atlas_map(scan.image, scan.brain)
+        scored = {"map": found[scan.brain]}
+    scored["cluster"] = cluster_enhanced(found, ATLAS_MM)[scan.brain]
+    return found, scored
+
+
+def ranking_entry(
+    name: str, run_dirs: Sequence[Path], runs: Sequence[PlantedScores]
+) -> dict[str, Any]:
+    """One entry of --runs: means over its runs, and how it was trained.
+
+    AP of the voxels, of all and by kind of lesion. Per kind of score the AUROC of scans with a
+    lesion against the same scans without, as mean and sd.
+    """
+    histories = [read_history(run_dir) for run_dir in run_dirs]
+    scores: dict[str, dict[str, Any]] = {}
+    for score in runs[0].healthy:
+        values = [_auroc(run.healthy[score], run.planted[score]) for run in runs]
+        scores[score] = {"auroc": np.mean(values), "sd": np.std(values)}
+
+    by_kind: dict[str, Any] = {}
+    for kind in runs[0].voxels:
+        by_kind[kind] = np.mean([run.voxels[kind].average_precision() for run in runs])
+    pooled = [sum(run.voxels.values(), VoxelHistogram()) for run in runs]
+    return {
+        "run": name,
+        "runs": len(runs),
+        "voxel_ap": np.mean([voxels.average_precision() for voxels in pooled]),
+        "voxel_ap_by_kind": by_kind,
+        "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["auroc"])),
+        "trained_by": histories[0].get("command"),
+        "train_seconds": np.mean([history["seconds"] for history in histories]),
+    }
+
+
+def _auroc(healthy: list[float], planted: list[float]) -> float:
+    labels = np.repeat([0, 1], [len(healthy), len(planted)])
+    return auroc(np.array(healthy + planted), labels)
+
+
+def ranking_digest(run_dir: Path, data: Path) -> str:
+    """What the figures of a run depend on besides the planting: weights, settings, scans."""
+    scans: list[str] = []
+    for case in validation_cases(run_dir, data):
+        scans += [file_digest(case.preproc), file_digest(case.brain)]
+    config = read_config(RunConfig, run_dir / "config.yaml")
+    return figures_digest(file_digest(run_dir / "weights.pt"), config, CHOOSE_VERSION, scans)
+
+
 def rank(
     data: Path,
     runs: Sequence[str],
@@ -179,57 +178,63 @@ def rank(
     out: Path | None = None,
     accelerator: str = "auto",
 ) -> list[dict[str, Any]]:
-    """The entries of `runs` (folders of one run or several), best voxel AP first; written to `out` (.tsv, .json) after every run.
+    """The entries of `runs` (folders of one run or several), best voxel AP first.
 
-    Entries of a former ranking in `out` stand as long as nothing that they depend on has changed.
+    They are written to `out` (.tsv, .json) after every run. Entries of a former ranking in `out`
+    stand as long as nothing that they depend on has changed.
     """
-    kinds, volumes, seed = planting.kinds, planting.volumes, planting.seed
-    about: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "data": data.name,
-        "kinds": kinds,
-        "volumes_ml": list(volumes),
-        "seed": seed,
+        "kinds": list(planting.kinds),
+        "volumes_ml": list(planting.volumes),
+        "seed": planting.seed,
     }
-    before = (
-        read_json(out.with_suffix(".json")) if out and out.with_suffix(".json").is_file() else {}
-    )
-    same = all(before.get(k) == v for k, v in about.items())
-    known: dict[str, Any] = {
-        e["run"]: e for e in before.get("entries", []) if same and e["run"] in runs
-    }
-    for text in runs:
-        folders = sorted(p.parent for p in Path(text).rglob("weights.pt"))
-        if not folders:
+    known = _former_entries(out, asked, runs)
+    entries: list[dict[str, Any]] = []
+    for name in runs:
+        run_dirs = sorted(path.parent for path in Path(name).rglob("weights.pt"))
+        if not run_dirs:
             raise InputError(
-                f"{text}: no finished run in this folder; train one with 'make train'."
+                f"{name}: no finished run in this folder; train one with 'make train'."
             )
-        stamps = [ranking_digest(folder, data) for folder in folders]
-        if known.get(text, {}).get("stamps") != stamps:
-            found = [
-                score_planted(load_run(folder, accelerator), data, kinds, volumes, seed)
-                for folder in folders
-            ]
-            known[text] = ranking_entry(text, folders, found) | {
-                "stamps": stamps,
-                "versions": versions(),
-            }
-        entries = sorted(known.values(), key=lambda e: -e["voxel_ap"])
-        log.info("%s: voxel AP %.3f", text, known[text]["voxel_ap"])
+        stamps = [ranking_digest(run_dir, data) for run_dir in run_dirs]
+        if known.get(name, {}).get("stamps") != stamps:
+            found = [score_planted(load_run(d, accelerator), data, planting) for d in run_dirs]
+            entry = ranking_entry(name, run_dirs, found)
+            known[name] = entry | {"stamps": stamps, "versions": versions()}
+        entries = sorted(known.values(), key=lambda entry: -entry["voxel_ap"])
+        log.info("%s: voxel AP %.3f", name, known[name]["voxel_ap"])
         if out:  # after every run, so that an interrupted ranking goes on where it stopped
+            scans = len(validation_cases(run_dirs[0], data))
             write_table(out.with_suffix(".tsv"), ranking_rows(entries), COLUMNS)
-            scans = len(validation_rows(folders[0], data))
-            write_rows(
-                out.with_suffix(".json"), {**about, "validation_scans": scans, "entries": entries}
-            )
+            content = {**asked, "validation_scans": scans, "entries": entries}
+            write_rows(out.with_suffix(".json"), content)
     return entries
+
+
+def _former_entries(
+    out: Path | None, asked: dict[str, Any], runs: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Entries, by run, of a ranking in `out` that asked the same."""
+    if not out or not out.with_suffix(".json").is_file():
+        return {}
+    before = read_json(out.with_suffix(".json"))
+    if any(before.get(key) != value for key, value in asked.items()):
+        return {}
+    return {e["run"]: e for e in before.get("entries", []) if e["run"] in runs}
 
 
 def ranking_rows(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per run and kind of score, the best score first."""
-    rows = [
-        {"run": e["run"], "voxel_ap": e["voxel_ap"], "score": score, **found, "runs": e["runs"]}
-        for e in entries
-        for score, found in e["scores"].items()
-    ]
-    rows.sort(key=lambda r: (-r["auroc"], -r["voxel_ap"]))
-    return [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        named = {"run": entry["run"], "voxel_ap": entry["voxel_ap"]}
+        for score, found in entry["scores"].items():
+            rows.append({**named, "score": score, **found, "runs": entry["runs"]})
+    rows.sort(key=lambda row: (-row["auroc"], -row["voxel_ap"]))
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers with three digits."""
+    return {key: f"{v:.3f}" if isinstance(v, float) else v for key, v in row.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sklearn.model_selection import StratifiedGroupKFold
 
 from models.base import AnomalyModel
+from pipelines.cohort.cases import Case
 from pipelines.study.protocol import Protocol
 from preprocessing.files import write_table
-from preprocessing.scans import InputError
+from preprocessing.scans import LABELS, InputError
 
 
 @dataclass(frozen=True)
@@ -25,58 +27,88 @@ class Unit:
 
 
 def units(protocol: Protocol, model: type[AnomalyModel], folder: Path) -> list[Unit]:
-    """The runs of one model: every fold of every repeat, or every seed; one seed alone for a model that no seed changes."""
-    if protocol.folds:
-        folder = folder / "labelled" if model.supervised else folder
-        pairs = [(r, f) for r in range(protocol.repeats) for f in range(protocol.folds)]
-        return [
-            Unit(f"repeat-{r}_fold-{f}", r, r, f, folder / f"repeat-{r}_fold-{f}.tsv")
-            for r, f in pairs
-        ]
-    return [
-        Unit(f"seed-{s}", s) for s in range(protocol.seeds if model.stages or model.combines else 1)
-    ]
+    """The runs of one model: every fold of every repeat, or every seed.
+
+    A model that no seed changes has one seed. `folder` holds the tables of `write_folds`.
+    """
+    if not protocol.folds:
+        seeds = protocol.seeds if model.stages or model.combines else 1
+        return [Unit(f"seed-{seed}", seed) for seed in range(seeds)]
+    folder = folder / "labelled" if model.supervised else folder
+    found: list[Unit] = []
+    for repeat in range(protocol.repeats):
+        for fold in range(protocol.folds):
+            name = f"repeat-{repeat}_fold-{fold}"
+            found.append(Unit(name, repeat, repeat, fold, folder / f"{name}.tsv"))
+    return found
 
 
-def write_folds(rows: list[dict[str, str]], protocol: Protocol, folder: Path) -> None:
-    """Tables (id, split) of grouped, stratified, repeated k-fold: scikit-learn's StratifiedGroupKFold, seeded by the repeat.
+def write_folds(cases: Sequence[Case], protocol: Protocol, folder: Path) -> None:
+    """Tables (id, split) of grouped, stratified, repeated k-fold, seeded by the repeat.
 
-    The scans of a subject (or group) stay together. In run f of k, fold f is the test; of fold f + 1 the healthy scans
-    validate and the abnormal ones are the labelled split "tune"; the healthy ones of all other folds train. InputError for
-    scans without a label, or fewer groups of a kind than folds. `labelled`/ holds the same folds for supervised models, which train
-    and validate on the abnormal scans too.
+    scikit-learn's StratifiedGroupKFold: the scans of a subject (or group) stay together. In run f
+    of k, fold f is the test. Of fold f + 1 the healthy scans validate and the abnormal ones are the
+    labelled split "tune". The healthy scans of all other folds train. `labelled`/ holds the same
+    folds for supervised models, which train and validate on the abnormal scans too. InputError for
+    scans without a label, or fewer groups of a kind than folds.
     """
     assert protocol.folds
-    unknown = next((r for r in rows if r["label"] not in ("healthy", "abnormal")), None)
+    labels = [case.label for case in cases]
+    subjects = [case.subject for case in cases]
+    _check_folds(cases, protocol.folds)
+    for repeat in range(protocol.repeats):
+        folds = StratifiedGroupKFold(protocol.folds, shuffle=True, random_state=repeat)
+        parts = folds.split(cases, labels, subjects)
+        tests = [{cases[i].id for i in test} for _, test in parts]
+        for fold, test in enumerate(tests):
+            validated = tests[(fold + 1) % protocol.folds]
+            name = f"repeat-{repeat}_fold-{fold}.tsv"
+            write_table(folder / name, _healthy_splits(cases, test, validated))
+            write_table(folder / "labelled" / name, _labelled_splits(cases, test, validated))
+
+
+def _check_folds(cases: Sequence[Case], folds: int) -> None:
+    unknown = next((case for case in cases if case.label not in LABELS), None)
     if unknown:
         raise InputError(
-            f"scan '{unknown['id']}' has no label; folds need healthy and abnormal scans, say so in the table's column 'label'."
+            f"scan '{unknown.id}' has no label; folds need healthy and abnormal scans, "
+            "say so in the table's column 'label'."
         )
-    labels, groups = [r["label"] for r in rows], [r["subject"] for r in rows]
-    for label in ("healthy", "abnormal"):
-        n = len({g for g, own in zip(groups, labels, strict=True) if own == label})
-        if n < protocol.folds:
+    for label in LABELS:
+        subjects = {case.subject for case in cases if case.label == label}
+        if len(subjects) < folds:
             raise InputError(
-                f"{n} subjects with {label} scans cannot be cut into {protocol.folds} folds; use fewer folds."
+                f"{len(subjects)} subjects with {label} scans cannot be cut into {folds} folds; "
+                "use fewer folds."
             )
-    for repeat in range(protocol.repeats):
-        parts = StratifiedGroupKFold(protocol.folds, shuffle=True, random_state=repeat).split(
-            rows, labels, groups
-        )
-        tests = [{rows[i]["id"] for i in test} for _, test in parts]
-        for fold, test in enumerate(tests):
-            nearby = tests[(fold + 1) % protocol.folds]
-            table, labelled = [], []
-            for row in rows:
-                healthy = row["label"] == "healthy"
-                if row["id"] in test:
-                    split = "test"
-                elif row["id"] in nearby:
-                    split = "val" if healthy else "tune"
-                else:
-                    split = "train" if healthy else ""
-                table += [{"id": row["id"], "split": split}] if split else []
-                part = "test" if row["id"] in test else "val" if row["id"] in nearby else "train"
-                labelled.append({"id": row["id"], "split": part})
-            write_table(folder / f"repeat-{repeat}_fold-{fold}.tsv", table)
-            write_table(folder / "labelled" / f"repeat-{repeat}_fold-{fold}.tsv", labelled)
+
+
+def _healthy_splits(
+    cases: Sequence[Case], test: set[str], validated: set[str]
+) -> list[dict[str, str]]:
+    """Splits of a model that learns from healthy scans; abnormal ones of other folds have none."""
+    table: list[dict[str, str]] = []
+    for case in cases:
+        healthy = case.label == "healthy"
+        if case.id in test:
+            table.append({"id": case.id, "split": "test"})
+        elif case.id in validated:
+            table.append({"id": case.id, "split": "val" if healthy else "tune"})
+        elif healthy:
+            table.append({"id": case.id, "split": "train"})
+    return table
+
+
+def _labelled_splits(
+    cases: Sequence[Case], test: set[str], validated: set[str]
+) -> list[dict[str, str]]:
+    """Splits of a supervised model."""
+    table: list[dict[str, str]] = []
+    for case in cases:
+        split = "train"
+        if case.id in validated:
+            split = "val"
+        if case.id in test:
+            split = "test"
+        table.append({"id": case.id, "split": split})
+    return table

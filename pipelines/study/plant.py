@@ -1,61 +1,50 @@
-"""Plant synthetic lesions in healthy test scans, on their own grids: a labelled cohort where nobody drew a lesion mask."""
+"""Plant a synthetic lesion in a scan on its own grid."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import label
-from skimage import io, util
-from tqdm import tqdm
 
 from evaluation import synthetic
-from evaluation.synthetic import KINDS, match
-from pipelines import cli
-from pipelines.cohort.cases import cohort_rows
-from pipelines.versions import versions
-from preprocessing.files import atomic, nearest, read_json, write_json, write_table
-from preprocessing.images import array_axis, is_nifti, read_image, save_nifti, voxel_sizes
+from pipelines.cohort.cases import Case, load
+from preprocessing.files import nearest
+from preprocessing.images import Grid, array_axis, read_image
 from preprocessing.register import carry_mask, resample
 from preprocessing.scans import InputError, ScanError
 
-log = logging.getLogger("norma")
-
-COLUMNS = ("id", "image", "subject", "split", "label", "pathology", "mask", "brain_mask")
-
 MARGIN_MM = 3.0  # between a lesion and the brain's surface, about
-
 LARGEST = 0.5  # of the brain's volume
-
-TRIES, VISIBLE = (
-    5,
-    0.1,
-)  # places tried for a lesion whose mean change is this share of the brain's range
-
+TRIES = 5  # places tried for a lesion that changes too little
+VISIBLE = 0.1  # mean change that is enough, as a share of the brain's range
+SAME_PLACE = 1e-3  # mm: affines that differ by more are of another scan
 VOLUMES = "1,20"
 
 
 @dataclass(frozen=True)
 class Head:
-    """A test scan as it came in, with its brain (bool) on its own grid; `world` (4x4) maps atlas mm to its mm."""
+    """A test scan as it came in, with its brain (bool) on its own grid.
 
-    row: dict[str, str]
+    `scan_from_atlas` (4x4) maps atlas mm to its mm.
+    """
+
+    case: Case
     image: nib.Nifti1Image
     brain: np.ndarray
-    world: np.ndarray
+    scan_from_atlas: np.ndarray
 
     @property
     def data(self) -> np.ndarray:
+        """Voxels (X, Y, Z)."""
         return np.asarray(self.image.dataobj)
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
-        return voxel_sizes(self.image.affine)
+    def grid(self) -> Grid:
+        return Grid.of(self.image)
 
     @property
     def lr_axis(self) -> int:
@@ -65,7 +54,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted of every scan: the kinds in order, copies, volumes in ml (log-uniform) or mask files, and the seed."""
+    """What is wanted of every scan: kinds in order, copies, seed.
+
+    Lesions have volumes in ml (log-uniform), or the shapes of mask files.
+    """
 
     kinds: list[str]
     per_scan: int
@@ -74,277 +66,174 @@ class Plan:
     seed: int
 
 
-def load_head(data: Path, row: dict[str, str]) -> Head:
-    """Read a raw scan of a preprocessed cohort and carry its brain mask back to it; ScanError where it is no longer that scan."""
-    side, path = read_json(data / row["sidecar"]), Path(row["image"])
-    image, mask = read_image(path), _read_mask(data / row["brain"])
-    if list(image.shape) != side["native_shape"] or not np.allclose(
-        image.affine, side["native_affine"], atol=1e-3
-    ):
+@dataclass(frozen=True)
+class Source:
+    """Where a lesion's shape comes from: `wanted_ml` of a generated one, or a piece of a mask file."""
+
+    wanted_ml: float
+    path: Path | None = None
+    piece: np.ndarray | None = None
+    grid: Grid | None = None
+
+
+def load_head(case: Case) -> Head:
+    """Read the raw scan of a case, with its brain on the scan's own grid.
+
+    ScanError where the file is no longer the scan that was preprocessed.
+    """
+    image = read_image(case.image)
+    if not case.brain.is_file():
+        raise ScanError(f"{case.brain}: no such file; run 'make preprocess' again.")
+    prepared = load(case, image=False)
+    home = prepared.home
+    moved = not np.allclose(image.affine, home.affine, atol=SAME_PLACE)
+    if image.shape != home.shape or moved:
         raise ScanError(
-            f"{path}: shape {image.shape} or affine differs from what {data} was made of; run 'make preprocess' again."
+            f"{case.image}: shape {image.shape} or affine differs from what "
+            f"{case.sidecar.parents[1]} was made of; run 'make preprocess' again."
         )
-    world = np.array(side["world"], float)
-    brain = carry_mask(
-        np.asarray(mask.dataobj) > 0, mask.affine, image.shape, image.affine, np.linalg.inv(world)
-    )
+    atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
+    brain = carry_mask(prepared.brain, prepared.grid, Grid.of(image), atlas_from_scan)
     if not brain.any():
-        raise ScanError(f"{path}: its brain mask {row['brain']} is empty on the scan's own grid.")
-    return Head(row, image, brain, world)
+        raise ScanError(
+            f"{case.image}: its brain mask {case.brain.name} is empty on the scan's own grid."
+        )
+    return Head(case, image, brain, prepared.scan_from_atlas)
 
 
-def _read_mask(path: Path) -> nib.Nifti1Image:
-    """A mask that Norma wrote, of any number of slices."""
-    if not path.is_file():
-        raise ScanError(f"{path}: no such file; run 'make preprocess' again.")
-    return nib.Nifti1Image.from_filename(path)
+def in_atlas(case: Case) -> Head:
+    """A preprocessed case as a scan in atlas space to plant lesions in."""
+    prepared = load(case)
+    image = nib.Nifti1Image(prepared.channels[0], prepared.grid.affine)
+    return Head(case, image, prepared.brain, np.eye(4))
 
 
 def donor_on(head: Head, donor: Head) -> tuple[np.ndarray, np.ndarray]:
-    """The donor on the head's grid, through the atlas, with intensities matched; and where both have brain (bool)."""
-    way = donor.world @ np.linalg.inv(head.world)  # head mm -> atlas mm -> donor mm
-    theirs = match(donor.data, donor.brain, head.data, head.brain)
-    shape, affine = head.data.shape, head.image.affine
-    both = head.brain & carry_mask(donor.brain, donor.image.affine, shape, affine, way)
-    return resample(theirs, donor.image.affine, shape, affine, way, pad=None), both
+    """The donor on the head's grid, through the atlas, with intensities matched.
+
+    Gives where both have brain (bool) too.
+    """
+    donor_from_head = donor.scan_from_atlas @ np.linalg.inv(head.scan_from_atlas)
+    matched = synthetic.match(donor.data, donor.brain, head.data, head.brain)
+    both = head.brain & carry_mask(donor.brain, donor.grid, head.grid, donor_from_head)
+    return resample(matched, donor.grid, head.grid, donor_from_head, pad=None), both
 
 
-def moved(
-    lesion: np.ndarray,
-    own: np.ndarray,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    centre: np.ndarray,
-) -> np.ndarray:
-    """A lesion (bool, affine `own`) on another grid with its middle at `centre` mm, in the pose that it has in the world."""
-    world = np.eye(4)
-    world[:3, 3] = own[:3, :3] @ np.argwhere(lesion).mean(0) + own[:3, 3] - centre
-    return carry_mask(lesion, own, shape, affine, world)
+def placed(lesion: np.ndarray, grid: Grid, onto: Grid, centre: np.ndarray) -> np.ndarray:
+    """A lesion (bool) on another grid with its middle at `centre` mm, in the pose that it has."""
+    middle = grid.affine[:3, :3] @ np.argwhere(lesion).mean(0) + grid.affine[:3, 3]
+    lesion_from_head = np.eye(4)
+    lesion_from_head[:3, 3] = middle - centre
+    return carry_mask(lesion, grid, onto, lesion_from_head)
 
 
-def largest_piece(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The largest 26-connected lesion (bool) of a mask file, and its affine; ScanError where it is empty."""
+def largest_piece(path: Path) -> tuple[np.ndarray, Grid]:
+    """The largest 26-connected lesion (bool) of a mask file; ScanError where it is empty."""
     image = read_image(path)
     pieces, n = label(np.asarray(image.dataobj) > 0, np.ones((3, 3, 3)))
     if n == 0:
         raise ScanError(f"{path}: the lesion mask is empty; take it out of the folder of --masks.")
-    return pieces == np.bincount(pieces[pieces > 0]).argmax(), image.affine
+    largest = np.bincount(pieces[pieces > 0]).argmax()
+    return pieces == largest, Grid.of(image)
 
 
 def plant_one(
     head: Head, kind: str, plan: Plan, rng: np.random.Generator, donor: Head | None
-) -> tuple[np.ndarray, np.ndarray, dict]:
-    """One lesion in a scan: the new image float32, its mask (bool), and what there is to tell of it.
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """One lesion in a scan: the new image float32, the lesion (bool), and a record of it.
 
-    A lesion that changes next to nothing (white matter for white matter) is drawn again elsewhere, TRIES times at most;
-    the first that VISIBLE allows is kept, or else the strongest.
+    A lesion that changes next to nothing (white matter for white matter) is drawn again elsewhere,
+    TRIES times at most. The first that VISIBLE allows is taken, or else the strongest.
     """
-    room, foreign = head.brain, None
+    room = head.brain
+    foreign = None
     if kind == "mirror":
         room = room & synthetic.mirrored(room, room, head.lr_axis)
     elif donor is not None:
         foreign, room = donor_on(head, donor)
-    source = plan.masks[rng.integers(len(plan.masks))] if plan.masks else None
-    lesion, own = largest_piece(source) if source else (None, np.eye(4))
-    wanted = (
-        float(np.exp(rng.uniform(*np.log(plan.volumes))))
-        if lesion is None
-        else float(lesion.sum()) * _voxel_ml(own)
-    )
-    if wanted > LARGEST * room.sum() * _voxel_ml(head.image.affine):
-        advice = (
-            f"take {source} out of the folder of --masks" if source else "give smaller --volumes"
-        )
-        raise ScanError(
-            f"{head.row['image']}: a lesion of {wanted:.3g} ml has no place in this brain; {advice}."
-        )
-    best, change = None, -1.0
+    source = _source(head, plan, room, rng)
+
+    best: tuple[np.ndarray, np.ndarray, dict[str, Any]] | None = None
+    strongest = -1.0
     for _ in range(TRIES):
-        side = synthetic.hemisphere(rng, room, head.lr_axis) if kind == "mirror" else room
-        voxel = synthetic.place(rng, side, head.spacing, wanted, MARGIN_MM)
-        centre = head.image.affine[:3, :3] @ voxel + head.image.affine[:3, 3]
-        if lesion is None:
-            shape = synthetic.random_shape(rng, room.shape, head.spacing, voxel, wanted)
-        else:
-            shape = moved(lesion, own, room.shape, head.image.affine, centre)
+        shape, where = _drawn_shape(head, kind, room, source, rng)
         if not (shape & room).any():
             continue
-        new, mask = synthetic.plant(
-            rng, kind, head.data, room, shape, head.spacing, foreign, head.lr_axis
+        image, lesion = synthetic.plant(
+            rng, kind, head.data, room, shape, head.grid.spacing, foreign, head.lr_axis
         )
-        seen = synthetic.visibility(head.data, new, room, mask)
-        if seen > change:
-            best, change = (new, mask, {"centre_mm": centre, "centre_voxel": voxel}), seen
-        if change >= VISIBLE:
+        change = synthetic.visibility(head.data, image, room, lesion)
+        if change > strongest:
+            best = image, lesion, where
+            strongest = change
+        if strongest >= VISIBLE:
             break
     if best is None:
         raise ScanError(
-            f"{head.row['image']}: the lesion of {source} leaves no voxel on this grid; take it out of the folder of --masks."
+            f"{head.case.image}: the lesion of {source.path} leaves no voxel on this grid; "
+            "take it out of the folder of --masks."
         )
-    volume = float(best[1].sum()) * _voxel_ml(head.image.affine)
-    told = {"kind": kind, "volume_ml": volume, "wanted_ml": wanted, "change": change, **best[2]}
-    return (
-        best[0],
-        best[1],
-        told | {"shape": source or "generated", "donor": donor.row["id"] if donor else None},
-    )
-
-
-def _voxel_ml(affine: np.ndarray) -> float:
-    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-
-
-def copies(
-    head: Head, index: int, plan: Plan, data: Path, rows: Sequence[dict[str, str]], out: Path
-) -> tuple[list[dict], list[dict]]:
-    """Write a scan's synthetic copies and their masks; their rows of the table and of synthetic.json."""
-    made, told = [], []
-    others = [r for r in rows if r["subject"] != head.row["subject"]]
-    for number in range(plan.per_scan):
-        rng = np.random.default_rng([plan.seed, index, number])
-        kind = plan.kinds[(index * plan.per_scan + number) % len(plan.kinds)]
-        donor = load_head(data, others[rng.integers(len(others))]) if kind == "blend" else None
-        image, mask, about = plant_one(head, kind, plan, rng, donor)
-        name = f"{head.row['id']}_synthetic-{number + 1:02d}-{kind}"
-        files = _write(head, image, mask, out / head.row["subject"] / name, kind)
-        row = {
-            "id": name,
-            "subject": head.row["subject"],
-            "split": "test",
-            "label": "abnormal",
-            "pathology": f"synthetic {kind}",
-        }
-        paths = {k: str(p.relative_to(out)) for k, p in files.items()}
-        made.append(row | paths | {"brain_mask": head.row["brain_mask"]})
-        told.append({"id": name, "original": head.row["id"], **paths, **about})
-    return made, told
-
-
-def _write(
-    head: Head, image: np.ndarray, mask: np.ndarray, base: Path, kind: str
-) -> dict[str, Path]:
-    """Write image and mask on the scan's grid: a NIfTI with the scan's header, or for a picture 16-bit and 8-bit PNG."""
-    base.parent.mkdir(parents=True, exist_ok=True)
-    if image.shape[2] == 1:
-        return _write_pictures(image, mask, base)
-    files = {
-        "image": base.with_name(f"{base.name}.nii.gz"),
-        "mask": base.with_name(f"{base.name}_mask.nii.gz"),
+    image, lesion, where = best
+    record = {
+        "kind": kind,
+        "volume_ml": float(lesion.sum()) * voxel_ml(head.grid),
+        "wanted_ml": source.wanted_ml,
+        "change": strongest,
+        **where,
+        "shape": source.path or "generated",
+        "donor": donor.case.id if donor else None,
     }
-    arrays = {"image": _as_stored(image, head), "mask": mask.astype(np.uint8)}
-    for what, path in files.items():
-        header = head.image.header.copy()
-        header.set_data_dtype(arrays[what].dtype)
-        header["descrip"] = f"synthetic lesion: {kind}"
-        save_nifti(nib.Nifti1Image(arrays[what], head.image.affine, header), path)
-    return files
+    return image, lesion, record
 
 
-def _as_stored(image: np.ndarray, head: Head) -> np.ndarray:
-    """Whole numbers where the scan has only those, in its own type or the first that holds them all; otherwise float32."""
-    stored = head.image.header.get_data_dtype()
-    if stored.kind not in "iu" or not (head.data == np.rint(head.data)).all():
-        return image
-    whole = np.rint(image)
-    for dtype in (stored, np.dtype(np.int16), np.dtype(np.int32)):
-        if np.iinfo(dtype).min <= whole.min() and whole.max() <= np.iinfo(dtype).max:
-            return whole.astype(dtype)
-    return whole
-
-
-def _write_pictures(image: np.ndarray, mask: np.ndarray, base: Path) -> dict[str, Path]:
-    """The inverse of `read_picture`, atomically; a picture ends at black and white, so what lies beyond is cut there."""
-    files = {
-        "image": base.with_name(f"{base.name}.png"),
-        "mask": base.with_name(f"{base.name}_mask.png"),
-    }
-    arrays = {"image": util.img_as_uint(np.clip(image, 0, 1)), "mask": util.img_as_ubyte(mask)}
-    for what, path in files.items():
-        with atomic(path) as temporary:
-            io.imsave(temporary, arrays[what][::-1, ::-1, 0].T, check_contrast=False)
-    return files
-
-
-def synthesise(
-    data: Path, rows: Sequence[dict[str, str]], out: Path, plan: Plan
-) -> tuple[list[dict], list[dict]]:
-    """Write the cohort of healthy scans (`rows` of `data`) and their synthetic copies to `out`; its rows, and the scans left out."""
-    table, told, failures = [], [], []
-    with tqdm(total=len(rows) * plan.per_scan, desc="synthetic lesions", unit="copy") as bar:
-        for index, row in enumerate(rows):
-            try:
-                made, about = copies(load_head(data, row), index, plan, data, rows, out)
-            except ScanError as error:
-                failures.append(
-                    {
-                        "id": row["id"],
-                        "image": row["image"],
-                        "split": "test",
-                        "reason": cli.error_sentence(error),
-                    }
-                )
-                log.warning("left out: %s", failures[-1]["reason"])
-            else:
-                healthy = {k: row[k] for k in ("id", "subject", "split", "brain_mask")} | {
-                    "label": "healthy"
-                }
-                table += [healthy | {"image": Path(row["image"]).resolve()}, *made]
-                told += about
-            bar.update(plan.per_scan)
-    write_table(out / "failures.tsv", failures, ("id", "image", "split", "reason"))
-    if table:
-        write_table(out / "cohort.tsv", table, COLUMNS)
-        settings = {
-            "seed": plan.seed,
-            "per_scan": plan.per_scan,
-            "kinds": plan.kinds,
-            "data": data.resolve(),
-        }
-        settings |= {"masks": plan.masks} if plan.masks else {"volumes_ml": plan.volumes}
-        write_json(
-            out / "synthetic.json",
-            {"synthetic": True, "settings": settings, "versions": versions(), "lesions": told},
+def _source(head: Head, plan: Plan, room: np.ndarray, rng: np.random.Generator) -> Source:
+    """Draw the lesion's source; ScanError where it is too large for the brain."""
+    if plan.masks:
+        path = plan.masks[rng.integers(len(plan.masks))]
+        piece, grid = largest_piece(path)
+        source = Source(float(piece.sum()) * voxel_ml(grid), path, piece, grid)
+    else:
+        source = Source(float(np.exp(rng.uniform(*np.log(plan.volumes)))))
+    if source.wanted_ml > LARGEST * room.sum() * voxel_ml(head.grid):
+        advice = "give smaller --volumes"
+        if source.path:
+            advice = f"take {source.path} out of the folder of --masks"
+        raise ScanError(
+            f"{head.case.image}: a lesion of {source.wanted_ml:.3g} ml has no place in this brain; "
+            f"{advice}."
         )
-    return table, failures
+    return source
 
 
-def healthy_test_rows(data: Path) -> list[dict[str, str]]:
-    """The test rows of a preprocessed cohort that are not labelled abnormal; InputError where there is none."""
-    rows = [r for r in cohort_rows(data) if r["split"] == "test" and r["label"] != "abnormal"]
-    if not rows:
-        raise InputError(
-            f"{data / 'scans.tsv'}: no healthy scans in split 'test'; synthetic lesions are planted in those alone."
-        )
-    unknown = sum(not r["label"] for r in rows)
-    if unknown:
-        log.info("%d test scans without a label are taken as healthy.", unknown)
-    return rows
+def _drawn_shape(
+    head: Head, kind: str, room: np.ndarray, source: Source, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A lesion's shape (bool) at a drawn place, and the place."""
+    side = synthetic.hemisphere(rng, room, head.lr_axis) if kind == "mirror" else room
+    spacing = head.grid.spacing
+    voxel = synthetic.place(rng, side, spacing, source.wanted_ml, MARGIN_MM)
+    centre = head.grid.affine[:3, :3] @ voxel + head.grid.affine[:3, 3]
+    if source.piece is None or source.grid is None:
+        shape = synthetic.random_shape(rng, room.shape, spacing, voxel, source.wanted_ml)
+    else:
+        shape = placed(source.piece, source.grid, head.grid, centre)
+    return shape, {"centre_mm": centre, "centre_voxel": voxel}
 
 
-def make_plan(arguments: argparse.Namespace) -> Plan:
-    """Read the arguments; InputError says which one cannot be used, and why."""
-    kinds = kinds_of(arguments.kinds)
-    if arguments.per_scan < 1:
-        raise InputError(
-            f"--per-scan: {arguments.per_scan}; expected at least one copy of each scan."
-        )
-    if arguments.seed < 0:
-        raise InputError(f"--seed: {arguments.seed}; expected 0 or a larger whole number.")
-    if arguments.volumes and arguments.masks:
-        raise InputError(
-            "--volumes and --masks: the lesions of --masks keep their own volumes; give one of the two."
-        )
-    masks = _mask_files(Path(arguments.masks)) if arguments.masks else []
-    return Plan(kinds, arguments.per_scan, volumes_of(arguments.volumes), masks, arguments.seed)
+def voxel_ml(grid: Grid) -> float:
+    """Volume of a voxel in ml."""
+    return float(abs(np.linalg.det(grid.affine[:3, :3]))) / 1000
 
 
 def kinds_of(text: str | None) -> list[str]:
     """Kinds of lesions in a user's order, all where nothing is said; InputError for an unknown one."""
-    kinds = [k.strip() for k in text.split(",")] if text else list(KINDS)
+    kinds = [k.strip() for k in text.split(",")] if text else list(synthetic.KINDS)
     for kind in kinds:
-        if kind not in KINDS:
+        if kind not in synthetic.KINDS:
+            known = ", ".join(synthetic.KINDS)
             raise InputError(
-                f"--kinds: unknown kind '{kind}'; expected some of {', '.join(KINDS)}{nearest(kind, KINDS)}"
+                f"--kinds: unknown kind '{kind}'; expected some of {known}"
+                f"{nearest(kind, synthetic.KINDS)}"
             )
     return kinds
 
@@ -355,31 +244,10 @@ def volumes_of(text: str | None) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in text.split(","))
     except ValueError:
-        low = high = float("nan")
+        low, high = float("nan"), float("nan")
     if not (0 < low <= high < float("inf")):
         raise InputError(
-            f"--volumes: '{text}'; expected smallest and largest volume in ml, both positive, such as {VOLUMES}."
+            f"--volumes: '{text}'; expected smallest and largest volume in ml, both positive, "
+            f"such as {VOLUMES}."
         )
     return low, high
-
-
-def _mask_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if is_nifti(p) and not p.name.startswith("."))
-    if not files:
-        raise InputError(
-            f"{folder}: no .nii or .nii.gz files; give --masks a folder of lesion masks."
-        )
-    return files
-
-
-def without_blend(plan: Plan, rows: Sequence[dict[str, str]]) -> Plan:
-    """The plan as it is, or where there is one subject only, without the kind that needs two."""
-    if "blend" not in plan.kinds or len({r["subject"] for r in rows}) > 1:
-        return plan
-    kinds = [k for k in plan.kinds if k != "blend"]
-    if not kinds:
-        raise InputError(
-            f"--kinds: there is one healthy test subject, '{rows[0]['subject']}'; kind 'blend' needs a second one, give other --kinds."
-        )
-    log.info("kind 'blend' is left out: it needs a second healthy test subject.")
-    return replace(plan, kinds=kinds)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from pipelines.config import CONFIGS, config_path, merge, read_yaml, validate
+from pipelines.detect.identity import Level, Shapes
 from preprocessing.recipe import Closed
 from preprocessing.scans import InputError
 
@@ -18,12 +20,14 @@ class Protocol(Closed):
     scan or slice table whose classes get figures of their own. `resamples` bootstrap samples of subjects.
     """
 
+    shapes: ClassVar[Level] = "nothing"
+
     name: str
     seeds: int = Field(5, ge=1)
     folds: int | None = Field(None, ge=3)
     repeats: int = Field(1, ge=1)
-    slices: bool = True
-    by: tuple[str, ...] = ("pathology",)
+    slices: Annotated[bool, Shapes("figures")] = True
+    by: Annotated[tuple[str, ...], Shapes("figures")] = ("pathology",)
     resamples: int = Field(1000, ge=1)
 
 

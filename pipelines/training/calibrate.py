@@ -3,67 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from evaluation.metrics import VoxelHistogram
-from models.base import AnomalyModel
-from pipelines.cohort.cases import read_truth
-from pipelines.detect.config import RunConfig
-from pipelines.detect.detector import cohort_maps, scan_score
-from pipelines.detect.points import operating_points
+from pipelines.cohort.cases import Case, load, read_truth
+from pipelines.detect.detector import Detector, NativeMap, scan_score
+from pipelines.detect.points import Point, ScoredScan, operating_points
+from pipelines.detect.run import HealthyReference, Run, write_calibration
 
 WHAT = {"map": "map", "model": "model's own scores", "cluster": "map's cluster enhancement"}
+QUANTILES = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def calibrate(
-    model: AnomalyModel,
-    config: RunConfig,
-    data: Path,
-    rows: list[dict[str, str]],
-    device: torch.device,
-    tune: Sequence[dict[str, str]] = (),
-) -> tuple[dict[str, Any], dict[str, Any], VoxelHistogram]:
-    """threshold.json, reference.json and the healthy voxels, from healthy validation scans (rows of scans.tsv).
+    detector: Detector, cases: Sequence[Case], tune: Sequence[Case] = ()
+) -> tuple[dict[str, Point], HealthyReference, VoxelHistogram]:
+    """Operating points, healthy reference and healthy voxels, from healthy validation cases.
 
-    `tune` rows are labelled scans for the few-label operating point, and for nothing else here.
+    `tune` are labelled cases for the few-label operating point, and for nothing else here.
     """
-    healthy, labelled, marked, scans, tuned = VoxelHistogram(), VoxelHistogram(), False, [], []
-    settings = config.calibration
-    for row, labels_seen in tqdm(
-        [*((r, False) for r in rows), *((r, True) for r in tune)],
-        desc="healthy reference",
-        unit="scan",
-    ):
-        native = cohort_maps(model, config, data, row, device)
-        values, score = native.map[native.brain], scan_score(native, settings.score_fraction)
-        case = {"id": row["id"], "score": score, "maximum": float(values.max(initial=0.0))}
-        if not labels_seen:
-            healthy.update(values, np.zeros(values.size, np.uint8))
-            scans.append(case)
-        else:
-            tuned.append(case | {"label": row["label"]})
-            truth = read_truth(row, native.map.shape, native.affine)
-            if truth is not None and row["mask"]:
-                labelled.update(values, truth[native.brain] > 0)
-                marked = True
-    points = operating_points(healthy, scans, tuned, labelled if marked else None, settings)
-    threshold = {
-        "value": points[settings.point]["voxel"],
-        **points[settings.point],
-        "n_scans": len(scans),
-        "points": points,
-    }
-    quantiles = {
-        str(q): float(healthy.quantile(q)) for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-    }
-    reference = {
-        "score": f"mean of the highest {settings.score_fraction:.1%} of the {WHAT[settings.score]} inside the brain",
-        "scans": sorted(scans, key=lambda s: s["score"]),
-        "voxel_quantiles": quantiles,
-    }
-    return threshold, reference, healthy
+    calibration = detector.config.calibration
+    healthy = VoxelHistogram()
+    scans: list[ScoredScan] = []
+    for case in tqdm(cases, desc="healthy reference", unit="scan"):
+        native = detector.map(load(case))
+        values = native.map[native.brain]
+        healthy.update(values, np.zeros(values.size, np.uint8))
+        scans.append(_scored(case, native, calibration.score_fraction))
+
+    tuned, labelled = _tuned(detector, tune)
+    points = operating_points(healthy, scans, tuned, labelled, calibration)
+    what = WHAT[calibration.score]
+    reference = HealthyReference(
+        score=f"mean of the highest {calibration.score_fraction:.1%} of the {what} inside the brain",
+        scans=sorted(scans, key=lambda s: s.score),
+        voxel_quantiles={str(q): float(healthy.quantile(q)) for q in QUANTILES},
+    )
+    return points, reference, healthy
+
+
+def _scored(case: Case, native: NativeMap, fraction: float, label: str | None = None) -> ScoredScan:
+    fields = {} if label is None else {"label": label}
+    highest = float(native.map[native.brain].max(initial=0.0))
+    return ScoredScan(id=case.id, score=scan_score(native, fraction), maximum=highest, **fields)
+
+
+def _tuned(
+    detector: Detector, tune: Sequence[Case]
+) -> tuple[list[ScoredScan], VoxelHistogram | None]:
+    """Labelled scans with their scores, and their voxels where one of them has a lesion mask."""
+    scans: list[ScoredScan] = []
+    labelled = VoxelHistogram()
+    masks = 0
+    for case in tqdm(tune, desc="labelled scans", unit="scan", disable=not tune):
+        native = detector.map(load(case))
+        scans.append(_scored(case, native, detector.config.calibration.score_fraction, case.label))
+        lesions = read_truth(case, native.grid)
+        if lesions is not None and case.lesions:
+            labelled.update(native.map[native.brain], lesions[native.brain] > 0)
+            masks += 1
+    return scans, labelled if masks else None
+
+
+def calibrate_run(run: Run, cases: Sequence[Case], tune: Sequence[Case] = ()) -> None:
+    """Calibrate a trained run anew on healthy `cases`, and write that into its folder."""
+    points, reference, healthy = calibrate(run.detector, cases, tune)
+    write_calibration(run.folder, points, reference, healthy, run.config.calibration.point)

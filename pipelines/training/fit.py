@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
-from hashlib import sha256
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,27 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from models import model_class
-from pipelines.cohort.cases import cohort_rows, learning_rows
+from models.base import AnomalyModel
+from pipelines.cohort.cases import Case, data_digest, data_digest_0, learning_cases, read_cases
 from pipelines.config import ConfigError, read_config, write_yaml
 from pipelines.detect.build import build_detector, build_model, load_members, with_members
 from pipelines.detect.config import Loop, RunConfig
-from pipelines.detect.run import write_voxels, write_weights
+from pipelines.detect.detector import Detector
+from pipelines.detect.identity import settings
+from pipelines.detect.run import (
+    finished,
+    read_history,
+    read_recipe,
+    write_calibration,
+    write_history,
+    write_recipe,
+    write_weights,
+)
 from pipelines.training.calibrate import calibrate
 from pipelines.training.data import Batches, SliceDataset
 from pipelines.training.loop import fit
-from pipelines.versions import versions
-from preprocessing.files import read_json, write_atomic, write_json, write_table
+from pipelines.versions import command_line, versions
+from preprocessing.files import write_atomic, write_table
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError
 from preprocessing.slices import in_plane
@@ -34,137 +45,225 @@ from preprocessing.slices import in_plane
 log = logging.getLogger("norma")
 
 
-def train(config: RunConfig, data: Path, run: Path, splits: Path | None = None) -> None:
-    """Train, calibrate on healthy validation scans, and fill the run folder; a finished run is left alone.
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: cases to train on, to validate on and, labelled, to tune on.
 
-    `splits`, a table (id, split), stands in for the splits of the data's own table; the run keeps a copy as splits.tsv.
+    `reference` names the training cases that the model does not see: the healthy reference of its
+    map is of them. `abnormal` names every abnormal case.
     """
-    rows, config = cohort_rows(data, splits), with_members(config, run)
-    supervised, combines = model_class(config.name).supervised, model_class(config.name).combines
-    train_rows, val_rows = (
-        learning_rows(rows, split, data, supervised) for split in ("train", "val")
-    )
-    reference_ids = held_out(config, train_rows)
-    train_ids = {r["id"] for r in train_rows} - reference_ids
-    val_ids = {r["id"] for r in val_rows}
-    abnormal = [r for r in val_rows if r["label"] == "abnormal"]
-    tune_rows = abnormal + [r for r in rows if r["split"] == "tune"]
-    ill = {r["id"] for r in rows if r["label"] == "abnormal"}
-    about = describe_data(data, rows)
-    recipe = read_config(Recipe, data / "recipe.yaml")
-    if _finished(run, config, about):
-        log.info("%s: finished before with this config and data; nothing to do.", run)
+
+    data: Path
+    recipe: Recipe
+    cases: list[Case]
+    train: list[Case]
+    val: list[Case]
+    tune: list[Case]
+    reference: frozenset[str]
+    abnormal: frozenset[str]
+
+    @property
+    def healthy_val(self) -> list[Case]:
+        """Validation cases that thresholds come from."""
+        return [case for case in self.val if case.label != "abnormal"]
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Slices or volumes to train on, without and with augmentation, and to validate on."""
+
+    store: Path
+    training: SliceDataset
+    checking: SliceDataset
+    items: str  # "slices" or "volumes"
+    shape: dict[str, Any]
+
+
+def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = None) -> None:
+    """Train, calibrate on healthy validation cases, and fill the run folder.
+
+    A finished run is left alone. `splits`, a table (id, split), stands in for the splits of the
+    data's own table; the run holds a copy as splits.tsv.
+    """
+    config = with_members(config, run_dir)
+    material = select_material(config, data, splits)
+    if is_finished(run_dir, config, material):
+        log.info("%s: finished before with this config and data; nothing to do.", run_dir)
         return
-    loop = config.loop
-    fabric = _fabric(loop)
+
+    fabric = make_fabric(config.loop)
     fabric.launch()
-    torch.manual_seed(loop.seed)
-    model = build_model(config, recipe)
+    torch.manual_seed(config.loop.seed)
+    model = build_model(config, material.recipe)
     detector = build_detector(config, model)
-    if combines:
-        load_members(model, config, run)
-    n = sum(p.numel() for p in model.parameters())
-    depth = (
-        grid_depth(data, train_rows[0], config)
-        if len(config.image_size) == 3 or config.around or config.plane != "axial"
-        else 0
-    )
+    if model.combines:
+        load_members(model, config, run_dir)
+    parameters = sum(p.numel() for p in model.parameters())
+
     with fabric.rank_zero_first():
-        store = in_plane(data / "slices", config.plane, depth, recipe.min_brain_pixels)
-    shape: dict[str, Any] = {
-        "patch_size": config.patch_size,
-        "depth": depth,
-        "around": config.around,
-    }
-    training = SliceDataset(
-        store, train_ids, config.image_size, config.augmentation, abnormal=ill, **shape
-    )
-    checking = SliceDataset(store, val_ids, config.image_size, abnormal=ill, **shape)
-    items = "volumes" if len(config.image_size) == 3 else "slices"
-    least = min(len(training), len(checking), loop.batch_size)
-    if fabric.world_size > least:
-        raise ConfigError(
-            f"{fabric.world_size} processes, but batches of {least} {items}; use fewer devices, or a larger loop.batch_size."
-        )
+        datasets = open_datasets(config, material)
+    check_processes(fabric, config, datasets)
     if fabric.is_global_zero:
-        log.info(
-            "%s: %.2f M parameters on %s; %d scans (%d %s) to train, %d scans (%d %s) to validate",
-            config.name,
-            n / 1e6,
-            fabric.device,
-            len(train_ids),
-            len(training),
-            items,
-            len(val_rows),
-            len(checking),
-            items,
-        )
-        write_atomic(run / "config.yaml", write_yaml(config))
-        write_atomic(run / "recipe.yaml", write_yaml(recipe))
-        write_json(run / "run.json", about)
-        if splits:
-            write_table(run / "splits.tsv", [{"id": r["id"], "split": r["split"]} for r in rows])
+        log_sizes(config, fabric, material, datasets, parameters)
+        write_start(run_dir, config, material, splits is not None)
     fabric.barrier()
-    trained = fit(model, config, training, checking, fabric, run) if model.stages else 0.0
-    started = (
-        time.perf_counter()
-    )  # what was trained before a kill counts, so the epochs have their own clock
-    model.eval()
-    healthy_ids = val_ids - ill if combines else train_ids
-    plain = SliceDataset(store, healthy_ids, config.image_size, **shape)
-    try:
-        model.fit_reference(Batches(plain, loop, shuffle=False, stream=0).epoch(0))
-    except ValueError as error:  # too few slices for what the config asks
-        raise ConfigError(f"model of {config.name}: {error}") from None
+
+    trained = 0.0
+    if model.stages:
+        trained = fit(model, config, datasets.training, datasets.checking, fabric, run_dir)
+    started = time.perf_counter()  # epochs have their own clock: those before a kill count too
+    fit_closed_form(model, config, material, datasets)
     if config.reference.active:
         model = detector.to(fabric.device).eval()
     if config.reference.kind != "none":
-        healthy_maps = SliceDataset(
-            store, (reference_ids or train_ids) - ill, config.image_size, around=config.around
-        )
-        model.fit_reference(Batches(healthy_maps, loop, shuffle=False, stream=0).epoch(0))
+        fit_healthy_maps(model, config, material, datasets)
+
     if fabric.is_global_zero:
-        threshold, reference, healthy = calibrate(
-            model,
-            config,
-            data,
-            [r for r in val_rows if r["label"] != "abnormal"],
-            fabric.device,
-            tune_rows,
+        calibrated = calibrate(
+            Detector(model, config, fabric.device), material.healthy_val, material.tune
         )
-        write_voxels(healthy, run)
-        write_json(run / "threshold.json", threshold)
-        write_json(run / "reference.json", reference)
-        seconds = round(trained + time.perf_counter() - started, 1)
-        write_json(
-            run / "run.json",
-            about
-            | {
-                "versions": versions(),
-                "command": sys.argv[1:],
-                "seconds": seconds,
-                "parameters": n,
-                "device": str(fabric.device),
-                "threads": torch.get_num_threads(),
-                "train_scans": [r["id"] for r in train_rows],
-                "val_scans": [r["id"] for r in val_rows],
-                "tune_scans": [r["id"] for r in tune_rows],
-                "digests": sorted(
-                    {r["digest"] for r in (*train_rows, *val_rows, *tune_rows) if r.get("digest")}
-                ),
-            },
-        )
-        write_weights(model, run)
+        write_calibration(run_dir, *calibrated, config.calibration.point)
+        history = start_of(material) | {
+            "versions": versions(),
+            "command": command_line(),
+            "seconds": round(trained + time.perf_counter() - started, 1),
+            "parameters": parameters,
+            "device": str(fabric.device),
+            "threads": torch.get_num_threads(),
+            "train_scans": [case.id for case in material.train],
+            "val_scans": [case.id for case in material.val],
+            "tune_scans": [case.id for case in material.tune],
+            "digests": learned_digests(material),
+        }
+        write_history(run_dir, history)
+        write_weights(model, run_dir)
     fabric.barrier()
 
 
-def grid_depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
-    """Axial slices of the grid that a cohort's scans lie on; ConfigError for pictures, which have one, or an ensemble of another grid."""
-    grid = nib.Nifti1Image.from_filename(data / row["preproc"]).shape[:3]
+def select_material(config: RunConfig, data: Path, splits: Path | None = None) -> Material:
+    """The cases of a cohort by their use; InputError where a split lacks what the model needs."""
+    kind = model_class(config.name)
+    cases = read_cases(data, splits)
+    training = learning_cases(cases, "train", data, kind.supervised)
+    val = learning_cases(cases, "val", data, kind.supervised)
+    labelled = [case for case in val if case.label == "abnormal"]
+    return Material(
+        data=data,
+        recipe=read_recipe(data),
+        cases=cases,
+        train=training,
+        val=val,
+        tune=labelled + [case for case in cases if case.split == "tune"],
+        reference=frozenset(held_out(config, training)),
+        abnormal=frozenset(case.id for case in cases if case.label == "abnormal"),
+    )
+
+
+def open_datasets(config: RunConfig, material: Material) -> Datasets:
+    """The slices of training and validation cases, in the plane of the config."""
+    volumes = len(config.image_size) == 3
+    depth = 0
+    if volumes or config.around or config.plane != "axial":
+        depth = grid_depth(material.data, material.train[0], config)
+    slices = material.data / "slices"
+    store = in_plane(slices, config.plane, depth, material.recipe.min_brain_pixels)
+
+    shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
+    train_ids = {case.id for case in material.train} - material.reference
+    val_ids = {case.id for case in material.val}
+    size = config.image_size
+    abnormal = material.abnormal
+    training = SliceDataset(store, train_ids, size, config.augmentation, abnormal=abnormal, **shape)
+    checking = SliceDataset(store, val_ids, size, abnormal=abnormal, **shape)
+    return Datasets(store, training, checking, "volumes" if volumes else "slices", shape)
+
+
+def check_processes(fabric: Fabric, config: RunConfig, datasets: Datasets) -> None:
+    """ConfigError where some process would go without a sample."""
+    least = min(len(datasets.training), len(datasets.checking), config.loop.batch_size)
+    if fabric.world_size > least:
+        raise ConfigError(
+            f"{fabric.world_size} processes, but batches of {least} {datasets.items}; "
+            "use fewer devices, or a larger loop.batch_size."
+        )
+
+
+def log_sizes(
+    config: RunConfig, fabric: Fabric, material: Material, datasets: Datasets, parameters: int
+) -> None:
+    """One line: how large the model is, and what it learns from."""
+    log.info(
+        "%s: %.2f M parameters on %s; %d scans (%d %s) to train, %d scans (%d %s) to validate",
+        config.name,
+        parameters / 1e6,
+        fabric.device,
+        len(material.train) - len(material.reference),
+        len(datasets.training),
+        datasets.items,
+        len(material.val),
+        len(datasets.checking),
+        datasets.items,
+    )
+
+
+def write_start(run_dir: Path, config: RunConfig, material: Material, own_splits: bool) -> None:
+    """What stands in a run folder before training begins, so that it can be resumed."""
+    write_atomic(run_dir / "config.yaml", write_yaml(config))
+    write_recipe(run_dir, material.recipe)
+    write_history(run_dir, start_of(material))
+    if own_splits:
+        splits = [{"id": case.id, "split": case.split} for case in material.cases]
+        write_table(run_dir / "splits.tsv", splits)
+
+
+def start_of(material: Material) -> dict[str, str]:
+    """Which data a run is trained on, for run.json."""
+    return {"data": material.data.name, "data_digest": data_digest(material.cases)}
+
+
+def learned_digests(material: Material) -> list[str]:
+    """Digests of every image that a run has learned from."""
+    cases = [*material.train, *material.val, *material.tune]
+    return sorted({case.digest for case in cases if case.digest})
+
+
+def fit_closed_form(
+    model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
+) -> None:
+    """What a model fits without gradients: on training slices, an ensemble on healthy validation."""
+    model.eval()
+    ids = {case.id for case in material.train} - material.reference
+    if model.combines:
+        ids = {case.id for case in material.val} - material.abnormal
+    plain = SliceDataset(datasets.store, ids, config.image_size, **datasets.shape)
+    try:
+        model.fit_reference(Batches(plain, config.loop, shuffle=False, stream=0).epoch(0))
+    except ValueError as error:  # too few slices for what the config asks
+        raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def fit_healthy_maps(
+    model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
+) -> None:
+    """The healthy reference of a model's map, of held-out training cases or else of all."""
+    ids = material.reference or {case.id for case in material.train}
+    healthy = SliceDataset(
+        datasets.store, ids - material.abnormal, config.image_size, around=config.around
+    )
+    model.fit_reference(Batches(healthy, config.loop, shuffle=False, stream=0).epoch(0))
+
+
+def grid_depth(data: Path, case: Case, config: RunConfig) -> int:
+    """Axial slices of the grid that a cohort's scans lie on.
+
+    ConfigError for pictures, which have one, or an ensemble of another grid.
+    """
+    grid = nib.Nifti1Image.from_filename(case.preproc).shape[:3]
     depth = grid[2]
     if model_class(config.name).combines and config.image_size != grid:
         raise ConfigError(
-            f"image_size {list(config.image_size)}: members see slices of the grid itself; give image_size={list(grid)}."
+            f"image_size {list(config.image_size)}: members see slices of the grid itself; "
+            f"give image_size={list(grid)}."
         )
     if depth == 1:
         what = "three numbers in image_size ask"
@@ -176,53 +275,53 @@ def grid_depth(data: Path, row: dict[str, str], config: RunConfig) -> int:
     return depth
 
 
-def held_out(config: RunConfig, rows: list[dict[str, str]]) -> set[str]:
-    """Training scans that the model does not see, so that its healthy reference is of unseen scans; drawn by subject from the seed."""
+def held_out(config: RunConfig, cases: Iterable[Case]) -> set[str]:
+    """Ids of training cases that the model does not see, drawn by subject from the seed.
+
+    The healthy reference of the map is then of unseen scans.
+    """
     if config.reference.kind == "none" or not config.reference.holdout:
         return set()
-    subjects = sorted({r["subject"] for r in rows})
+    cases = list(cases)
+    subjects = sorted({case.subject for case in cases})
     count = round(config.reference.holdout * len(subjects))
     if not 0 < count < len(subjects):
         raise ConfigError(
-            f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} training subjects; change it."
+            f"reference.holdout={config.reference.holdout}: leaves {count} of {len(subjects)} "
+            "training subjects; change it."
         )
-    chosen = set(
-        np.random.default_rng([config.loop.seed, 77]).permutation(subjects)[:count].tolist()
-    )
-    return {r["id"] for r in rows if r["subject"] in chosen}
+    order = np.random.default_rng([config.loop.seed, 77]).permutation(subjects)
+    drawn: Collection[str] = set(order[:count].tolist())
+    return {case.id for case in cases if case.subject in drawn}
 
 
-def _fabric(loop: Loop) -> Fabric:
-    """One process, `loop.devices` processes that Fabric starts, or those that torchrun started, on one node or more."""
+def make_fabric(loop: Loop) -> Fabric:
+    """One process, `loop.devices` processes that Fabric starts, or those that torchrun started."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", loop.devices))
-    nodes = (
-        int(os.environ.get("WORLD_SIZE", local)) // local if "LOCAL_WORLD_SIZE" in os.environ else 1
-    )
-    strategy = DDPStrategy(find_unused_parameters=True) if local * nodes > 1 else "auto"
+    nodes = 1
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        nodes = int(os.environ.get("WORLD_SIZE", local)) // local
+    several = local * nodes > 1
     return Fabric(
         accelerator=loop.accelerator,
         devices=local,
         num_nodes=nodes,
-        strategy=strategy,
+        strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
         precision=loop.precision,
     )
 
 
-def describe_data(data: Path, rows: list[dict[str, str]]) -> dict[str, str]:
-    """Which data a run is trained on: the folder and the digest of its training, validation and labelled rows."""
-    lines = [f"{r['id']} {r['split']} {r['image']}" for r in rows if r["split"] != "test"]
-    return {"data": str(data), "data_digest": sha256("\n".join(sorted(lines)).encode()).hexdigest()}
-
-
-def _finished(run: Path, config: RunConfig, about: dict[str, str]) -> bool:
-    """Whether the run is done; InputError where the folder holds a run of another config or other data."""
-    if not (run / "config.yaml").is_file():
+def is_finished(run_dir: Path, config: RunConfig, material: Material) -> bool:
+    """Whether the run is done; InputError where the folder holds another run."""
+    if not (run_dir / "config.yaml").is_file():
         return False
-    other = read_config(RunConfig, run / "config.yaml")
-    before = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if other.decisive != config.decisive or before.get("data_digest", "") != about["data_digest"]:
-        what = "settings" if other.decisive != config.decisive else "data"
+    other = read_config(RunConfig, run_dir / "config.yaml")
+    same_settings = settings(other, "figures") == settings(config, "figures")
+    known = (data_digest(material.cases), data_digest_0(material.cases))
+    same_data = read_history(run_dir).get("data_digest", "") in known
+    if not (same_settings and same_data):
+        what = "data" if same_settings else "settings"
         raise InputError(
-            f"{run}: holds a run with other {what}; choose another OUT or delete the folder."
+            f"{run_dir}: holds a run with other {what}; choose another OUT or delete the folder."
         )
-    return (run / "weights.pt").is_file()
+    return finished(run_dir)

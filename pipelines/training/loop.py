@@ -8,6 +8,7 @@ import os
 import time
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_fabric import Fabric
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.base import AnomalyModel, Update
+from models.base import AnomalyModel, Batch, Losses, Update
 from pipelines.config import ConfigError
 from pipelines.detect.config import RunConfig, Stage
 from pipelines.training.data import Batches, SliceDataset
@@ -29,32 +30,67 @@ class TrainingError(ConfigError):
     """Training cannot go on; the message says which setting to change."""
 
 
+@dataclass(frozen=True)
+class Session:
+    """What every stage of a training needs: the model, as Fabric wraps it too, and its data."""
+
+    model: AnomalyModel
+    module: Any
+    config: RunConfig
+    train: SliceDataset
+    val: SliceDataset
+    fabric: Fabric
+    run_dir: Path
+    writer: SummaryWriter | None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint after the last epoch."""
+        return self.run_dir / "checkpoints" / "last.pt"
+
+    def best(self, stage: str) -> Path:
+        """The weights of a stage's best epoch."""
+        return self.run_dir / "checkpoints" / f"best-{stage}.pt"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The optimiser steps of a stage: optimisers, as Fabric wraps them too, and their schedules."""
+
+    updates: list[Update]
+    optimizers: list[torch.optim.Optimizer]
+    wrapped: list[Any]
+    plateaus: list[torch.optim.lr_scheduler.ReduceLROnPlateau]
+
+
 def fit(
     model: AnomalyModel,
     config: RunConfig,
     train: SliceDataset,
     val: SliceDataset,
     fabric: Fabric,
-    run: Path,
+    run_dir: Path,
 ) -> float:
-    """Train every stage of a model, leave the best weights of the last one in it, and return the seconds of all epochs.
+    """Train every stage, leave the best weights of the last one in the model, return the seconds.
 
-    All randomness follows from (seed, stage, epoch, sample), and a checkpoint is written after each epoch, so a run that
-    was killed and started again ends with the weights of one that was not. Files: checkpoints/last.pt and
-    checkpoints/best-<stage>.pt, metrics.csv, tensorboard/.
+    All randomness follows from (seed, stage, epoch, sample), and a checkpoint is written after each
+    epoch. So a run that was killed and started again ends with the weights of one that was not.
+    Files: checkpoints/last.pt, checkpoints/best-<stage>.pt, metrics.csv, tensorboard/.
     """
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     module = laid_out(model, config, fabric)
-    state = _resume(run / "checkpoints" / "last.pt", fabric)
+    writer = _writer(run_dir) if fabric.is_global_zero else None
+    session = Session(model, module, config, train, val, fabric, run_dir, writer)
+    state = _resume(session.last, fabric)
     if "model" in state:  # even where every stage is done: what follows needs the weights
         model.load_state_dict(state["model"])
-    writer = _writer(run) if fabric.is_global_zero else None
+
     for number, name in enumerate(model.stages):
         if number < state["stage"]:
             continue
-        _stage(number, name, model, module, config, train, val, fabric, run, state, writer)
+        _stage(session, number, name, state)
         state = {"stage": number + 1, "epoch": 0, "history": state["history"]}
-        _save(fabric, run / "checkpoints" / "last.pt", {**state, "model": model.state_dict()})
+        _save(fabric, session.last, {**state, "model": model.state_dict()})
     if writer:
         writer.close()
     return sum(value for _, _, key, value in state["history"] if key == "seconds")
@@ -65,109 +101,109 @@ def laid_out(model: AnomalyModel, config: RunConfig, fabric: Fabric) -> Any:
     if config.loop.channels_last and len(config.image_size) == 2:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.loop.compile:
-        for (
-            network
-        ) in model.children():  # in place, so that names of weights and the losses stay as they are
+        # in place, so that names of weights and the losses stay as they are
+        for network in model.children():
             network.compile()
     return fabric.setup_module(model)
 
 
-def _stage(
-    number: int,
-    name: str,
-    model: AnomalyModel,
-    module: Any,
-    config: RunConfig,
-    train: SliceDataset,
-    val: SliceDataset,
-    fabric: Fabric,
-    run: Path,
-    state: dict[str, Any],
-    writer: SummaryWriter | None,
-) -> None:
-    """One stage: epochs until `max_epochs` or no better validation loss for `patience` epochs; then the best weights."""
-    settings, best_path = config.stages[name], run / "checkpoints" / f"best-{name}.pt"
-    updates = model.updates(name)
-    for update in updates:
-        module.mark_forward_method(update.loss.__name__)
-    optimizers = [make_optimizer(update, settings) for update in updates]
-    steppers = [fabric.setup_optimizers(o) for o in optimizers]
-    plateaus = [
-        torch.optim.lr_scheduler.ReduceLROnPlateau(
-            o, factor=settings.lr_factor, patience=settings.lr_patience
-        )
-        for o in optimizers
-    ]
-    for kept, live in zip(state.get("optimizers", []), optimizers, strict=False):
-        live.load_state_dict(kept)
-    for kept, plateau in zip(state.get("plateaus", []), plateaus, strict=False):
-        plateau.load_state_dict(kept)
+def _stage(session: Session, number: int, name: str, state: dict[str, Any]) -> None:
+    """One stage: epochs until `max_epochs`, or no better validation loss for `patience` epochs.
+
+    Then the model has the best weights, or the last ones where the config says so.
+    """
+    model = session.model
+    fabric = session.fabric
+    stage = session.config.stages[name]
+    steps = _steps(session, name, state)
     progress = {"best": state.get("best", float("inf")), "bad": state.get("bad", 0)}
-    split = {"rank": fabric.global_rank, "world": fabric.world_size}
-    batches = Batches(
-        train, config.loop, shuffle=True, stream=number, steps=settings.steps_per_epoch, **split
-    )
-    checks = Batches(val, config.loop, shuffle=False, stream=1000 + number, **split)
-    if updates and settings.max_epochs == 0 and "model" not in state:
-        _save(fabric, best_path, {"model": model.state_dict()})
-    for epoch in range(state["epoch"], settings.max_epochs if updates else 0):
-        if progress["bad"] >= settings.patience:
+    batches, checks = _batches(session, number, name)
+    if steps.updates and stage.max_epochs == 0 and "model" not in state:
+        _save(fabric, session.best(name), {"model": model.state_dict()})
+
+    for epoch in range(state["epoch"], stage.max_epochs if steps.updates else 0):
+        if progress["bad"] >= stage.patience:
             break
         started = time.perf_counter()
-        logged = train_epoch(epoch, name, module, updates, steppers, batches, config, fabric)
-        logged |= {
-            f"val_{k}": v for k, v in validation_losses(module, updates, checks, fabric).items()
-        }
+        logged = train_epoch(session, epoch, name, steps, batches)
+        validated = validation_losses(session.module, steps.updates, checks, fabric)
+        logged |= {f"val_{key}": value for key, value in validated.items()}
         if not math.isfinite(logged["val_loss"]):
             raise TrainingError(
-                f"{name}, epoch {epoch + 1}: the validation loss is {logged['val_loss']}; lower stages.{name}.lr."
+                f"{name}, epoch {epoch + 1}: the validation loss is {logged['val_loss']}; "
+                f"lower stages.{name}.lr."
             )
-        for plateau in plateaus:
+
+        for plateau in steps.plateaus:
             plateau.step(logged["val_loss"])
         improved = logged["val_loss"] < progress["best"]
         progress = {
             "best": min(progress["best"], logged["val_loss"]),
             "bad": 0 if improved else progress["bad"] + 1,
         }
-        logged |= {
-            "lr": optimizers[0].param_groups[0]["lr"],
-            "seconds": time.perf_counter() - started,
-        }
+        rate = steps.optimizers[0].param_groups[0]["lr"]
+        logged |= {"lr": rate, "seconds": time.perf_counter() - started}
         state["history"] += [(name, epoch, key, value) for key, value in logged.items()]
+
         if improved:
-            _save(fabric, best_path, {"model": model.state_dict()})
-        _save(
-            fabric,
-            run / "checkpoints" / "last.pt",
-            {
-                "stage": number,
-                "epoch": epoch + 1,
-                "history": state["history"],
-                "model": model.state_dict(),
-                **progress,
-                "optimizers": [o.state_dict() for o in optimizers],
-                "plateaus": [p.state_dict() for p in plateaus],
-            },
+            _save(fabric, session.best(name), {"model": model.state_dict()})
+        reached = {"stage": number, "epoch": epoch + 1, "history": state["history"]}
+        _save(fabric, session.last, _checkpoint(session, steps, reached | progress))
+        if session.writer is not None:
+            _report(session, name, epoch, logged, state["history"])
+
+    if session.best(name).is_file() and stage.keep == "best":
+        best = torch.load(session.best(name), map_location=fabric.device, weights_only=True)
+        model.load_state_dict(best["model"])
+
+
+def _steps(session: Session, name: str, state: dict[str, Any]) -> Steps:
+    """The optimiser steps of a stage, as a checkpoint left them."""
+    stage = session.config.stages[name]
+    updates = session.model.updates(name)
+    for update in updates:
+        session.module.mark_forward_method(update.loss.__name__)
+    optimizers = [make_optimizer(update, stage) for update in updates]
+    wrapped = [session.fabric.setup_optimizers(optimizer) for optimizer in optimizers]
+    plateaus = []
+    for optimizer in optimizers:
+        plateaus.append(
+            torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=stage.lr_factor, patience=stage.lr_patience
+            )
         )
-        if writer is not None:
-            _report(writer, run, name, epoch, logged, state["history"], model, val, fabric)
-    if best_path.is_file() and settings.keep == "best":
-        model.load_state_dict(
-            torch.load(best_path, map_location=fabric.device, weights_only=True)["model"]
-        )
+    for stored, optimizer in zip(state.get("optimizers", []), optimizers, strict=False):
+        optimizer.load_state_dict(stored)
+    for stored, plateau in zip(state.get("plateaus", []), plateaus, strict=False):
+        plateau.load_state_dict(stored)
+    return Steps(updates, optimizers, wrapped, plateaus)
+
+
+def _batches(session: Session, number: int, name: str) -> tuple[Batches, Batches]:
+    """Training and validation batches of a stage, this process's share of them."""
+    loop = session.config.loop
+    share = {"rank": session.fabric.global_rank, "world": session.fabric.world_size}
+    per_epoch = session.config.stages[name].steps_per_epoch
+    training = Batches(session.train, loop, shuffle=True, stream=number, steps=per_epoch, **share)
+    return training, Batches(session.val, loop, shuffle=False, stream=1000 + number, **share)
+
+
+def _checkpoint(session: Session, steps: Steps, reached: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **reached,
+        "model": session.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in steps.optimizers],
+        "plateaus": [plateau.state_dict() for plateau in steps.plateaus],
+    }
 
 
 def train_epoch(
-    epoch: int,
-    name: str,
-    module: Any,
-    updates: list[Update],
-    steppers: list[Any],
-    batches: Batches,
-    config: RunConfig,
-    fabric: Fabric,
+    session: Session, epoch: int, name: str, steps: Steps, batches: Batches
 ) -> dict[str, float]:
-    module.train()
+    """One epoch of a stage: mean losses."""
+    config = session.config
+    fabric = session.fabric
+    session.module.train()
     sums: dict[str, torch.Tensor] = {}
     bar = tqdm(
         batches.epoch(epoch),
@@ -181,27 +217,33 @@ def train_epoch(
         batch = fabric.to_device(batch)
         if config.loop.channels_last and batch["image"].dim() == 4:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        torch.manual_seed(
-            zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode())
-        )  # dropout: the same after a resume
-        for update, optimizer in zip(updates, steppers, strict=True):
+        # dropout: the same after a resume
+        torch.manual_seed(zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode()))
+        for update, optimizer in zip(steps.updates, steps.wrapped, strict=True):
             if step % update.every:
                 continue
-            _freeze_others(module, update)
-            with (
-                fabric.autocast()
-            ):  # a marked method passes by the wrapper's own autocast on a single device
-                losses = getattr(module, update.loss.__name__)(batch)
-            optimizer.zero_grad()
-            fabric.backward(losses["loss"])
-            if config.loop.gradient_clip:
-                fabric.clip_gradients(module, optimizer, max_norm=config.loop.gradient_clip)
-            optimizer.step()
+            losses = _take_step(session, update, optimizer, batch)
             for key, value in losses.items():
-                sums.setdefault(
-                    _key(update, updates, key), torch.zeros(2, device=value.device)
-                ).add_(torch.stack([value.detach().float(), torch.ones((), device=value.device)]))
+                one = torch.ones((), device=value.device)
+                total = torch.stack([value.detach().float(), one])
+                name_of = _key(update, steps.updates, key)
+                sums.setdefault(name_of, torch.zeros(2, device=value.device)).add_(total)
     return _means(sums, fabric)
+
+
+def _take_step(session: Session, update: Update, optimizer: Any, batch: Batch) -> Losses:
+    """One optimiser step: the losses of a batch, their gradient, the move."""
+    fabric = session.fabric
+    module = session.module
+    _freeze_others(module, update)
+    with fabric.autocast():  # a marked method passes by the wrapper's own autocast on one device
+        losses: Losses = getattr(module, update.loss.__name__)(batch)
+    optimizer.zero_grad()
+    fabric.backward(losses["loss"])
+    if session.config.loop.gradient_clip:
+        fabric.clip_gradients(module, optimizer, max_norm=session.config.loop.gradient_clip)
+    optimizer.step()
+    return losses
 
 
 @torch.no_grad()
@@ -286,51 +328,55 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     fabric.barrier()
 
 
-def _writer(run: Path) -> SummaryWriter:
+def _writer(run_dir: Path) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run_dir / "tensorboard"))
 
 
 def _report(
-    writer: SummaryWriter,
-    run: Path,
-    stage: str,
-    epoch: int,
-    logged: dict[str, float],
-    history: list[tuple],
-    model: AnomalyModel,
-    val: SliceDataset,
-    fabric: Fabric,
+    session: Session, stage: str, epoch: int, logged: dict[str, float], history: list[tuple]
 ) -> None:
-    """Epoch to metrics.csv and TensorBoard, with pictures: validation slices or volumes, reconstruction, map."""
+    """Epoch to metrics.csv and TensorBoard, with pictures of validation slices or volumes.
+
+    Pictures show input, reconstruction and map.
+    """
+    assert session.writer is not None
+    model = session.model
     for key, value in logged.items():
-        writer.add_scalar(f"{stage}/{key}", value, epoch)
+        session.writer.add_scalar(f"{stage}/{key}", value, epoch)
     lines = ["stage,epoch,name,value", *(f"{s},{e},{k},{v:.8g}" for s, e, k, v in history)]
-    write_atomic(run / "metrics.csv", "\n".join(lines) + "\n")
-    shown = val.batch(
-        [(int(i), 0) for i in torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)]
-    )
-    image, mask, z = (shown[k].to(fabric.device) for k in ("image", "mask", "z"))
+    write_atomic(session.run_dir / "metrics.csv", "\n".join(lines) + "\n")
+
+    val = session.val
+    places = torch.linspace(0.2 * len(val), 0.8 * (len(val) - 1), 4)
+    shown = val.batch([(int(i), 0) for i in places])
+    image, mask, z = (shown[key].to(session.fabric.device) for key in ("image", "mask", "z"))
     model.eval()
     with torch.no_grad():
         rows = [image[:, :1]]
         with suppress(NotImplementedError):  # a model without reconstruction shows its map alone
             rows.append(model.reconstruct(image)[:, :1] * mask)
         rows.append(model.anomaly_map(image, mask, z))
-        made = model.draw(len(image))
-    writer.add_image(f"{stage}/input, reconstruction, map", tiles(rows), epoch, dataformats="HW")
-    if made is not None:
-        writer.add_image(f"{stage}/samples", tiles([made[:, :1]]), epoch, dataformats="HW")
+        drawn = model.draw(len(image))
+    title = f"{stage}/input, reconstruction, map"
+    session.writer.add_image(title, tiles(rows), epoch, dataformats="HW")
+    if drawn is not None:
+        session.writer.add_image(f"{stage}/samples", tiles([drawn[:, :1]]), epoch, dataformats="HW")
     log.info(
         "%s epoch %d: train %.5g, validation %.5g, %.0f s",
         stage,
         epoch + 1,
-        sum(
-            v
-            for k, v in logged.items()
-            if not k.startswith("val_") and (k == "loss" or k.endswith("_loss"))
-        ),
+        _training_loss(logged),
         logged["val_loss"],
         logged["seconds"],
     )
+
+
+def _training_loss(logged: dict[str, float]) -> float:
+    """Sum of the training losses of all updates."""
+    total = 0.0
+    for key, value in logged.items():
+        if not key.startswith("val_") and (key == "loss" or key.endswith("_loss")):
+            total += value
+    return total
