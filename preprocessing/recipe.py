@@ -10,11 +10,17 @@ from preprocessing.scans import SUFFIXES
 
 
 class Closed(BaseModel):
+    """A frozen config that knows its keys: any other key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Intensity(Closed):
-    """`window`: fixed HU limits; `percentiles`: limits inside the brain, the upper of which becomes `top`."""
+    """How intensities become [0, 1].
+
+    `window`: between fixed limits in HU. `percentiles`: between percentiles inside the brain, of
+    which the upper one becomes `top`; the rest is room for bright lesions.
+    """
 
     kind: Literal["window", "percentiles"]
     low: float
@@ -23,15 +29,19 @@ class Intensity(Closed):
 
 
 class Limits(Closed):
-    """What a scan must measure up to; see docs/conventions.md for where the numbers come from."""
+    """What a scan must measure up to.
+
+    docs/conventions.md names the checks, docs/results.md their measured range on real scans. Each
+    modality has limits of its own in configs/modality.
+    """
 
     brain_ml: tuple[float, float] = (600.0, 2300.0)
-    min_overlap: float = 0.7
-    min_information: float = 0.05
+    min_overlap: float = 0.7  # Dice with the atlas brain, rigid; the affine one must be 0.2 better
+    min_information: float = 0.05  # nats of mutual information with the atlas
 
 
 class Series(Closed):
-    """A further sequence of every scan: its modality, and what of that modality's recipe is its own."""
+    """Another sequence of every scan, and its intensities."""
 
     modality: Literal["ct", "t1", "t2", "flair"]
     intensity: Intensity
@@ -39,10 +49,18 @@ class Series(Closed):
 
 
 class Recipe(Closed):
-    """Preprocessing of one modality, or of several sequences; stored with the cohort and with every run trained on it.
+    """Preprocessing of one modality, or of several sequences.
 
-    `sequences` are registered to the first one, that of `modality`, and follow it as channels. `channels` is the number of a
-    picture's colour planes, from the first on, that become channels; 1 makes it grey.
+    It is stored with the cohort, and with every run trained on it.
+
+    pad: the value outside the scan.
+    spacing: mm of the copy on which the brain is found and the fit is made.
+    template: a skull-stripped NIfTI in place of the ICBM152 atlas.
+    grid: voxels of the atlas along each axis, or pixels of a picture's frame; None keeps an axis.
+    registration_spacing: mm at which scans are fitted to the atlas.
+    min_brain_pixels: slices with fewer are dropped.
+    sequences: registered to the first one, that of `modality`; they follow it as channels.
+    channels: how many colour planes of a picture become channels, from the first on; 1: grey.
     """
 
     modality: Literal["ct", "t1", "t2", "flair", "picture"]
@@ -66,7 +84,7 @@ class Recipe(Closed):
 
     @property
     def suffixes(self) -> list[str]:
-        """The name of each channel in files: "T1w", "FLAIR"; of a picture "picture", "picture-2" and so on."""
+        """The name of each channel in files: "T1w", "FLAIR"; "picture", "picture-2" and so on."""
         planes = [f"{SUFFIXES[self.modality]}-{i + 1}" for i in range(1, self.channels)]
         return [SUFFIXES[self.modality], *(SUFFIXES[s.modality] for s in self.sequences), *planes]
 
@@ -74,12 +92,11 @@ class Recipe(Closed):
     def _one_kind_of_channels(self) -> Recipe:
         if self.channels > 1 and self.modality != "picture":
             raise ValueError(
-                f"channels={self.channels} is for pictures; name the sequences of a scan as MODALITY={self.modality}+flair"
+                f"channels={self.channels} is for pictures; "
+                f"name the sequences of a scan as MODALITY={self.modality}+flair"
             )
-        if (
-            len({self.modality, "picture", *(s.modality for s in self.sequences)})
-            < 2 + len(self.sequences)
-            and self.sequences
-        ):
+        modalities = [self.modality, *(s.modality for s in self.sequences)]
+        twice = len(set(modalities)) < len(modalities)
+        if self.sequences and (twice or "picture" in modalities):
             raise ValueError(f"'{self.name}': each modality once, and no picture among them")
         return self

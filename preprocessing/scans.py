@@ -1,4 +1,7 @@
-"""A scan: an image file with its row in the table, and the errors that inputs raise."""
+"""A scan: an image file with its row in the table, and the errors that inputs raise.
+
+Commands import this file before they know what to do, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,13 @@ from typing import Any
 
 NOTICE = "Research software, not a medical device; not for diagnosis."
 
-SPLITS = (
-    "train",
-    "val",
-    "tune",
-    "test",
-)  # "tune": labelled scans for few-label operating points, in no other use
+# "tune": labelled scans for few-label operating points, in no other use
+SPLITS = ("train", "val", "tune", "test")
 
 LABELS = ("healthy", "abnormal")
 
-SUFFIXES = {
-    "ct": "ct",
-    "t1": "T1w",
-    "t2": "T2w",
-    "flair": "FLAIR",
-    "picture": "picture",
-}  # BIDS has no CT: see docs/conventions.md
+# endings of BIDS files; BIDS has no CT: see docs/conventions.md
+SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "picture"}
 
 
 class InputError(ValueError):
@@ -39,10 +33,13 @@ class ScanError(ValueError):
 class Scan:
     """One image file with its row in the table.
 
-    `label` is "healthy", "abnormal" or "" (unknown); `split` is "train", "val", "test" or "" (not split yet);
-    `slice_labels` is a CSV with one row per axial slice of the scan's own grid (see docs/conventions.md). What else the
-    table says about the scan is kept in `extra`, by column. `image` is the first sequence; `sequences` names the files of further
-    ones by modality, where several are asked for.
+    image: the file of the first sequence.
+    split: one of `SPLITS`, or "" (not split yet).
+    label: one of `LABELS`, or "" (unknown).
+    mask: the lesion mask, on the grid of the image.
+    slice_labels: a CSV with a row per axial slice of that grid (see docs/conventions.md).
+    extra: what else the table says about the scan, by column.
+    sequences: the files of the other sequences by modality, where several are asked for.
     """
 
     id: str
@@ -64,28 +61,33 @@ class Scan:
 
 
 def how_to_give(modality: str) -> str:
-    """Which sequences are expected of each scan and how they are given, for a message; `modality` such as "t1+flair"."""
-    first, *further = modality.split("+")
-    named = " and ".join(f"'{column(name)}' ({SUFFIXES.get(name, name)})" for name in further)
+    """For a message: which sequences each scan needs, and how to give them.
+
+    `modality` is such as "t1+flair".
+    """
+    first, *others = modality.split("+")
+    named = " and ".join(f"'{column(name)}' ({SUFFIXES.get(name, name)})" for name in others)
     return (
-        f"{len(further) + 1} sequences of each scan are expected, {modality}: give a table with the columns 'image' "
-        f"({SUFFIXES.get(first, first)}), {named}, or a BIDS folder that has them."
+        f"{len(others) + 1} sequences of each scan are expected, {modality}: "
+        f"give a table with the columns 'image' ({SUFFIXES.get(first, first)}), {named}, "
+        "or a BIDS folder that has them."
     )
 
 
 def column(modality: str) -> str:
-    """The table's column of a further sequence."""
+    """The table's column of any sequence but the first."""
     return f"image_{modality}"
 
 
 def safe_name(name: str) -> str:
+    """A name of letters, digits, dots, dashes and underscores alone; "scan" if nothing is left."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "scan"
 
 
 def scan_row(scan: Scan) -> dict[str, Any]:
-    """A scan as a table row; paths absolute, so that the table can be read from anywhere."""
-    row = {
-        f.name: getattr(scan, f.name) for f in fields(scan) if f.name not in ("extra", "sequences")
-    }
-    row |= {column(name): path for name, path in scan.sequences.items()} | scan.extra
+    """A scan as a table row; paths are absolute, so that the table reads the same from anywhere."""
+    names = [f.name for f in fields(scan) if f.name not in ("extra", "sequences")]
+    row = {name: getattr(scan, name) for name in names}
+    row |= {column(name): path for name, path in scan.sequences.items()}
+    row |= scan.extra
     return {k: v.resolve() if isinstance(v, Path) else v for k, v in row.items()}
