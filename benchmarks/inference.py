@@ -24,8 +24,9 @@ def inference(scan: Path, repeats: int) -> list[Row]:
     import torch
 
     from pipelines.detect.build import build_model
-    from pipelines.detect.detector import slicewise
-    from pipelines.detect.run import Run
+    from pipelines.detect.detector import Detector, slicewise
+    from pipelines.detect.points import Point, ScoredScan
+    from pipelines.detect.run import HealthyReference, Run
     from pipelines.spread import one_ahead
     from preprocessing.prepare import prepare
     from preprocessing.scans import Scan
@@ -59,15 +60,14 @@ def inference(scan: Path, repeats: int) -> list[Row]:
                 taken["slices"],
             )
         )
-        run = Run(
-            Path("run"),
-            model,
-            config,
-            recipe,
-            {"quantile": {"voxel": 0.2, "scan": None}},
-            {"scans": [{"score": 0.1}]},
-            cpu,
+        point = Point(point="quantile", rule="set by hand", voxel=0.2, scan=0.15)
+        healthy = HealthyReference(
+            score="set by hand",
+            scans=[ScoredScan(id="h", score=0.1, maximum=0.2)],
+            voxel_quantiles={},
         )
+        detector = Detector(model, config, cpu)
+        run = Run(Path("run"), detector, recipe, {"quantile": point}, healthy)
         with tempfile.TemporaryDirectory() as folder:
             one = [Scan("s", scan, "s")]
             with peak_memory() as peak:
@@ -108,10 +108,8 @@ def score_in_turn(run: Any, scans: list[Any], start: Callable[[Any], Any], out: 
 
 
 def score_all(run: Any, scans: Iterable[tuple[Any, Callable[[], Any]]], out: Path) -> None:
-    from pipelines.detect import batch
-
     for scan, begun in scans:
-        batch.save_results(out, scan, *batch.infer_scan(run, scan, 0.2, begun()))
+        run.detect_prepared(scan, begun(), 0.2).save(out)
 
 
 def remember_anything(model: Any) -> None:

@@ -75,7 +75,7 @@ def finished(model: Path) -> Path | None:
 
 def raw_scan(run: Path) -> Path:
     """The first test scan, as it came in, of the cohort that the run was trained on."""
-    table = read_table(ROOT / read_json(run / "run.json")["data"] / "scans.tsv")
+    table = read_table(ROOT / "work" / Path(read_json(run / "run.json")["data"]).name / "scans.tsv")
     scan = next((scan["image"] for scan in table if scan["split"] == "test"), None)
     if scan is None:
         raise InputError(f"{run}: the cohort that it was trained on has no test scan.")

@@ -23,7 +23,8 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
     """What `make preprocess` leaves of `count` small healthy volumes, every fifth of them for validation and every fifth for the test."""
     import nibabel as nib
 
-    from pipelines.cohort.store import recipe_digest, sidecar_of, write_cohort
+    from pipelines.cohort.preprocess import write_cohort
+    from pipelines.cohort.store import recipe_digest, sidecar_of
     from pipelines.config import write_yaml
     from preprocessing import slices
     from preprocessing.files import write_json
@@ -78,8 +79,9 @@ def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)
 
 def cohort_costs(folder: Path) -> dict[str, float]:
     """Seconds of each stage that grows with the cohort, and peak memory; in a process of its own."""
-    from pipelines.cohort.cases import cohort_rows
-    from pipelines.cohort.store import try_preprocess, write_cohort
+    from pipelines.cohort.cases import read_cases
+    from pipelines.cohort.preprocess import write_cohort
+    from pipelines.cohort.store import try_preprocess
     from pipelines.detect.run import load_run
     from pipelines.study.evaluate import evaluate
     from pipelines.study.protocol import load_protocol
@@ -92,8 +94,8 @@ def cohort_costs(folder: Path) -> dict[str, float]:
     (folder / "table.csv").write_text(
         "image,id,subject,split,label\n"
         + "".join(
-            f"{r['image']},{r['id']},{r['subject']},{r['split']},{r['label']}\n"
-            for r in cohort_rows(data)
+            f"{case.image},{case.id},{case.subject},{case.split},{case.label}\n"
+            for case in read_cases(data)
         )
     )
 

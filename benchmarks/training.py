@@ -168,7 +168,7 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
 
     from pipelines.detect.build import build_model
     from pipelines.training.data import Batches, SliceDataset
-    from pipelines.training.loop import laid_out, make_optimizer, train_epoch
+    from pipelines.training.loop import Session, laid_out, stage_steps, train_epoch
 
     config = load_run_config(
         "vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings]
@@ -177,22 +177,15 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
     torch.manual_seed(0)
     model = build_model(config)
     module = laid_out(model, config, fabric)
-    updates = model.updates("finetune")
-    for update in updates:
-        module.mark_forward_method(update.loss.__name__)
-    steppers = [
-        fabric.setup_optimizers(make_optimizer(u, config.stages["finetune"])) for u in updates
-    ]
     data = SliceDataset(folder, [f"c{i}" for i in range(TRAINING_SCANS)], SIZE, config.augmentation)
+
+    session = Session(model, module, config, data, data, fabric, folder, None)
+    stage = stage_steps(session, "finetune", {})
 
     def epoch(steps: int) -> float:
         batches = Batches(data, config.loop, shuffle=True, stream=0, steps=steps)
         with quiet():
-            return seconds(
-                lambda: train_epoch(
-                    0, "finetune", module, updates, steppers, batches, config, fabric
-                )
-            )
+            return seconds(lambda: train_epoch(session, 0, "finetune", stage, batches))
 
     epoch(1)
     return epoch

@@ -17,6 +17,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+
+def case_of(name, data, **columns):
+    """A case of a cohort in `data`, from a row of scans.tsv as `make preprocess` writes it."""
+    from pipelines.cohort.cases import Case
+
+    row = {
+        "id": name,
+        "image": f"{name}.nii.gz",
+        "subject": name,
+        "preproc": "",
+        "brain": "",
+        "sidecar": "",
+    }
+    return Case.from_row(row | columns, data)
+
+
 QUICK = [
     "registration_spacing=6",
     "grid=[160,200,160]",

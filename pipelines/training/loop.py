@@ -115,7 +115,7 @@ def _stage(session: Session, number: int, name: str, state: dict[str, Any]) -> N
     model = session.model
     fabric = session.fabric
     stage = session.config.stages[name]
-    steps = _steps(session, name, state)
+    steps = stage_steps(session, name, state)
     progress = {"best": state.get("best", float("inf")), "bad": state.get("bad", 0)}
     batches, checks = _batches(session, number, name)
     if steps.updates and stage.max_epochs == 0 and "model" not in state:
@@ -157,7 +157,7 @@ def _stage(session: Session, number: int, name: str, state: dict[str, Any]) -> N
         model.load_state_dict(best["model"])
 
 
-def _steps(session: Session, name: str, state: dict[str, Any]) -> Steps:
+def stage_steps(session: Session, name: str, state: dict[str, Any]) -> Steps:
     """The optimiser steps of a stage, as a checkpoint left them."""
     stage = session.config.stages[name]
     updates = session.model.updates(name)

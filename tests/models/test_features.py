@@ -273,7 +273,7 @@ def test_the_score_is_the_mean_of_the_top_cells_with_brain():
 def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
     """Both are those of their own methods, and the network sees every slice one time."""
     from pipelines.detect.config import load_run_config
-    from pipelines.detect.detector import atlas_map, map_and_slice_volume
+    from pipelines.detect.detector import Detector
 
     rng = np.random.default_rng(0)
     brain = np.zeros((*SIDE, 5), bool)
@@ -290,9 +290,10 @@ def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
         "distances",
         lambda self, x, *rest: seen.append(len(x)) or original(self, x, *rest),
     )
-    found, score = map_and_slice_volume(model, config, image, brain, cpu)
+    detector = Detector(model, config, cpu)
+    found, score = detector.map_and_scores(image, brain)
     assert sum(seen) == 4
-    np.testing.assert_array_equal(found, atlas_map(model, config, image, brain, cpu))
+    np.testing.assert_array_equal(found, detector.atlas_map(image, brain))
     for z in range(1, 5):
         x, mask = (
             torch.tensor(v[:, :, z], dtype=torch.float32)[None, None] for v in (image, brain)

@@ -1,5 +1,7 @@
 """The healthy reference of maps, against numpy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from scipy import ndimage
 
 from models.base import AnomalyModel
 from models.parts.healthy_map import Referenced
+from tests.conftest import case_of
 from tests.test_baselines import batches, slices
 
 
@@ -200,7 +203,8 @@ def test_held_out_scans_are_not_learned_from(monkeypatch):
     from pipelines.detect.config import load_run_config
     from pipelines.training.fit import held_out
 
-    rows = [{"id": f"s{i}-{k}", "subject": f"s{i}"} for i in range(10) for k in range(2)]
+    names = [f"s{i}-{k}" for i in range(10) for k in range(2)]
+    rows = [case_of(name, Path(), subject=name[:-2]) for name in names]
     config = load_run_config("cae", ["reference.kind=z", "reference.holdout=0.2"])
     out = held_out(config, rows)
     assert (

@@ -354,7 +354,7 @@ def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
     monkeypatch.setattr(
-        scoring, "atlas_map", lambda *a: pytest.fail("a map that stands was made again")
+        scoring, "slicewise", lambda *a: pytest.fail("a map that stands was made again")
     )
     assert run("compare", *arguments) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before} and len(before) == 18
@@ -418,11 +418,12 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     from preprocessing.files import read_json
 
     donor, fresh = tmp_path / "vae_kl" / "repeat-0_fold-1", tmp_path / "fresh"
-    config, about = read_config(RunConfig, donor / "config.yaml"), read_json(donor / "run.json")
+    config = read_config(RunConfig, donor / "config.yaml")
+    digest = read_json(donor / "run.json")["data_digest"]
     fresh.mkdir()
-    share_training(config, about | {"data_digest": "of other data"}, fresh, [donor])
+    share_training(config, "of other data", fresh, [donor])
     assert not any(fresh.iterdir())
-    share_training(config, about, fresh, [donor])
+    share_training(config, digest, fresh, [donor])
     assert (fresh / "checkpoints" / "last.pt").is_file()
 
 

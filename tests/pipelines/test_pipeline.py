@@ -205,12 +205,13 @@ def test_the_closed_form_part_sees_every_training_slice_once(chain, tmp_path, mo
 
 
 def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
-    from pipelines.detect.detector import cohort_maps, top_mean
+    from pipelines.cohort.cases import load, read_cases
+    from pipelines.detect.detector import top_mean
     from pipelines.detect.run import load_run
 
     loaded = load_run(chain / "run", "cpu")
-    row = next(r for r in read_table(chain / "data" / "scans.tsv") if r["split"] == "val")
-    native = cohort_maps(loaded.model, loaded.config, chain / "data", row, loaded.device)
+    case = next(c for c in read_cases(chain / "data") if c.split == "val")
+    native = loaded.detector.map(load(case))
     values = np.sort(native.map[native.brain])
     assert loaded.threshold == pytest.approx(np.quantile(values, 0.99), rel=2e-3)
     n = round(0.01 * values.size)
@@ -373,7 +374,7 @@ def test_another_operating_point_recuts_the_maps_without_the_network(chain, monk
         )
         == 0
     )
-    monkeypatch.setattr(scoring, "atlas_map", lambda *a: pytest.fail("the network ran again"))
+    monkeypatch.setattr(scoring, "slicewise", lambda *a: pytest.fail("the network ran again"))
     maps = {
         r["id"]: nib.load(chain / "evaluation" / "maps" / f"{r['id']}_map.nii.gz").get_fdata()
         for r in read_table(chain / "data/scans.tsv")
@@ -448,9 +449,11 @@ def test_a_test_scan_that_the_run_has_learned_from_is_refused(chain, tmp_path, c
 
 def test_a_slice_counts_more_where_its_scan_does():
     from pipelines.detect.detector import NativeMap, scan_score, slice_scores
+    from preprocessing.images import Grid
 
     values = np.random.default_rng(0).random((6, 7, 4)).astype(np.float32)
-    native = NativeMap(values, np.ones(values.shape, bool), np.diag([1.0, 1.0, 2.0, 1.0]))
+    grid = Grid(values.shape, np.diag([1.0, 1.0, 2.0, 1.0]))
+    native = NativeMap(values, np.ones(values.shape, bool), grid)
     plain = {i: np.sort(values[:, :, i].ravel())[-4:].mean() for i in range(4)}  # a tenth of 42
     own = np.sort(values.ravel())[-17:].mean()
     assert slice_scores(native, 0.1) == pytest.approx(plain) and scan_score(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from models.base import AnomalyModel
 from models.ensemble import Ensemble, improbability
-from pipelines.detect.detector import atlas_map
+from pipelines.detect.detector import Detector
 from pipelines.detect.run import load_run
 from preprocessing.files import read_table
 from preprocessing.slices import PLANES, SliceStore, in_plane, turned, write_arrays, write_index
@@ -120,7 +120,7 @@ def test_an_ensemble_of_volumes_shows_each_member_its_own_plane():
     assert (model.knots[:, -1] >= torch.stack([m.max() for m in maps])).all()
 
 
-def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsys):  # noqa: F811
+def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsys):
     """`intensity` sees one pixel at a time, so its map hardly depends on the plane; the ensemble's is the mean of its members' tails."""
     data = chain / "data"
     plain = ["model.mode=value", "model.tail=bright", "model.smooth=0", *SMALL]
@@ -166,7 +166,7 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
     image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
     axial, sagittal, both = (
-        atlas_map(own.model, own.config, image.astype(np.float32), brain > 0, own.device)
+        own.detector.atlas_map(image.astype(np.float32), brain > 0)
         for own in (load_run(tmp_path / name, "cpu") for name in ("axial", "sagittal", "both"))
     )
     inside = brain > 0
@@ -181,7 +181,7 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     )
 
 
-def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):  # noqa: F811
+def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):
     given = (
         "train",
         "--model",
@@ -197,7 +197,7 @@ def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):  # noqa: F81
     assert run(*given[:-1], "plane=frontal") == 2 and "plane" in capsys.readouterr().err
 
 
-def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):  # noqa: F811
+def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):
     """Inference by hand in the coronal plane: resized, mapped, resized back."""
     from pipelines.detect.config import load_run_config
 
@@ -210,7 +210,7 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):  # noqa: 
         "zero",
         ["plane=coronal", "image_size=[240,189]", "postprocess.median=0", "postprocess.rim_mm=0"],
     )
-    found = atlas_map(Placed(), config, image, brain, torch.device("cpu"))
+    found = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain)
     np.testing.assert_allclose(
         found, image * brain * (1 + np.arange(240))[None, :, None], rtol=1e-5
     )
@@ -218,7 +218,7 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):  # noqa: 
         "zero",
         ["plane=coronal", "image_size=[120,90]", "postprocess.median=0", "postprocess.rim_mm=0"],
     )
-    found, y = atlas_map(Placed(), config, image, brain, torch.device("cpu")), 110
+    found, y = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain), 110
     x, mask = (
         torch.from_numpy(np.ascontiguousarray(v[:, y])).float()[None, None] for v in (image, brain)
     )

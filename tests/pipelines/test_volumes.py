@@ -16,12 +16,13 @@ from models.parts import layers
 from pipelines.config import ConfigError, load_recipe
 from pipelines.detect.build import build_model
 from pipelines.detect.config import Augmentation, load_run_config
-from pipelines.detect.detector import atlas_map, map_and_slice_volume, slicewise
+from pipelines.detect.detector import Detector, slicewise
 from pipelines.detect.inputs import resize_volume
 from pipelines.training.augment import STREAM, augment
 from pipelines.training.data import SliceDataset
 from pipelines.training.loop import tiles
 from preprocessing import slices
+from tests.conftest import case_of
 from tests.pipelines.test_pipeline import run
 
 SHAPE, SMALL, Z = (
@@ -220,9 +221,10 @@ def test_a_volume_has_one_score_of_the_model(patch):
 
     image, brain = volume()
     plain = config(SHAPE, patch)
-    found, score = map_and_slice_volume(Constant(), plain, image, brain, CPU)
+    detector = Detector(Constant(), plain, CPU)
+    found, score = detector.map_and_scores(image, brain)
     np.testing.assert_allclose(score, 3.5 * brain, atol=1e-5)
-    np.testing.assert_array_equal(found, atlas_map(Constant(), plain, image, brain, CPU))
+    np.testing.assert_array_equal(found, detector.atlas_map(image, brain))
 
 
 def test_the_log_shows_the_middle_slice_of_volumes():
@@ -614,4 +616,5 @@ def test_neighbours_of_pictures_are_refused(tmp_path):
         ConfigError,
         match=r"around=\[-1, 1\] asks for volumes, and .* holds pictures; leave that out\.",
     ):
-        grid_depth(tmp_path, {"preproc": "p.nii"}, load_run_config("vae", ["around=[-1,1]"]))
+        case = case_of("p", tmp_path, preproc="p.nii")
+        grid_depth(tmp_path, case, load_run_config("vae", ["around=[-1,1]"]))

@@ -20,7 +20,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):  # noqa: F811
+def runs(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for name in ("zero", "intensity", "pca"):
         own = (
@@ -33,7 +33,7 @@ def runs(data, tmp_path_factory):  # noqa: F811
     return out
 
 
-def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, capsys):  # noqa: F811
+def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, capsys):
     names = [runs / n for n in ("zero", "pca", "intensity")]
     arguments = [
         "--data",
@@ -78,7 +78,7 @@ def test_what_sees_lesions_is_ranked_above_what_sees_none(runs, data, tmp_path, 
 
 def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
     runs, data, tmp_path, monkeypatch, capsys
-):  # noqa: F811
+):
     from pipelines.study import choose
 
     shutil.copytree(runs, tmp_path / "runs")
@@ -110,11 +110,11 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
         seen.append(run.folder.name)
         return real(run, *rest)
 
-    monkeypatch.setattr(choose, "see", interrupted)
+    monkeypatch.setattr(choose, "score_planted", interrupted)
     assert (
         run("choose", *arguments) == 130 and "what was finished is kept" in capsys.readouterr().err
     )
-    monkeypatch.setattr(choose, "see", counted)
+    monkeypatch.setattr(choose, "score_planted", counted)
     assert run("choose", *arguments) == 0 and seen == ["intensity", "pca", "pca"]
     table = (tmp_path / "table.tsv").read_text()
     assert (
@@ -128,44 +128,41 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
     assert run("choose", *arguments, "--seed", 1) == 0 and seen[4:] == ["intensity", "pca"]
 
 
-def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):  # noqa: F811
+def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     """The map of `intensity` by value is the picture itself at this size, so the scores can be had from the files."""
     from pipelines.detect.run import load_run
-    from pipelines.study.choose import planted_scans, ranking_entry, score_planted, validation_rows
+    from pipelines.study.choose import (
+        Planting,
+        planted_scans,
+        ranking_entry,
+        score_planted,
+        validation_cases,
+    )
 
     own = load_run(runs / "intensity", "cpu")
-    rows = validation_rows(own.folder, data)
-    assert rows and all(r["split"] == "val" and r["label"] == "healthy" for r in rows)
-    seen = score_planted(own, data, ["bright", "dark"], (0.05, 0.1), 0)
+    rows = validation_cases(own.folder, data)
+    assert rows and all(c.split == "val" and c.label == "healthy" for c in rows)
+    planting = Planting(["bright", "dark"], (0.05, 0.1), 0)
+    seen = score_planted(own, data, planting)
     assert (
         len(seen.healthy["map 1"]) == len(rows)
         and len(seen.planted["map 1"]) == 2 * len(rows)
         and seen.kinds == ["bright", "dark"] * len(rows)
     )
-    cases = list(planted_scans(data, rows, ["bright", "dark"], (0.05, 0.1), 0))
+    cases = [(s.kind, s.image, s.brain, s.lesion) for s in planted_scans(rows, planting)]
     for kind, image, brain, lesion in cases:
         assert not kind or (
             lesion.any()
             and not lesion[~brain].any()
             and (image[lesion].mean() > image[brain & ~lesion].mean()) == (kind == "bright")
         )
-    import torch
-
-    from pipelines.detect.detector import atlas_map
-
     _, image, brain, _ = cases[0]
-    values = np.sort(atlas_map(own.model, own.config, image, brain, torch.device("cpu"))[brain])[
-        ::-1
-    ]
+    values = np.sort(own.detector.atlas_map(image, brain)[brain])[::-1]
     assert seen.healthy["map 0.05"][0] == pytest.approx(
         values[: round(0.05 * values.size)].mean(), rel=1e-5
     )
     assert seen.healthy["map 1"][0] == pytest.approx(values.mean(), rel=1e-5)
-    found = [
-        (kind, atlas_map(own.model, own.config, i, b, torch.device("cpu"))[b], t[b])
-        for kind, i, b, t in cases
-        if kind
-    ]
+    found = [(kind, own.detector.atlas_map(i, b)[b], t[b]) for kind, i, b, t in cases if kind]
     ap = {
         what: average_precision_score(
             *(np.concatenate([f[k] for f in found if f[0] in kinds]) for k in (2, 1))
@@ -184,7 +181,7 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     )
 
 
-def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):  # noqa: F811
+def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys):
     assert run("choose", "--data", data, "--runs", tmp_path) == 2
     assert "no finished run in this folder" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "other")
@@ -201,7 +198,7 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
 @pytest.mark.parametrize("damage", ["cut", "four"])
 def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes_past_it(
     runs, data, tmp_path, capsys, damage
-):  # noqa: F811
+):
     shutil.copytree(data, tmp_path / "data")
     rows = read_table(data / "scans.tsv")
     for split in ("val", "test"):
@@ -253,13 +250,11 @@ def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes
     assert len(failures) == 1 and sentence in str(failures[0])
 
 
-def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
+def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):
     """A run whose score is "cluster" scores a scan by the enhancement of its map, whether the map is computed or read back."""
-    import torch
-
     from evaluation.postprocess import cluster_enhanced
-    from pipelines.cohort.cases import cohort_rows
-    from pipelines.detect.detector import cohort_maps, scan_score
+    from pipelines.cohort.cases import read_cases
+    from pipelines.detect.detector import scan_score
     from pipelines.detect.run import load_run
 
     assert (
@@ -277,11 +272,9 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
         == 0
     )
     own, plain = load_run(tmp_path / "run", "cpu"), load_run(runs / "intensity", "cpu")
-    row = cohort_rows(data)[0]
+    case = read_cases(data)[0]
     for _ in range(2):
-        found = cohort_maps(
-            own.model, own.config, data, row, torch.device("cpu"), tmp_path / "maps", "w"
-        )
+        found = own.detector.map_case(case, tmp_path / "maps", "w")
         enhanced = np.sort(cluster_enhanced(found.map, found.spacing)[found.brain])[::-1]
         assert scan_score(found, 0.01) == pytest.approx(
             enhanced[: round(0.01 * enhanced.size)].mean()
@@ -292,7 +285,7 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):  # noqa: F811
     )
 
 
-def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(runs, data, capsys):  # noqa: F811
+def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(runs, data, capsys):
     """Loader workers change no result, so a run with others is the same run."""
     before = (runs / "zero" / "weights.pt").stat().st_mtime_ns
     again = ("train", "--model", "zero", "--data", data, "--out", runs / "zero", *SMALL)

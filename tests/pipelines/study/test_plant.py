@@ -1,6 +1,7 @@
 """Synthetic lesions: shapes, places and kinds on arrays, and the command on a small cohort made by hand."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,13 +11,15 @@ from scipy.ndimage import gaussian_filter, label
 from evaluation import synthetic
 from evaluation.synthetic import KINDS, hemisphere, match, mirrored, place, plant, random_shape
 from pipelines import synthesise
+from pipelines.cohort.cases import read_cases
 from pipelines.config import load_recipe, write_yaml
 from pipelines.study import plant as planting
+from pipelines.study.synthesise import as_stored
 from preprocessing.files import read_table, write_table
 from preprocessing.images import read_image
 from preprocessing.splits import check_leaks
 from preprocessing.tables import read_scans
-from tests.conftest import oblique_affine
+from tests.conftest import case_of, oblique_affine
 
 SHAPE, SPACING = (46, 38, 30), (1.0, 1.5, 2.0)
 
@@ -527,14 +530,14 @@ def test_a_scan_keeps_its_type_unless_a_value_would_not_fit(made):
 def test_what_does_not_fit_gets_a_wider_type():
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4))
     image.header.set_data_dtype(np.uint8)
-    head = planting.Head({}, image, np.ones((3, 4, 5), bool), np.eye(4))
+    head = planting.Head(case_of("a", Path()), image, np.ones((3, 4, 5), bool), np.eye(4))
     for value, expected, dtype in (
         (200.6, 201, np.uint8),
         (300.2, 300, np.int16),
         (-3.7, -4, np.int16),
         (40000, 40000, np.int32),
     ):
-        stored = planting._as_stored(np.full((3, 4, 5), value, np.float32), head)
+        stored = as_stored(np.full((3, 4, 5), value, np.float32), head)
         assert stored.dtype == dtype and (stored == expected).all()
 
 
@@ -549,15 +552,15 @@ def test_the_same_call_gives_the_same_arrays_and_another_seed_others(data, made,
 
 
 def test_a_donor_comes_through_both_worlds(data):
-    rows = {r["id"]: r for r in read_table(data / "scans.tsv")}
-    head, donor = (planting.load_head(data, rows[name]) for name in ("sub-01", "sub-02"))
+    cases = {case.id: case for case in read_cases(data)}
+    head, donor = (planting.load_head(cases[name]) for name in ("sub-01", "sub-02"))
     there, both = planting.donor_on(head, donor)
     assert (
         there.shape == head.data.shape
         and both.sum() > 0.9 * head.brain.sum()
         and not (both & ~head.brain).any()
     )
-    deep = level(atlas_mm(head.data.shape, head.image.affine, head.world)) < 0.85
+    deep = level(atlas_mm(head.data.shape, head.image.affine, head.scan_from_atlas)) < 0.85
     assert (
         np.abs(there - head.data)[deep].mean() < 5 < 0.3 * head.data[deep].std()
     )  # the same anatomy, twice as bright
@@ -704,7 +707,7 @@ def test_a_bad_scan_is_left_out_and_named(tmp_path, command):
 
 
 def test_a_lesion_that_nobody_sees_is_drawn_again(data, monkeypatch):
-    head = planting.load_head(data, read_table(data / "scans.tsv")[3])
+    head = planting.load_head(read_cases(data)[3])
     plan = planting.Plan(["swap"], 1, (2.0, 2.0), [], 0)
     rated = iter([0.02, 0.05, 0.01, 0.3, 0.9])
     monkeypatch.setattr(synthetic, "visibility", lambda *_: next(rated))

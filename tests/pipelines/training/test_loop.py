@@ -490,7 +490,7 @@ def test_slice_scores_lie_in_their_slices(patch_size):
     import numpy as np
 
     from models.base import AnomalyModel
-    from pipelines.detect.detector import map_and_slice_volume
+    from pipelines.detect.detector import Detector
 
     class Places(AnomalyModel):
         def anomaly_map(self, x, mask, z=None):
@@ -504,7 +504,7 @@ def test_slice_scores_lie_in_their_slices(patch_size):
     config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(
         update={"patch_size": patch_size}
     )
-    _, got = map_and_slice_volume(Places(), config, image, brain, torch.device("cpu"))
+    _, got = Detector(Places(), config, torch.device("cpu")).map_and_scores(image, brain)
     np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
 
 
