@@ -1,4 +1,7 @@
-"""`make choose`: which run, map and score finds synthetic lesions in healthy validation scans; no test scan is read."""
+"""`make choose`: which run, map and score finds synthetic lesions in healthy validation scans.
+
+No test scan is read.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ def main(arguments: argparse.Namespace) -> int:
     entries = rank(Path(arguments.data), arguments.runs, planting, out, arguments.accelerator)
     for r in ranking_rows(entries):
         print(
-            f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', voxel AP {r['voxel_ap']} ({r['runs']} runs)"
+            f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', "
+            f"voxel AP {r['voxel_ap']} ({r['runs']} runs)"
         )
     return cli.OK
 
@@ -25,7 +29,8 @@ def main(arguments: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "choose",
-        "Rank runs, and ways to score a scan, by synthetic lesions planted in healthy validation scans.",
+        "Rank runs, and ways to score a scan, by synthetic lesions planted in healthy validation "
+        "scans.",
     )
     p.add_argument(
         "--data",
@@ -45,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--out",
-        help="table (.tsv) of the ranking; a .json beside it tells more, and runs that it holds are not ranked again",
+        help="table (.tsv) of the ranking; a .json beside it tells more, and runs that it holds "
+        "are not ranked again",
     )
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     return p

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -12,7 +13,17 @@ from pathlib import Path
 from pipelines.config import ConfigError
 from preprocessing.scans import InputError, ScanError
 
-OK, SOME_FAILED, USAGE, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 3, 130
+OK = 0
+SOME_FAILED = 1
+USAGE = 2
+NOTHING_DONE = 3
+INTERRUPTED = 130
+
+ADVICE = {
+    errno.ENOSPC: "; free some space and run again",
+    errno.EACCES: "; choose a folder you may write to",
+}
+
 log = logging.getLogger("norma")
 
 
@@ -27,17 +38,15 @@ class LineHandler(logging.StreamHandler):
 
 
 def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
-    """Parse, run, and leave with the exit code; a user's mistake is one sentence on stderr, never a traceback.
+    """Parse, run, and leave with the exit code.
 
     0 all ok, 1 some scans failed, 2 usage or config, 3 nothing could be processed, 130 interrupted.
+    A user's mistake is one sentence on stderr, never a traceback.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)]
-    )
-    for noisy in ("matplotlib", "torch", "lightning", "fabric", "monai"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_to_stderr()
+
     try:
         code = main(arguments)
     except KeyboardInterrupt:
@@ -51,13 +60,26 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
             raise
         print(f"error: {error_sentence(error)}", file=sys.stderr)
         code = USAGE
+
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
 
 
+def _log_to_stderr() -> None:
+    """Norma's messages on stderr; of the packages below, warnings alone."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)]
+    )
+    for package in ("matplotlib", "torch", "lightning", "fabric", "monai"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+
+
 def is_user_error(error: Exception) -> bool:
-    """Whether an exception is a message to the user: a config, table or scan that cannot be used, a disk that refuses."""
+    """Whether an exception is a message to the user.
+
+    It is one about a config, a table or a scan that cannot be used, or a disk that refuses.
+    """
     return isinstance(error, (ConfigError, InputError, ScanError, OSError))
 
 
@@ -69,19 +91,16 @@ def exit_code(failed: int, total: int) -> int:
 
 
 def error_sentence(error: BaseException) -> str:
-    """One line for an exception; operating-system errors with the file they are about."""
+    """One line for an exception; an error of the operating system names its file."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
-        advice = {
-            28: "; free some space and run again",
-            13: "; choose a folder you may write to",
-        }.get(error.errno or 0, "")
+        advice = ADVICE.get(error.errno or 0, "")
         return f"{name}{error.strerror}{advice}."
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make a folder and check that a file can be written in it; raises OSError naming the folder."""
+    """Make a folder and check that a file can be written in it; OSError names the folder."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".tmp-write-{os.getpid()}"

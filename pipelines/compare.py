@@ -1,4 +1,4 @@
-"""`make compare`: several models on one cohort, over seeds or folds, in one table with intervals."""
+"""`make compare`: several models on one cohort, over seeds or folds, with intervals."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.study.protocol import protocol_for
     from preprocessing.files import write_atomic
 
-    data, names = Path(arguments.data), list(dict.fromkeys(arguments.models.split()))
-    settings = [
-        f"{key}={getattr(arguments, key)}"
-        for key in ("seeds", "folds", "repeats")
-        if getattr(arguments, key)
-    ]
+    data = Path(arguments.data)
     test = Path(arguments.test or data)
+    names = list(dict.fromkeys(arguments.models.split()))
+    counts = {key: getattr(arguments, key) for key in ("seeds", "folds", "repeats")}
+    settings = [f"{key}={count}" for key, count in counts.items() if count]
     protocol = protocol_for(test, arguments.protocol, settings)
     given = {key: getattr(arguments, key) for key in ("baseline", "name", "point", "accelerator")}
     asked = question(data, names, protocol, test=test, **given)
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
+
     answer = compare(asked, run_configs, out, evaluation_page)
+    page = comparison_page(answer.comparison, answer.results, answer.images, answer.run)
     path = out / f"{asked.name}_comparison.html"
-    write_atomic(
-        path, comparison_page(answer.comparison, answer.results, answer.images, answer.run)
-    )
+    write_atomic(path, page)
     for entry in answer.comparison["models"]:
         print(comparison_line(entry))
     print(f"look at {path}")
@@ -51,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--models",
         required=True,
-        help='names in one argument: "zero intensity pca vae_cr"; variants of a model: "vae vae@mean"',
+        help='names in one argument: "zero intensity pca vae_cr"; variants of a model: '
+        '"vae vae@mean"',
     )
     p.add_argument("--out", help="folder of the runs and of the comparison (default runs/<data>)")
     p.add_argument(

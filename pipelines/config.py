@@ -28,21 +28,34 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of configs/modality/<modality>.yaml with overrides such as "brain=none".
 
-    "t1+flair" takes the first modality's recipe, and of each further one its intensity; "flair.intensity.top=0.9" changes that.
+    "t1+flair" takes the recipe of the first sequence, and of every other one its intensity. An
+    override "flair.intensity.top=0.9" changes the intensity of one of those.
     """
-    first, *further = modality.split("+")
-    given = overrides or []
-    own = [text for text in given if text.partition(".")[0] in further]
+    first, *others = modality.split("+")
+    overrides = overrides or []
+    of_others = [text for text in overrides if text.partition(".")[0] in others]
+    of_first = [text for text in overrides if text not in of_others]
+
     path = config_path(CONFIGS / "modality", first, "MODALITY")
-    values = merge(read_yaml(path), [text for text in given if text not in own])
-    for name in further:
-        sequence = read_yaml(config_path(CONFIGS / "modality", name, "MODALITY"))
-        mine = [text.partition(".")[2] for text in own if text.partition(".")[0] == name]
-        kept = {k: sequence[k] for k in Series.model_fields if k in sequence}
-        values["sequences"] = [*values.get("sequences", []), merge(kept, mine)]
+    values = merge(read_yaml(path), of_first)
+    for name in others:
+        series = _series_values(name, of_others)
+        values["sequences"] = [*values.get("sequences", []), series]
     if template:
         values["template"] = str(Path(template).resolve())
     return validate(Recipe, values, path)
+
+
+def _series_values(name: str, overrides: list[str]) -> dict[str, Any]:
+    """What a recipe of several sequences takes from modality `name`, with its overrides."""
+    values = read_yaml(config_path(CONFIGS / "modality", name, "MODALITY"))
+    series = {key: values[key] for key in Series.model_fields if key in values}
+    changes: list[str] = []
+    for text in overrides:
+        sequence, _, change = text.partition(".")
+        if sequence == name:
+            changes.append(change)
+    return merge(series, changes)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -69,36 +82,44 @@ def write_yaml(config: BaseModel) -> str:
 
 
 def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Apply "a.b=value" overrides (values are YAML) to nested dictionaries; the keys are checked on validation."""
-    values = overlaid({}, values)
+    """A copy of nested dictionaries with overrides "a.b=value", whose values are YAML.
+
+    `validate` checks the keys.
+    """
+    merged = overlaid({}, values)
     for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise ConfigError(
-                f"'{text}': expected key=value, such as stages.finetune.max_epochs=50."
-            )
-        node = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            child = node.setdefault(parent, {})
-            if not isinstance(child, dict):
-                raise ConfigError(f"'{text}': '{parent}' holds a value, not keys.")
-            node = child
-        try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"'{text}': the value is not readable as YAML.") from None
-    return values
+        _override(merged, text)
+    return merged
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Set one "a.b=value" in place."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"'{text}': expected key=value, such as stages.finetune.max_epochs=50.")
+    node = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"'{text}': '{parent}' holds a value, not keys.")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"'{text}': the value is not readable as YAML.") from None
 
 
 def validate(kind: type[Any], values: dict[str, Any], where: object) -> Any:
-    """Build `kind` from values; every problem in one ConfigError, with the nearest spelling of an unknown key."""
+    """Build `kind` from values; one ConfigError names all problems.
+
+    It gives the nearest spelling of an unknown key.
+    """
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigError(
-            f"{where}: " + "; ".join(_problem(kind, e) for e in error.errors())
-        ) from None
+        problems = "; ".join(_problem(kind, problem) for problem in error.errors())
+        raise ConfigError(f"{where}: {problems}") from None
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -109,6 +130,7 @@ def names(folder: Path) -> list[str]:
 
 
 def config_path(folder: Path, name: str, what: str) -> Path:
+    """The file of config `name`; ConfigError where there is none. `what`: "MODEL", "PRESET"..."""
     known = names(folder)
     if name not in known:
         raise ConfigError(
@@ -118,36 +140,33 @@ def config_path(folder: Path, name: str, what: str) -> Path:
 
 
 def overlaid(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `top` over it, level by level; neither changes."""
     result = dict(base)
     for key, value in top.items():
-        nested = isinstance(value, dict)
-        result[key] = (
-            overlaid(base[key] if isinstance(base.get(key), dict) else {}, value)
-            if nested
-            else value
-        )
+        if isinstance(value, dict):
+            below = base.get(key)
+            result[key] = overlaid(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
     return result
 
 
 def _problem(kind: type[BaseModel], error: Any) -> str:
+    """One problem that pydantic found, as part of a sentence."""
     if error["type"] == "value_error":  # of a validator of our own, whose sentence says it all
         return str(error["ctx"]["error"])
     place = [str(p) for p in error["loc"]]
     if error["type"] != "extra_forbidden":
         return f"'{'.'.join(place)}': {error['msg'].lower()}, got {error['input']!r}"
-    fields = _fields(kind, place[:-1])
-    return (
-        f"unknown key '{'.'.join(place)}'; known: {', '.join(fields)}{nearest(place[-1], fields)}"
-    )
+    known = _fields(kind, place[:-1])
+    return f"unknown key '{'.'.join(place)}'; known: {', '.join(known)}{nearest(place[-1], known)}"
 
 
 def _fields(kind: Any, path: list[str]) -> list[str]:
+    """The keys of the config that lies at `path` in a config of `kind`."""
     for part in path:
-        annotation = (
-            kind.model_fields[part].annotation
-            if part in getattr(kind, "model_fields", {})
-            else kind
-        )
+        fields = getattr(kind, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else kind
         args = getattr(annotation, "__args__", ())
         kind = next((a for a in (annotation, *args) if hasattr(a, "model_fields")), kind)
     return list(kind.model_fields)

@@ -12,9 +12,15 @@ import time
 from pipelines import cli
 
 
-def step(verb: str, *arguments: object) -> int:
-    """Run `python -m pipelines.<verb>` as a user would and show the line; its exit code (a code above 1 ends the demo)."""
-    line = ["-m", f"pipelines.{verb}", *map(str, arguments)]
+def step(verb: str, *overrides: str, **options: object) -> int:
+    """Run `python -m pipelines.<verb>` as a user would, show the line, and return its exit code.
+
+    A code above 1 ends the demo.
+    """
+    line = ["-m", f"pipelines.{verb}"]
+    for name, value in options.items():
+        line += [f"--{name}", str(value)]
+    line += overrides
     print(f"\n$ python {shlex.join(line)}", file=sys.stderr, flush=True)
     code = subprocess.run([sys.executable, *line], check=False).returncode
     if code > cli.SOME_FAILED:
@@ -28,43 +34,30 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing.files import read_table, write_table
 
     out = cli.writable_folder(arguments.out)
-    started, workers = time.perf_counter(), min(2, os.cpu_count() or 1)
-    members = load_run_config(arguments.model, arguments.overrides, arguments.preset).model.get(
-        "members", []
-    )
-    cohort, data, run = out / "cohort" / "cohort.tsv", out / "data", out / "runs" / arguments.model
+    started = time.perf_counter()
+    workers = min(2, os.cpu_count() or 1)
+    config = load_run_config(arguments.model, arguments.overrides, arguments.preset)
+    members = config.model.get("members", [])
+    cohort = out / "cohort" / "cohort.tsv"
+    data = out / "data"
+    run_dir = out / "runs" / arguments.model
+
     make_cohort(cohort.parent, seed=arguments.seed)
-    codes = [
-        step(
-            "preprocess", "--input", cohort, "--modality", "t1", "--out", data, "--workers", workers
-        )
-    ]
+    codes = [step("preprocess", input=cohort, modality="t1", out=data, workers=workers)]
     for name in [*members, arguments.model]:  # an ensemble is made of finished runs beside it
-        own = arguments.overrides if name == arguments.model else []
-        codes += [
-            step(
-                "train",
-                "--model",
-                name,
-                "--data",
-                data,
-                "--out",
-                run.parent / name,
-                "--preset",
-                arguments.preset,
-                *own,
-            )
-        ]
+        overrides = arguments.overrides if name == arguments.model else []
+        options = {"data": data, "out": run_dir.parent / name, "preset": arguments.preset}
+        codes.append(step("train", *overrides, model=name, **options))
     test = out / "cohort" / "test.tsv"
     write_table(test, [row for row in read_table(cohort) if row["split"] == "test"])
-    codes += [step("infer", "--run", run, "--input", test, "--out", out / "out")]
-    codes += [step("evaluate", "--run", run, "--data", data)]
-    print(
-        f"\nmasks, maps and reports: {out / 'out'}; what preprocessing did: {data / 'quality.html'}"
-    )
-    print(
-        f"demo done in {(time.perf_counter() - started) / 60:.1f} minutes; open {run / 'evaluation' / data.name / 'index.html'}"
-    )
+    codes.append(step("infer", run=run_dir, input=test, out=out / "out"))
+    codes.append(step("evaluate", run=run_dir, data=data))
+
+    minutes = (time.perf_counter() - started) / 60
+    quality = data / "quality.html"
+    page = run_dir / "evaluation" / data.name / "index.html"
+    print(f"\nmasks, maps and reports: {out / 'out'}; what preprocessing did: {quality}")
+    print(f"demo done in {minutes:.1f} minutes; open {page}")
     return max(codes)
 
 

@@ -1,4 +1,7 @@
-"""`make evaluate`: a run against the test scans of a preprocessed cohort; numbers per scan and overall, and a page."""
+"""`make evaluate`: a run against the test scans of a preprocessed cohort.
+
+Numbers per scan and overall, and a page.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--point",
-        help="operating point: quantile, conformal, share, few-label, fixed=0.3, oracle; quantile=0.95 and the like too",
+        help="operating point: quantile, conformal, share, few-label, fixed=0.3, oracle; "
+        "quantile=0.95 and the like too",
     )
     p.add_argument(
         "--protocol", help="a file of configs/protocol (default volumes, or pictures for pictures)"

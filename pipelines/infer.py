@@ -20,9 +20,8 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         reports = detect_all(scans, lost, job, arguments.executor, arguments.workers)
     failed = sum(not report.scored for report in reports)
-    print(
-        f"{out}: {len(reports) - failed} scans scored, {failed} not scored; see scores.tsv. {NOTICE}"
-    )
+    scored = len(reports) - failed
+    print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv. {NOTICE}")
     return cli.exit_code(failed, len(reports))
 
 

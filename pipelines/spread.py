@@ -1,4 +1,4 @@
-"""One function over many scans: in this process, on the cores of this machine, on SLURM, or on any Dask scheduler."""
+"""One function over many scans: here, on this machine's cores, on SLURM or on a Dask scheduler."""
 
 from __future__ import annotations
 
@@ -21,60 +21,75 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger("norma")
-AHEAD = 1000  # scans that a scheduler knows of at a time, so that its memory does not grow with the cohort
-DEATHS = 2  # times that a scan may lose its worker before it is left out
-SLURM = {
-    "cores": 4,
-    "processes": 4,
-    "memory": "16GB",
-}  # of one job, where dask's own jobqueue.slurm config says nothing
+
+# Scans that a scheduler knows of at a time: its memory does not grow with the cohort.
+AHEAD = 1000
+# Times that a scan may lose its worker before it is left out.
+DEATHS = 2
+# Of one job, where dask's own jobqueue.slurm config says nothing.
+SLURM = {"cores": 4, "processes": 4, "memory": "16GB"}
+# Threads of a worker; ITK keeps to one, see preprocessing/register.py.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# A lost worker or scheduler is one sentence of Norma, not pages of these.
+TALKATIVE = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
 
 
 def each(
     function: Callable[[T], Any], items: Iterable[T], executor: str = "", workers: int = 1
 ) -> Iterator[tuple[T, Any, str]]:
-    """(item, function(item), "") as they finish, or (item, None, reason) where the worker of an item died again and again.
+    """(item, function(item), "") as they finish, or (item, None, reason) for an item left out.
 
-    `executor`: "local", `workers` processes that share the cores; "slurm", up to `workers` jobs; "tcp://host:port", the workers of that
-    Dask scheduler, which must see the same files. Empty: this process, or "local" for more than one worker. The worker of an item that is
-    lost costs that item alone, which another takes up. An exception of `function` is tried once more, then raised. ConfigError where no
-    scheduler answers or it goes away.
+    `executor` says where the work is done:
+
+    - "": this process, or "local" for more than one worker;
+    - "local": `workers` processes, which share the cores;
+    - "slurm": up to `workers` jobs;
+    - "tcp://host:port": the workers of that Dask scheduler, which must see the same files.
+
+    A lost worker costs no other item: another worker takes up the one that it had. An item that
+    loses its worker again and again is left out. An exception of `function` is tried once more,
+    then raised. ConfigError where no scheduler answers or it goes away.
     """
-    if not executor and workers <= 1:
-        for item in items:
-            yield item, function(item), ""
+    if executor or workers > 1:
+        yield from _each_on_workers(function, iter(items), executor or "local", workers)
         return
+    for item in items:
+        yield item, function(item), ""
+
+
+def _each_on_workers(
+    function: Callable[[T], Any], waiting: Iterator[T], executor: str, workers: int
+) -> Iterator[tuple[T, Any, str]]:
     from distributed import CancelledError, KilledWorker, as_completed
     from distributed.comm import CommClosedError
 
-    waiting, place = iter(items), os.getcwd()
-    with _client(executor or "local", workers) as client:
+    folder = os.getcwd()
+    with _client(executor, workers) as client:
         running: dict[Any, T] = {}
         done = as_completed(raise_errors=False)
 
         def send(count: int) -> None:
             for item in islice(waiting, count):
-                future = client.submit(_there, function, item, place, retries=1, pure=False)
+                future = client.submit(_on_worker, function, item, folder, retries=1, pure=False)
                 running[future] = item
                 done.add(future)
 
         send(AHEAD)
         for future in done:
-            if future.status in (
-                "pending",
-                "lost",
-            ):  # done, but its worker went before it could tell: another one does it again
+            # The item is done, but its worker went before it answered: another does it again.
+            if future.status in ("pending", "lost"):
                 done.add(future)
                 continue
+
             item = running.pop(future)
             try:
                 result = future.result()
             except KilledWorker:
                 yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
             except (CancelledError, CommClosedError):
-                where = f"EXECUTOR={executor or 'local'}"
                 raise ConfigError(
-                    f"{where}: the scheduler went away; what was finished is kept, run the same command again."
+                    f"EXECUTOR={executor}: the scheduler went away; what was finished is kept, "
+                    "run the same command again."
                 ) from None
             else:
                 yield item, result, ""
@@ -84,30 +99,33 @@ def each(
 def one_ahead(
     function: Callable[[T], Any], items: Iterable[T]
 ) -> Iterator[tuple[T, Callable[[], Any]]]:
-    """Each item with a call that waits for function(item), which runs in a thread while the item before is worked on."""
+    """Each item, with a call that waits for function(item).
+
+    The function runs in a thread, one item ahead of the one that the caller works on.
+    """
     with ThreadPoolExecutor(1) as thread:
-        begun: deque[tuple[T, Future[Any]]] = deque()
+        started: deque[tuple[T, Future[Any]]] = deque()
         try:
             for item in items:
-                begun.append((item, thread.submit(function, item)))
-                if len(begun) > 1:
-                    before, future = begun.popleft()
+                started.append((item, thread.submit(function, item)))
+                if len(started) > 1:
+                    before, future = started.popleft()
                     yield before, future.result
-            for item, future in begun:
+            for item, future in started:
                 yield item, future.result
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 
 
-def _there(function: Callable[[T], Any], item: T, place: str) -> Any:
-    """Runs on a worker: relative paths mean there what they mean here."""
-    _own_threads()
-    os.chdir(place)
+def _on_worker(function: Callable[[T], Any], item: T, folder: str) -> Any:
+    """Runs on a worker: a relative path means what it means in the process that sent the item."""
+    _limit_threads()
+    os.chdir(folder)
     return function(item)
 
 
 @lru_cache(maxsize=1)
-def _own_threads() -> None:
+def _limit_threads() -> None:
     """Torch keeps to the threads that its worker was given."""
     import torch
 
@@ -116,84 +134,100 @@ def _own_threads() -> None:
 
 @contextmanager
 def _client(executor: str, workers: int) -> Iterator[Client]:
+    """A client of the executor's scheduler; a cluster of its own ends with it."""
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    # a lost worker or scheduler is told in a sentence of our own
-    for talkative in (
-        "distributed",
-        "distributed.client",
-        "tornado",
-        "tornado.application",
-        "asyncio",
-    ):
-        logging.getLogger(talkative).setLevel(logging.CRITICAL)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if executor not in ("local", "slurm"):
-        try:
-            client = Client(executor, timeout=10)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"EXECUTOR={executor}: no Dask scheduler answers there ({' '.join(str(error).split())}); "
-                "expected local, slurm or the address that 'dask scheduler' prints."
-            ) from None
-        with client:
-            log.info(
-                "%d workers at %s", len(client.scheduler_info(n_workers=-1)["workers"]), executor
-            )
+        with _connect(executor) as client:
+            count = len(client.scheduler_info(n_workers=-1)["workers"])
+            log.info("%d workers at %s", count, executor)
             yield client
         return
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    names = (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-    )  # ITK keeps to one, see preprocessing/register.py
+
+    make_cluster = _slurm_jobs if executor == "slurm" else _local_processes
+    with (
+        dask.config.set(_dask_settings(executor, workers)),
+        make_cluster(workers) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _connect(address: str) -> Client:
+    """A client of the Dask scheduler at an address; ConfigError where none answers."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"EXECUTOR={address}: no Dask scheduler answers there ({reason}); "
+            "expected local, slurm or the address that 'dask scheduler' prints."
+        ) from None
+
+
+def _dask_settings(executor: str, workers: int) -> dict[str, Any]:
+    """Dask's settings: how often an item may lose its worker, and each local worker's threads."""
     settings: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.scheduler.worker-saturation": 1.0,
     }
     if executor == "local":
-        settings |= {
-            f"distributed.nanny.pre-spawn-environ.{name}": os.environ.get(name, threads)
-            for name in names
-        }
-    with dask.config.set(settings):
-        if executor == "slurm":
-            cluster: Any = slurm_cluster()
-            cluster.adapt(minimum_jobs=1, maximum_jobs=workers)
-            log.info(
-                "up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).",
-                workers,
-            )
-        else:
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                dashboard_address=None,
-                memory_limit=None,
-                silence_logs=logging.CRITICAL,
-            )
-        with cluster, Client(cluster) as client:
-            yield client
+        threads = str(max(1, (os.cpu_count() or 1) // workers))
+        for name in THREADS:
+            key = f"distributed.nanny.pre-spawn-environ.{name}"
+            settings[key] = os.environ.get(name, threads)
+    return settings
+
+
+def _local_processes(workers: int) -> Any:
+    """A Dask cluster of processes on this machine."""
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        dashboard_address=None,
+        memory_limit=None,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _slurm_jobs(workers: int) -> Any:
+    """A Dask cluster of up to `workers` SLURM jobs."""
+    cluster = slurm_cluster()
+    cluster.adapt(minimum_jobs=1, maximum_jobs=workers)
+    log.info(
+        "up to %d jobs go to SLURM; scans begin when it starts the first ('squeue' shows them).",
+        workers,
+    )
+    return cluster
 
 
 def slurm_cluster() -> SLURMCluster:
-    """SLURM jobs as dask-jobqueue writes them from ~/.config/dask/jobqueue.yaml, with `SLURM` where that says nothing."""
+    """SLURM jobs as dask-jobqueue writes them from ~/.config/dask/jobqueue.yaml.
+
+    `SLURM` fills in what that file leaves open.
+    """
     import dask
     from dask_jobqueue import SLURMCluster
 
-    own: dict[str, Any] = {
-        key: value
-        for key, value in SLURM.items()
-        if dask.config.get(f"jobqueue.slurm.{key}", None) in (None, 1)
-    }
-    return SLURMCluster(**own, scheduler_options={"dashboard_address": None})
+    defaults: dict[str, Any] = {}
+    for key, value in SLURM.items():
+        if dask.config.get(f"jobqueue.slurm.{key}", None) in (None, 1):
+            defaults[key] = value
+    return SLURMCluster(**defaults, scheduler_options={"dashboard_address": None})
 
 
 def preview(executor: str, workers: int, count: int) -> str:
     """What --dry-run prints: how many scans go where and, for SLURM, the script of a job."""
     where = {"": "this process", "local": "this machine"}.get(executor, executor)
-    text = f"{count} scans, in up to {workers} {'jobs' if executor == 'slurm' else 'processes'} on {where}"
+    units = "jobs" if executor == "slurm" else "processes"
+    text = f"{count} scans, in up to {workers} {units} on {where}"
     if executor == "slurm":
         with slurm_cluster() as cluster:
             return f"{text}, each job:\n{cluster.job_script()}"

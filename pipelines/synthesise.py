@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--kinds",
-        help="of bright, dark, blend, deform, noise, mirror, swap, in the order to use; default all",
+        help="of bright, dark, blend, deform, noise, mirror, swap, in the order to use; "
+        "default all",
     )
     p.add_argument("--volumes", help="smallest and largest volume in ml, log-uniform; default 1,20")
     p.add_argument(

@@ -26,7 +26,8 @@ def main(arguments: argparse.Namespace) -> int:
     train(config, data, run_dir, splits)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(
-            f"{run_dir}: trained; score scans with 'make infer RUN={run_dir} IN=<scan or folder> OUT=<folder>'"
+            f"{run_dir}: trained; score scans with "
+            f"'make infer RUN={run_dir} IN=<scan or folder> OUT=<folder>'"
         )
     return cli.OK
 
@@ -40,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--out",
-        help="run folder (default runs/<data>/<model>); an interrupted run goes on where it stopped",
+        help="run folder (default runs/<data>/<model>); an interrupted run goes on where it "
+        "stopped",
     )
     p.add_argument(
         "--splits", help="table (id, split) that stands in for the splits of the data's own table"

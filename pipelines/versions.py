@@ -25,7 +25,10 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Norma, of Python and of the packages that shape a result, the machine and, in a git checkout, the commit."""
+    """Versions of Norma, Python and the packages that shape a result, the machine and the commit.
+
+    Packages that are not installed are left out; outside a git checkout the commit is too.
+    """
     found = {
         "norma": __version__,
         "python": platform.python_version(),
@@ -36,29 +39,34 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found |= {"commit": commit.stdout.strip()} if commit.returncode == 0 else {}
-    except OSError:
-        pass  # no git here: the version stays unknown
+
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
     return found
 
 
-def command_line(verb: str = "") -> list[str]:
-    """The arguments of this process as they are written into files, after `python -m <verb>`.
+def _commit() -> str:
+    """The short name of the commit; empty without git or outside a checkout."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
-    Of an absolute path the last part alone stays: a file that travels names no folder of its maker.
+
+def command_line(verb: str = "") -> list[str]:
+    """The arguments of this process as files record them, after `python -m <verb>`.
+
+    Of an absolute path the last part alone stays: the file names no folder of its maker.
     """
     prefix = ["python", "-m", verb] if verb else []
     return [*prefix, *(_without_folders(part) for part in sys.argv[1:])]
 
 
 def _without_folders(argument: str) -> str:
+    """An argument with absolute paths shortened to their last part, after a "key=" too."""
     key, sign, value = argument.partition("=")
     if sign and Path(value).is_absolute():
         return f"{key}={Path(value).name}"

@@ -14,10 +14,11 @@ from preprocessing.scans import InputError
 
 
 class Protocol(Closed):
-    """How runs are tested and compared; configs/protocol/<name>.yaml, and named so in every output.
+    """How runs are tested and compared; configs/protocol/<name>.yaml.
 
-    `seeds` runs on one split, or with `folds` one run per fold and repeat. `slices`: also per slice. `by`: columns of the
-    scan or slice table whose classes get figures of their own. `resamples` bootstrap samples of subjects.
+    Every output names its protocol so. `seeds` runs on one split, or with `folds` one run per fold
+    and repeat. `slices`: also per slice. `by`: columns of the scan or slice table whose classes get
+    figures of their own. `resamples`: bootstrap samples of subjects.
     """
 
     shapes: ClassVar[Level] = "nothing"
@@ -44,9 +45,6 @@ def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol
             f"{data}: no such folder; give the OUT folder of 'make preprocess' as DATA."
         )
     if name is None:
-        name = (
-            "pictures"
-            if read_yaml(data / "recipe.yaml").get("modality") == "picture"
-            else "volumes"
-        )
+        modality = read_yaml(data / "recipe.yaml").get("modality")
+        name = "pictures" if modality == "picture" else "volumes"
     return load_protocol(name, overrides)

@@ -13,10 +13,8 @@ import pytest
 from PIL import Image
 
 from pipelines import cli, spread
-from pipelines.config import ConfigError
+from pipelines.config import ROOT, ConfigError
 from preprocessing.files import read_table
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def work(number, folder, deadly=-1, deaths=0, broken=-1):
