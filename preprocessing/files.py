@@ -123,7 +123,7 @@ def plain(value: Any) -> Any:
     A pydantic model becomes its JSON, a number that is not finite null, anything else its text.
     """
     if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
+        return plain(value.model_dump(mode="json", serialize_as_any=True))
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
