@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import io
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
+from preprocessing.images import outer_planes
 from preprocessing.scans import ScanError
 
-if TYPE_CHECKING:
-    import nibabel as nib
-
-log = logging.getLogger("norma")
-METHODS = ("auto", "deepbet", "bet", "none")
-BONE_HU = 100.0  # at and above: bone (pictures windowed to 100 HU clip there)
-BLOOD_HU = 90.0  # fresh blood is darker
-SKULL_NEAR = 6  # mm
-CT_BRAIN_HU = 80.0
-AIR_HU = -15.0  # at and below: air or fat (pictures windowed from -20 HU clip above air)
-_STRIPPED_ML = (400.0, 2300.0)
+CT_BRAIN_HU = 80.0  # the upper end of the brain window, which deepbet is shown
+BONE_HU = 100.0  # at and above: bone; pictures windowed to 100 HU clip there
+# At and above, beside bone: a voxel that shares bone. Fresh blood is darker, so that a bleed at the
+# skull stays in the mask. Without this rule healthy scans held 10 to 20 ml of such bright voxels
+# within 3 mm of the mask's edge; 0.3 ml are left (docs/experiments.md).
+BLOOD_HU = 90.0
+AIR_HU = -15.0  # at and below: air or fat; pictures windowed from -20 HU clip above air
+SKULL_NEAR = 6  # mm from the mask's border within which bone counts as skull
+SHARED = 2  # mm beside the skull that go too
+LEAK = 6  # voxels: what is thinner than twice this and hangs on is a leak into the scalp
+GIVEN_BACK = 2  # voxels that an opening gives back beyond its radius
+# Brains that are stripped lie between; a whole head has a foreground well above 2.3 litres.
+STRIPPED_ML = (400.0, 2300.0)
 
 
 def brain_mask(
@@ -28,155 +34,158 @@ def brain_mask(
 ) -> tuple[np.ndarray, str]:
     """Brain mask of a 1 mm RAS+ scan, bool (X, Y, Z), and the method that made it.
 
-    `auto` takes "none" for a scan that `is_stripped` recognises and "deepbet" otherwise. "none" returns the scan's own
-    foreground. "deepbet" (Fisch et al. 2024) sees CT as 0..80 HU with bone set to 0, and bone is removed from its mask.
-    "bet" is the deformable surface of Smith 2002. Raises ScanError where no brain is found.
+    "auto": "none" for a scan that `is_stripped` recognises, "deepbet" for any other.
+    "none": the scan's own foreground.
+    "deepbet": Fisch et al. 2024. It gets CT as 0..80 HU with bone set to 0.
+    "bet": the deformable surface of Smith 2002.
+
+    Bone is removed from the mask of a CT. Raises ScanError where no brain is found.
     """
     if method == "auto":
         method = "none" if is_stripped(image) else "deepbet"
     if method == "none":
         return foreground(np.asarray(image.dataobj)), method
+
     data = np.asarray(image.dataobj, dtype=np.float32)
     shown = _soft_tissue(data) if modality == "ct" else data
-    mask = _deepbet(shown, image.affine) if method == "deepbet" else _bet(shown, image.affine)
-    mask = _inside_skull(mask, data) if modality == "ct" else _tidy(mask, opening=1)
-    if not mask.any():
+    find = _deepbet if method == "deepbet" else _bet
+    brain = find(shown, image.affine)
+    brain = _inside_skull(brain, data) if modality == "ct" else _tidy(brain, opening=1)
+    if not brain.any():
         raise ScanError(f"{method} found no brain; is this a head scan of modality {modality}?")
-    return mask, method
+    return brain, method
 
 
 def picture_foreground(data: np.ndarray) -> np.ndarray:
-    """Head or brain in a picture (X, Y, 1) of values 0..1, bool: the largest piece off the background, holes filled.
+    """Head or brain in a picture (X, Y, 1) of values 0..1, bool.
 
-    The background is the commonest of 64 grey levels on the picture's border, or black where that is light (a head that fills
-    the frame); off it means by more than 10 of 255 levels.
+    It is the largest piece off the background, holes filled. The background is the commonest of 64
+    grey levels on the picture's border. Where that is light, a head fills the frame, and black is
+    the background. Off it means by more than 10 of 255 levels.
     """
-    from scipy import ndimage
-
     picture = data[..., 0]
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    level = float(np.bincount((border * 63.999).astype(int)).argmax()) / 63
-    labels, n = ndimage.label(np.abs(picture - (level if level < 0.5 else 0.0)) > 10 / 255)
-    if n == 0:
+    commonest = float(np.bincount((border * 63.999).astype(int)).argmax()) / 63
+    background = commonest if commonest < 0.5 else 0.0
+
+    labels, count = ndimage.label(np.abs(picture - background) > 10 / 255)
+    if count == 0:
         return np.zeros(data.shape, bool)
-    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    return ndimage.binary_fill_holes(largest)[..., None]
+    return ndimage.binary_fill_holes(_largest(labels))[..., None]
 
 
 def is_stripped(image: nib.Nifti1Image) -> bool:
-    """Whether a scan is skull-stripped: one background value, and a foreground of brain size in one piece.
+    """Whether a scan is skull-stripped.
 
-    A whole head, even on an empty background, has a foreground well above 2.3 litres.
+    It then has one background value, and a foreground in one piece that is as large as a brain.
     """
-    from scipy import ndimage
-
     data = np.asarray(image.dataobj)
     voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
     front = data != _background(data)
-    if not _STRIPPED_ML[0] < front.sum() * voxel_ml < _STRIPPED_ML[1] or front.mean() > 0.6:
+    if not STRIPPED_ML[0] < front.sum() * voxel_ml < STRIPPED_ML[1] or front.mean() > 0.6:
         return False
     labels, _ = ndimage.label(front[::2, ::2, ::2])
     return bool(np.bincount(labels.ravel())[1:].max() > 0.9 * (labels > 0).sum())
 
 
 def foreground(data: np.ndarray) -> np.ndarray:
-    """Largest connected region that differs from the background value, holes filled; bool, same shape."""
+    """Largest region in one piece that is not background, holes filled; bool, same shape."""
     return _tidy(data != _background(data), opening=0)
 
 
 def _background(data: np.ndarray) -> float:
     """The value that most voxels of the outermost planes share."""
-    planes = [np.take(data, i, axis).ravel() for axis in range(3) for i in (0, -1)]
-    values, counts = np.unique(np.concatenate(planes), return_counts=True)
+    voxels = np.concatenate([plane.ravel() for plane in outer_planes(data)])
+    values, counts = np.unique(voxels, return_counts=True)
     return float(values[counts.argmax()])
 
 
 def _soft_tissue(hu: np.ndarray) -> np.ndarray:
+    """A CT as deepbet is shown it: the brain window in HU, bone set to 0."""
     return np.clip(np.where(hu >= BONE_HU, 0, hu), 0, CT_BRAIN_HU)
 
 
-def _inside_skull(mask: np.ndarray, hu: np.ndarray) -> np.ndarray:
-    """The part of a 1 mm CT mask that lies inside the skull: bone, voxels that share it and leaks through it go.
+def _inside_skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray:
+    """The part of a 1 mm CT mask that lies inside the skull, without air, bone and leaks.
 
-    Bone outside the mask or near its border counts as skull, and so does what adjoins it and is brighter than fresh blood: a calcified
-    plexus or a clip deep inside the brain stays in. Where thin bone reads as soft tissue the mask leaks into the scalp: what is thinner
-    than 12 mm and hangs on is cut off.
+    Where thin bone reads as soft tissue the mask leaks into the scalp: what is thinner than 12 mm
+    and hangs on is cut off.
     """
-    from scipy import ndimage
+    # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
+    brain = brain & (hu > AIR_HU)
+    skull = _skull(brain, hu)
+    if skull is not None:
+        brain = brain & ~ndimage.binary_dilation(skull, iterations=SHARED)
+    return _tidy(brain, opening=LEAK)
 
-    mask = (
-        mask & (hu > AIR_HU)
-    )  # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
-    labels, n = ndimage.label(hu >= BONE_HU)
-    if n:
-        deep = ndimage.binary_erosion(mask, iterations=SKULL_NEAR)
-        pieces = np.unique(labels[~deep & (labels > 0)])
-        skull = np.isin(labels, pieces)
-        skull = ndimage.binary_dilation(skull, iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
-        mask = mask & ~ndimage.binary_dilation(skull, iterations=2)
-    return _tidy(mask, opening=6)
+
+def _skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray | None:
+    """Bone outside the mask or near its border, and the voxels that share it; None without bone.
+
+    A calcified plexus or a clip deep inside the brain is no skull.
+    """
+    labels, count = ndimage.label(hu >= BONE_HU)
+    if count == 0:
+        return None
+    deep = ndimage.binary_erosion(brain, iterations=SKULL_NEAR)
+    bones = np.isin(labels, np.unique(labels[~deep & (labels > 0)]))
+    return ndimage.binary_dilation(bones, iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
 
 
 def _tidy(mask: np.ndarray, opening: float) -> np.ndarray:
-    """Largest component after an opening by a ball of `opening` voxels (2 voxels are given back), holes filled.
+    """Largest piece after an opening by a ball of `opening` voxels, holes filled.
 
-    The border of the array does not erode, so that a brain cut by the field of view keeps its cut slices.
+    The opening gives back 2 voxels more than it takes. The border of the array does not erode, so
+    that a brain cut by the field of view keeps its cut slices.
     """
-    from scipy import ndimage
-
-    found = np.zeros_like(mask)
+    result = np.zeros_like(mask)
     if not mask.any():
-        return found
+        return result
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = mask[box]
-    core = (
-        ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > opening
-        if opening
-        else inside
-    )
-    labels, n = ndimage.label(core)
-    if n == 0:
-        return found
-    core = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+
+    core = inside
     if opening:
-        core = inside & (ndimage.distance_transform_edt(~core) <= opening + 2)
-        labels, _ = ndimage.label(core)
-        core = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    found[box] = ndimage.binary_fill_holes(core)
-    return found
+        padded = np.pad(inside, 1, mode="edge")
+        core = ndimage.distance_transform_edt(padded)[1:-1, 1:-1, 1:-1] > opening
+    labels, count = ndimage.label(core)
+    if count == 0:
+        return result
+    piece = _largest(labels)
+
+    if opening:
+        grown = inside & (ndimage.distance_transform_edt(~piece) <= opening + GIVEN_BACK)
+        piece = _largest(ndimage.label(grown)[0])
+    result[box] = ndimage.binary_fill_holes(piece)
+    return result
+
+
+def _largest(labels: np.ndarray) -> np.ndarray:
+    """The piece with most voxels of a labelled array (0 is none); bool."""
+    return labels == np.bincount(labels.ravel())[1:].argmax() + 1
 
 
 @lru_cache(maxsize=1)
 def _deepbet_model() -> Any:
-    from deepbet.bet import BrainExtraction
+    from deepbet.bet import BrainExtraction  # loads torch; needed for this method alone
 
     return BrainExtraction(no_gpu=True)
 
 
 def _deepbet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    import nibabel as nib
-
     try:
-        _, mask, _ = _deepbet_model().run(nib.Nifti1Image(data, affine))
-    except (
-        AssertionError,
-        IndexError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # deepbet asserts when it sees no brain
+        _, found, _ = _deepbet_model().run(nib.Nifti1Image(data, affine))
+    except (AssertionError, IndexError, ValueError, RuntimeError) as error:
+        # deepbet asserts where it finds no brain
         raise ScanError(f"deepbet found no brain ({error}).") from None
-    return np.asarray(mask.dataobj) > 0
+    return np.asarray(found.dataobj) > 0
 
 
 def _bet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    import contextlib
-    import io
-
-    import nibabel as nib
-    from brainextractor import BrainExtractor
+    from brainextractor import BrainExtractor  # loads numba; needed for this method alone
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints each iteration
         extractor = BrainExtractor(img=nib.Nifti1Image(data, affine))
         extractor.run()
-        mask = extractor.compute_mask()
-    return np.asarray(mask) > 0
+        found = extractor.compute_mask()
+    return np.asarray(found) > 0

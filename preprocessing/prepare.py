@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from preprocessing import brain, intensity, quality, register
-from preprocessing.images import Grid, is_picture, read_image, read_picture, voxel_sizes
+from preprocessing import intensity, quality, register
+from preprocessing.brain import brain_mask, picture_foreground
+from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
 from preprocessing.quality import Check
-from preprocessing.recipe import Intensity, Recipe, Series
+from preprocessing.recipe import Intensity, Limits, Recipe, Series
+from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError, how_to_give
 
 log = logging.getLogger("norma")
@@ -24,14 +27,14 @@ class Prepared:
 
     image: (X, Y, Z) float32 in [0, 1], 0 outside the brain; with several channels (X, Y, Z, C).
     brain: (X, Y, Z) bool.
-    grid: of image and brain, in the space named.
+    grid: of image and brain.
     home: the grid of the scan (its first sequence) as it came in; `header` is its NIfTI header.
     scan_from_atlas: (4x4) maps mm of `grid` to mm of `home`, RAS+.
     space: the name of the atlas, or "picture".
     outline: the atlas brain, for pictures to look at.
     brain_method: what made the brain mask, as `brain.brain_mask` names it.
     checks: what was measured on the way.
-    further_from_atlas: as scan_from_atlas, to mm of each further sequence.
+    further_from_atlas: as scan_from_atlas, to mm of each sequence but the first.
     """
 
     image: np.ndarray
@@ -48,6 +51,7 @@ class Prepared:
 
     @property
     def flags(self) -> list[str]:
+        """Sentences for the checks that did not hold, and did not refuse the scan."""
         return quality.flags(self.checks)
 
     @property
@@ -56,8 +60,30 @@ class Prepared:
         return [self.image] if self.image.ndim == 3 else list(np.moveaxis(self.image, -1, 0))
 
 
+@dataclass(frozen=True)
+class Stripped:
+    """The first sequence of a scan and its brain, before registration.
+
+    native: as it came in.
+    work: at the recipe's spacing, RAS+.
+    brain: bool, on the grid of `work`.
+    source: which of the two is interpolated to the atlas.
+    """
+
+    path: Path
+    native: nib.Nifti1Image
+    work: nib.Nifti1Image
+    brain: np.ndarray
+    method: str
+    source: nib.Nifti1Image
+    checks: list[Check]
+
+
 class RefusedScan(ScanError):
-    """A scan failed its checks; carries what was seen, for the report and the picture."""
+    """A scan failed its checks.
+
+    It carries all checks, and where there is one a picture (image, brain) for the quality page.
+    """
 
     def __init__(
         self,
@@ -66,17 +92,15 @@ class RefusedScan(ScanError):
         picture: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         super().__init__(message)
-        self.checks, self.picture = checks, picture
+        self.checks = checks
+        self.picture = picture
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
     """`prepare_volume` or `prepare_picture` for one scan; every ScanError names the file."""
+    steps = prepare_picture if recipe.modality == "picture" else prepare_volume
     try:
-        return (
-            prepare_picture(scan, recipe)
-            if recipe.modality == "picture"
-            else prepare_volume(scan, recipe)
-        )
+        return steps(scan, recipe)
     except RefusedScan:
         raise
     except ScanError as error:
@@ -86,113 +110,25 @@ def prepare(scan: Scan, recipe: Recipe) -> Prepared:
 
 
 def prepare_volume(scan: Scan, recipe: Recipe) -> Prepared:
-    """The steps for one scan: check, 1 mm, brain mask, N4, rigid to the atlas, intensity; raises ScanError.
+    """The steps for one scan: check, 1 mm, brain, N4, rigid to the atlas, intensity.
 
-    Without N4 the image is interpolated once, from its own voxels to the atlas: the 1 mm copy serves the mask and the
-    fit. Half a voxel beyond the outermost slices, where the mask may reach, the image repeats its last value. Further sequences
-    follow as channels.
+    Other sequences follow as channels. Raises ScanError, as RefusedScan where a check fails.
     """
     files = channel_files(scan, recipe)
-    native = read_image(scan.image)
-    checks = quality.image_checks(np.asarray(native.dataobj), recipe.modality, _extent(native))
-    _demand(checks, scan)
-    work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
-    mask, method = _brain(scan, work, recipe)
-    checks += quality.brain_checks(mask, (recipe.spacing,) * 3, recipe.limits.brain_ml)
-    _demand(checks, scan, (np.asarray(work.dataobj), mask))
-    if recipe.n4 and recipe.modality != "ct":
-        work = register.n4(work, mask)
-    source = work if recipe.n4 else native
-    atlas = register.load_atlas(recipe.template, recipe.grid)
-    shown = registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, loose = register.fit(
-        shown, Grid.of(work), atlas, brain=mask, spacing=recipe.registration_spacing
-    )
-    in_atlas = register.carry_mask(mask, Grid.of(work), atlas.grid, world)
-    image = register.resample(
-        np.asarray(source.dataobj), Grid.of(source), atlas.grid, world, pad=None, within=in_atlas
-    )
-    checks += _registration_checks(shown, mask, in_atlas, Grid.of(work), loose, atlas, recipe)
-    _demand(checks, scan, (image, in_atlas))
-    scaled, worlds = [scale_intensity(image, in_atlas, recipe.intensity)], []
+    first = strip(scan, recipe)
+    prepared = lay_on_atlas(first, recipe)
     for series, path in zip(recipe.sequences, files[1:], strict=True):
-        other, between, its_checks = further_sequence(series, path, native, work, mask, recipe)
-        worlds.append(between @ world)
-        covered = register.carry_mask(
-            np.ones(other.shape, bool), Grid.of(other), atlas.grid, worlds[-1]
-        )
-        its_checks += quality.coverage_checks(covered, in_atlas)
-        checks += [replace(c, name=f"{series.modality}: {c.name}") for c in its_checks]
-        image = register.resample(
-            np.asarray(other.dataobj),
-            Grid.of(other),
-            atlas.grid,
-            worlds[-1],
-            pad=None,
-            within=in_atlas,
-        )
-        _demand(checks, scan, (image, in_atlas), path)
-        scaled.append(scale_intensity(image, in_atlas, series.intensity))
-    image = np.stack(scaled, -1) if worlds else scaled[0]
-    return Prepared(
-        image=image,
-        brain=in_atlas,
-        grid=atlas.grid,
-        home=Grid.of(native),
-        scan_from_atlas=world,
-        space=atlas.name,
-        outline=atlas.brain,
-        header=native.header,
-        brain_method=method,
-        checks=checks,
-        further_from_atlas=tuple(worlds),
-    )
-
-
-def further_sequence(
-    series: Series,
-    path: Path,
-    first: nib.Nifti1Image,
-    work: nib.Nifti1Image,
-    mask: np.ndarray,
-    recipe: Recipe,
-) -> tuple[nib.Nifti1Image, np.ndarray, list[Check]]:
-    """A further sequence as it is to be interpolated, the rigid map (4x4) from the first one's mm to its own, and its checks.
-
-    `work` and `mask` are the first sequence at 1 mm and its brain. Sequences whose headers give one shape and affine are taken as
-    aligned; all others are registered.
-    """
-    native = read_image(path)
-    checks = quality.image_checks(np.asarray(native.dataobj), series.modality, _extent(native))
-    if any(c.hard and not c.passed for c in checks):
-        return native, np.eye(4), checks
-    here = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
-    pair = (
-        _ranged(work, recipe.intensity),
-        Grid.of(work),
-        mask,
-        _ranged(here, series.intensity),
-        Grid.of(here),
-    )
-    same = native.shape == first.shape and np.allclose(native.affine, first.affine, atol=1e-4)
-    between = (
-        np.eye(4) if same else register.fit_sequence(*pair, spacing=recipe.registration_spacing)
-    )
-    checks += quality.likeness_checks(
-        register.likeness(*pair, between), recipe.modality, hard="ct" not in recipe.name
-    )
-    if recipe.n4 and series.modality != "ct":
-        inside = register.carry_mask(mask, Grid.of(work), Grid.of(here), np.linalg.inv(between))
-        return register.n4(here, inside), between, checks
-    return native, between, checks
+        prepared = add_sequence(prepared, first, series, path, recipe)
+    return prepared
 
 
 def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
-    """The files of a scan's sequences in the order of the channels; ScanError where one is missing."""
+    """The files of a scan's sequences in the order of the channels; ScanError if one is missing."""
     for series in recipe.sequences:
         if series.modality not in scan.sequences:
             raise ScanError(
-                f"{scan.image}: no {series.modality} sequence of this scan, or more than one. {how_to_give(recipe.name)}"
+                f"{scan.image}: no {series.modality} sequence of this scan, or more than one. "
+                f"{how_to_give(recipe.name)}"
             )
     files = [scan.image, *(scan.sequences[s.modality] for s in recipe.sequences)]
     lost = next((f for f in files if not f.is_file()), None)
@@ -201,35 +137,197 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
     return files
 
 
+def strip(scan: Scan, recipe: Recipe) -> Stripped:
+    """Read and check the first sequence, bring it to the recipe's spacing, and find its brain."""
+    native = read_image(scan.image)
+    checks = _image_checks(native, recipe.modality)
+    _demand(checks, scan.image)
+
+    work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
+    brain, method = find_brain(scan, work, recipe)
+    checks += quality.brain_checks(brain, (recipe.spacing,) * 3, recipe.limits.brain_ml)
+    _demand(checks, scan.image, (np.asarray(work.dataobj), brain))
+
+    if recipe.n4 and recipe.modality != "ct":  # of MR alone
+        work = register.n4(work, brain)
+    # Without N4 the image is interpolated once, from its own voxels to the atlas. The copy at the
+    # recipe's spacing then serves the brain and the fit alone.
+    source = work if recipe.n4 else native
+    return Stripped(scan.image, native, work, brain, method, source, checks)
+
+
+def find_brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
+    """The brain on the grid of `work`, bool, and what made it; a mask of the table goes first."""
+    if scan.brain_mask:
+        given = read_image(scan.brain_mask)
+        brain = carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
+        if not brain.any():
+            raise ScanError(
+                f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}."
+            )
+        return brain, "given"
+
+    brain, method = brain_mask(work, recipe.modality, recipe.brain)
+    if method == "none" and recipe.brain == "auto":
+        log.info("%s: already skull-stripped, taken as it is", scan.id)
+    return brain, method
+
+
+def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
+    """Fit a stripped sequence to the atlas, check the fit, and scale its intensities there."""
+    atlas = register.load_atlas(recipe.template, recipe.grid)
+    here = Grid.of(first.work)
+    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
+    scan_from_atlas, affine_fit = register.fit(
+        shown, here, atlas, brain=first.brain, spacing=recipe.registration_spacing
+    )
+
+    in_atlas = carry_mask(first.brain, here, atlas.grid, scan_from_atlas)
+    image = _onto_brain(first.source, atlas.grid, scan_from_atlas, in_atlas)
+    overlap = quality.dice(in_atlas, atlas.brain)
+    checks = [
+        *first.checks,
+        *_fit_checks(shown, first.brain, here, affine_fit, atlas, overlap, recipe.limits),
+    ]
+    _demand(checks, first.path, (image, in_atlas))
+    return Prepared(
+        image=scale_intensity(image, in_atlas, recipe.intensity),
+        brain=in_atlas,
+        grid=atlas.grid,
+        home=Grid.of(first.native),
+        scan_from_atlas=scan_from_atlas,
+        space=atlas.name,
+        outline=atlas.brain,
+        header=first.native.header,
+        brain_method=first.method,
+        checks=checks,
+    )
+
+
+def _onto_brain(
+    image: nib.Nifti1Image, grid: Grid, image_from_grid: np.ndarray, brain: np.ndarray
+) -> np.ndarray:
+    """An image on a grid, inside the box around the brain.
+
+    The brain may reach half a voxel beyond the outermost slices: there the last value is repeated.
+    """
+    data = np.asarray(image.dataobj)
+    return resample(data, Grid.of(image), grid, image_from_grid, pad=None, within=brain)
+
+
+def _fit_checks(
+    shown: np.ndarray,
+    brain: np.ndarray,
+    grid: Grid,
+    affine_fit: np.ndarray,
+    atlas: register.Atlas,
+    rigid_overlap: float,
+    limits: Limits,
+) -> list[Check]:
+    """Overlaps and mutual information; those of the affine fit on every second atlas voxel."""
+    coarse = atlas.grid.every(2)
+    atlas_brain = atlas.brain[HALF]
+    brain_there = carry_mask(brain, grid, coarse, affine_fit)
+    image_there = resample(shown, grid, coarse, affine_fit)
+    both = brain_there & atlas_brain
+    information = 0.0
+    if both.any():
+        information = quality.mutual_information(image_there[both], atlas.image[HALF][both])
+    return quality.registration_checks(
+        rigid_overlap,
+        quality.dice(brain_there, atlas_brain),
+        information,
+        limits.min_overlap,
+        limits.min_information,
+    )
+
+
+def add_sequence(
+    prepared: Prepared, first: Stripped, series: Series, path: Path, recipe: Recipe
+) -> Prepared:
+    """`prepared` with another sequence of the scan as its last channel."""
+    image, between, checks = place_sequence(series, path, first, recipe)
+    sequence_from_atlas = between @ prepared.scan_from_atlas
+    everywhere = np.ones(image.shape, bool)
+    covered = carry_mask(everywhere, Grid.of(image), prepared.grid, sequence_from_atlas)
+    checks += quality.coverage_checks(covered, prepared.brain)
+    checks = [replace(c, name=f"{series.modality}: {c.name}") for c in checks]
+
+    data = _onto_brain(image, prepared.grid, sequence_from_atlas, prepared.brain)
+    checks = [*prepared.checks, *checks]
+    _demand(checks, path, (data, prepared.brain))
+    channel = scale_intensity(data, prepared.brain, series.intensity)
+    return replace(
+        prepared,
+        image=np.stack([*prepared.channels, channel], -1),
+        checks=checks,
+        further_from_atlas=(*prepared.further_from_atlas, sequence_from_atlas),
+    )
+
+
+def place_sequence(
+    series: Series, path: Path, first: Stripped, recipe: Recipe
+) -> tuple[nib.Nifti1Image, np.ndarray, list[Check]]:
+    """Another sequence as it is to be interpolated, `sequence_from_scan` (4x4), and its checks.
+
+    Sequences whose headers give one shape and affine are taken as aligned; all others are
+    registered to the first one, rigidly.
+    """
+    native = read_image(path)
+    checks = _image_checks(native, series.modality)
+    if any(c.hard and not c.passed for c in checks):
+        return native, np.eye(4), checks
+
+    work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
+    pair = (
+        _ranged(first.work, recipe.intensity),
+        Grid.of(first.work),
+        first.brain,
+        _ranged(work, series.intensity),
+        Grid.of(work),
+    )
+    sequence_from_scan = np.eye(4)
+    aligned = np.allclose(native.affine, first.native.affine, atol=1e-4)
+    if not aligned or native.shape != first.native.shape:
+        sequence_from_scan = register.fit_sequence(*pair, spacing=recipe.registration_spacing)
+
+    likeness = register.likeness(*pair, sequence_from_scan)
+    # the likeness of CT and MR was not measured, so it only flags them
+    hard = "ct" not in recipe.name
+    checks += quality.likeness_checks(likeness, recipe.modality, hard=hard)
+
+    if recipe.n4 and series.modality != "ct":
+        scan_from_sequence = np.linalg.inv(sequence_from_scan)
+        inside = carry_mask(first.brain, Grid.of(first.work), Grid.of(work), scan_from_sequence)
+        return register.n4(work, inside), sequence_from_scan, checks
+    return native, sequence_from_scan, checks
+
+
 def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
-    """The steps for one 2-D picture: read, foreground, the middle of the frame, intensity; no atlas."""
+    """The steps for one 2-D picture: read, foreground, the middle of the frame, intensity.
+
+    There is no atlas.
+    """
     native, planes = _picture_and_planes(scan.image, recipe.channels)
     data = np.asarray(native.dataobj)
     if data.shape[2] != 1:
         raise ScanError(
-            f"{scan.image}: expected a picture, got a volume of shape {data.shape}; give MODALITY=ct, t1, t2 or flair."
+            f"{scan.image}: expected a picture, got a volume of shape {data.shape}; "
+            "give MODALITY=ct, t1, t2 or flair."
         )
-    if scan.brain_mask:
-        mask, method = np.asarray(read_image(scan.brain_mask).dataobj) > 0, "given"
-        if mask.shape != data.shape:
-            raise ScanError(
-                f"{scan.brain_mask}: shape {mask.shape[:2]} differs from the picture's, {data.shape[:2]}."
-            )
-    elif recipe.brain == "none":
-        mask, method = np.ones(data.shape, bool), "none"
-    else:
-        mask, method = brain.picture_foreground(data), "foreground"
-    checks = quality.picture_checks(data, mask)
-    _demand(checks, scan, (data, mask))
+    brain, method = _picture_brain(scan, data, recipe)
+    checks = quality.picture_checks(data, brain)
+    _demand(checks, scan.image, (data, brain))
+
     side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
-    image, framed, world = register.fit_picture(planes, mask, side)
-    there = framed if image.ndim == 3 else framed[..., None]
+    image, framed, picture_from_frame = register.fit_picture(planes, brain, side)
+    inside = framed if image.ndim == 3 else framed[..., None]
     return Prepared(
-        image=scale_intensity(image, there, recipe.intensity),
+        image=scale_intensity(image, inside, recipe.intensity),
         brain=framed,
         grid=Grid((*side, 1), np.eye(4)),
         home=Grid.of(native),
-        scan_from_atlas=world,
+        scan_from_atlas=picture_from_frame,
         space="picture",
         header=native.header,
         brain_method=method,
@@ -238,7 +336,10 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
 
 
 def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """A picture as a grey scan (X, Y, 1), and what its channels are made of: the same, or its colour planes (X, Y, 1, C)."""
+    """A picture as a grey scan (X, Y, 1), and what its channels are made of.
+
+    That is the same array, or its colour planes (X, Y, 1, C).
+    """
     if channels == 1:
         native = read_image(path)
         return native, np.asarray(native.dataobj)
@@ -250,69 +351,42 @@ def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.
     return nib.Nifti1Image(planes.mean(-1), np.eye(4)), planes
 
 
-def _registration_checks(
-    shown: np.ndarray,
-    mask: np.ndarray,
-    in_atlas: np.ndarray,
-    grid: Grid,
-    loose: np.ndarray,
-    atlas: register.Atlas,
-    recipe: Recipe,
-) -> list[Check]:
-    """Overlaps and mutual information; the affine ones on every second atlas voxel."""
-    coarse, half = atlas.grid.every(2), register.HALF
-    there, atlas_there = atlas.brain[half], atlas.image[half]
-    mask_there = register.carry_mask(mask, grid, coarse, loose)
-    image_there = register.resample(shown, grid, coarse, loose)
-    both = mask_there & there
-    information = (
-        quality.mutual_information(image_there[both], atlas_there[both]) if both.any() else 0.0
-    )
-    return quality.registration_checks(
-        quality.dice(in_atlas, atlas.brain),
-        quality.dice(mask_there, there),
-        information,
-        recipe.limits.min_overlap,
-        recipe.limits.min_information,
-    )
+def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, str]:
+    """The part of a picture (X, Y, 1) that counts, bool, and what made it."""
+    if scan.brain_mask:
+        given = np.asarray(read_image(scan.brain_mask).dataobj) > 0
+        if given.shape != data.shape:
+            raise ScanError(
+                f"{scan.brain_mask}: shape {given.shape[:2]} differs from the picture's, "
+                f"{data.shape[:2]}."
+            )
+        return given, "given"
+    if recipe.brain == "none":
+        return np.ones(data.shape, bool), "none"
+    return picture_foreground(data), "foreground"
+
+
+def _image_checks(image: nib.Nifti1Image, modality: str) -> list[Check]:
+    grid = Grid.of(image)
+    extent = [float(n * s) for n, s in zip(grid.shape, grid.spacing, strict=True)]
+    return quality.image_checks(np.asarray(image.dataobj), modality, extent)
 
 
 def _demand(
-    checks: list[Check],
-    scan: Scan,
-    picture: tuple[np.ndarray, np.ndarray] | None = None,
-    path: Path | None = None,
+    checks: Sequence[Check], path: Path, picture: tuple[np.ndarray, np.ndarray] | None = None
 ) -> None:
+    """Raise RefusedScan where a hard check failed, naming the file."""
     try:
         quality.demand(checks)
     except ScanError as error:
-        raise RefusedScan(f"{path or scan.image}: {error}", checks, picture) from None
+        raise RefusedScan(f"{path}: {error}", list(checks), picture) from None
 
 
-def _extent(image: nib.Nifti1Image) -> list[float]:
-    return [float(n * s) for n, s in zip(image.shape, voxel_sizes(image.affine), strict=True)]
-
-
-def _brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
-    if scan.brain_mask:
-        given = read_image(scan.brain_mask)
-        mask = register.carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
-        if not mask.any():
-            raise ScanError(
-                f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}."
-            )
-        return mask, "given"
-    mask, method = brain.brain_mask(work, recipe.modality, recipe.brain)
-    if method == "none" and recipe.brain == "auto":
-        log.info("%s: already skull-stripped, taken as it is", scan.id)
-    return mask, method
-
-
-def registration_view(data: np.ndarray, mask: np.ndarray, how: Intensity) -> np.ndarray:
-    """Brain alone, in a range that registration can use."""
+def registration_view(data: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:
+    """The brain alone, in a range that registration can use."""
     if how.kind == "window":
-        return intensity.window(data, mask, how.low, how.high)
-    return intensity.percentiles(data, mask, 0.5, 99.5)
+        return intensity.window(data, brain, how.low, how.high)
+    return intensity.percentiles(data, brain, 0.5, 99.5)
 
 
 def _ranged(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
@@ -322,7 +396,8 @@ def _ranged(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
     return np.clip(data, *limits)
 
 
-def scale_intensity(image: np.ndarray, mask: np.ndarray, how: Intensity) -> np.ndarray:
+def scale_intensity(image: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:
+    """An image to [0, 1] as the recipe says, 0 outside the brain; float32."""
     if how.kind == "window":
-        return intensity.window(image, mask, how.low, how.high)
-    return intensity.percentiles(image, mask, how.low, how.high, how.top)
+        return intensity.window(image, brain, how.low, how.high)
+    return intensity.percentiles(image, brain, how.low, how.high, how.top)

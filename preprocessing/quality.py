@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from preprocessing.images import outer_planes
 from preprocessing.scans import ScanError
 
-LIKE = 0.1  # nats, of two MR sequences: 0.43 and 0.67 where they lie on each other, 0.06 where they are 5 mm apart
+# Nats of mutual information between two MR sequences inside the brain. On OPEN MS they are 0.67
+# (T2) and 0.43 (FLAIR) with the T1 they lie on, and 0.06 where they are shifted by 5 mm.
+LIKE = 0.1
 
 
 @dataclass(frozen=True)
 class Check:
-    """One measured value against its limits (either may be open); `hard` checks refuse the scan, others only flag it."""
+    """One measured value against its limits, either of which may be open.
+
+    A `hard` check refuses the scan, any other only flags it.
+    """
 
     name: str
     value: float
@@ -29,6 +35,7 @@ class Check:
         return bool(self.low <= self.value <= self.high)
 
     def sentence(self) -> str:
+        """The value and what was expected, for a message."""
         return (
             f"{self.name} is {self.value:.4g} {self.unit}".rstrip() + f", expected {self.expected}"
         )
@@ -42,6 +49,7 @@ class Check:
         return f"{self.low:g} to {self.high:g} {self.unit}".rstrip()
 
     def row(self) -> dict[str, Any]:
+        """The check as it is written to JSON."""
         row = {k: v for k, v in asdict(self).items() if k not in ("low", "high")}
         return {
             **row,
@@ -54,55 +62,49 @@ class Check:
 def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) -> list[Check]:
     """Before any work: finite voxels, a head-sized field of view and a plausible range of values.
 
-    CT is expected in HU: air or padding below -15, brain or bone above 60 (pictures windowed to -20..100 HU pass).
+    CT is expected in HU, from 20 or below to 40 or above: pictures windowed to -20..100 HU pass.
     """
-    checks = [
-        Check(
-            "share of voxels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0
-        )
-    ]
+    odd = float(1 - np.isfinite(data).mean())
+    checks = [Check("share of voxels that are NaN or infinite", odd, high=0)]
     if not checks[0].passed:
         return checks
-    checks.append(
-        Check("smallest extent of the field of view", float(min(extent_mm)), low=60, unit="mm")
-    )
-    checks.append(
-        Check(
-            "largest extent of the field of view",
-            float(max(extent_mm)),
-            low=110,
-            high=600,
-            unit="mm",
-        )
-    )
-    low, high = (float(v) for v in (data.min(), data.max()))
+
+    smallest = float(min(extent_mm))
+    largest = float(max(extent_mm))
+    checks += [
+        Check("smallest extent of the field of view", smallest, low=60, unit="mm"),
+        Check("largest extent of the field of view", largest, low=110, high=600, unit="mm"),
+    ]
+    low = float(data.min())
+    high = float(data.max())
     if modality == "ct":
         checks += [
             Check("lowest value", low, low=-10000, high=20, unit="HU"),
             Check("highest value", high, low=40, high=40000, unit="HU"),
         ]
-    checks.append(Check("spread of values (max - min)", high - low, low=1e-12))
-    return checks
+    return [*checks, Check("spread of values (max - min)", high - low, low=1e-12)]
 
 
-def picture_checks(data: np.ndarray, mask: np.ndarray) -> list[Check]:
-    """A 2-D picture (X, Y, 1): finite pixels, some contrast, and a foreground that is not a speck."""
+def picture_checks(data: np.ndarray, foreground: np.ndarray) -> list[Check]:
+    """A 2-D picture (X, Y, 1): finite pixels, some contrast, a foreground that is not a speck."""
+    odd = float(1 - np.isfinite(data).mean())
     return [
-        Check(
-            "share of pixels that are NaN or infinite", float(1 - np.isfinite(data).mean()), high=0
-        ),
+        Check("share of pixels that are NaN or infinite", odd, high=0),
         Check("spread of values (max - min)", float(data.max() - data.min()), low=1e-6),
-        Check("foreground (share of the picture)", float(mask.mean()), low=0.02),
+        Check("foreground (share of the picture)", float(foreground.mean()), low=0.02),
     ]
 
 
 def brain_checks(
-    mask: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]
+    brain: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]
 ) -> list[Check]:
-    """After skull stripping: brain volume, and how much of the mask lies on the border of the field of view."""
-    volume = float(mask.sum() * np.prod(spacing) / 1000)
-    faces = [np.take(mask, i, axis) for axis in range(3) for i in (0, -1)]
-    worst = max(float(face.sum()) for face in faces) / max(float(mask.sum()) ** (2 / 3), 1)
+    """After skull stripping: brain volume, and how much of the brain the field of view cuts off.
+
+    Much of the brain on the border refuses the scan, little of it flags the scan.
+    """
+    volume = float(brain.sum() * np.prod(spacing) / 1000)
+    largest_face = max(float(plane.sum()) for plane in outer_planes(brain))
+    worst = largest_face / max(float(brain.sum()) ** (2 / 3), 1)
     return [
         Check("brain volume", volume, *volume_ml, unit="ml"),
         Check("brain cut by the border of the scan (largest face / volume^2/3)", worst, high=0.9),
@@ -117,10 +119,11 @@ def registration_checks(
     min_overlap: float,
     min_information: float,
 ) -> list[Check]:
-    """After registration: overlap of the brain masks, and likeness to the atlas once size and shape are allowed for.
+    """After registration: overlap of the brains, and likeness to the atlas.
 
-    The rigid overlap catches a scan that lies wrong; the affine overlap and the mutual information, measured where
-    the affine fit lays the scan, catch an object that is no brain (a box, a bottle) and an upside-down header.
+    The rigid overlap catches a scan that lies wrong. The affine overlap and the mutual information
+    are measured where the affine fit lays the scan, so that size and shape do not count. They catch
+    an object that is no brain (a box, a bottle) and an upside-down header.
     """
     return [
         Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
@@ -135,13 +138,16 @@ def registration_checks(
 
 
 def likeness_checks(information: float, modality: str, hard: bool = True) -> list[Check]:
-    """Of a further sequence: whether it shows the head that the first one shows, where it was laid."""
+    """Of another sequence: whether it shows the head of the first one where it was laid."""
     name = f"likeness to the {modality} sequence (mutual information inside the brain)"
     return [Check(name, information, low=LIKE, unit="nats", hard=hard)]
 
 
 def coverage_checks(covered: np.ndarray, brain: np.ndarray) -> list[Check]:
-    """Of a further sequence: how much of the brain lies outside its field of view, where its last slice stands in."""
+    """Of another sequence: how much of the brain its field of view leaves out.
+
+    There its last slice stands in.
+    """
     outside = float((brain & ~covered).sum() / max(int(brain.sum()), 1))
     return [
         Check("brain outside the field of view (share)", outside, high=0.1),
@@ -155,17 +161,22 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 32) -> float:
-    """Mutual information of two samples in nats, from a joint histogram of equally filled bins (values 0..log(bins))."""
+    """Mutual information of two samples in nats, 0..log(bins).
 
-    def ranks(v: np.ndarray) -> np.ndarray:
-        edges = np.unique(np.quantile(v, np.linspace(0, 1, bins + 1)[1:-1]))
-        return np.digitize(v, edges)
-
-    joint = np.histogram2d(ranks(a), ranks(b), bins=(np.arange(bins + 1) - 0.5,) * 2)[0]
+    It comes from a joint histogram whose bins are filled equally.
+    """
+    edges = np.arange(bins + 1) - 0.5
+    joint = np.histogram2d(_ranks(a, bins), _ranks(b, bins), bins=(edges, edges))[0]
     joint /= joint.sum()
     expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / expected[filled])).sum())
+
+
+def _ranks(values: np.ndarray, bins: int) -> np.ndarray:
+    """The quantile bin of each value, 0..bins - 1."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.digitize(values, edges)
 
 
 def demand(checks: Sequence[Check]) -> None:

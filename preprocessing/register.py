@@ -1,37 +1,58 @@
-"""Resample to 1 mm, rigid registration to the atlas (ANTs), and any grid to any grid by one affine."""
+"""The atlas, resampling to 1 mm, and rigid registration (ANTs)."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.processing import resample_to_output
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from preprocessing.brain import foreground
 from preprocessing.files import atomic
-from preprocessing.images import Grid, read_image
+from preprocessing.images import HALF, Grid, read_image
 from preprocessing.quality import dice, mutual_information
+from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import InputError, ScanError
 
-if TYPE_CHECKING:
-    import nibabel as nib
+# One ITK thread, where a seed decides everything: with more, sums and so poses vary from run to
+# run. ITK reads this once it is loaded.
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+import ants
 
-SURE = 0.93  # Dice of the affinely fitted brains; below it a fit is tried from other poses
-GAIN = 0.015  # Dice that another pose must bring
-TURNS = (-25, 25)  # degrees
-HALF = (slice(None, None, 2),) * 3  # every second voxel, as Grid.every(2)
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ world to ITK's LPS world
+# Dice of the brains where the affine fit lays them. Below it the fit is tried from other poses:
+# so the few heads of CT-ICH that lie askew come right (docs/experiments.md).
+SURE = 0.93
+# Dice that another pose must bring, so that a head that is nearly symmetric keeps its pose.
+GAIN = 0.015
+TURNS = (-25, 25)  # degrees about each axis at which other fits start
+
+NEAR = 5  # mm around the brain that count where two sequences of one head are fitted
+RIM = 3  # voxels of rim that `likeness` leaves out: there any two stripped heads are alike
+
+AntsPair = tuple[Any, Any]  # fixed and moving image of a fit, as ANTs holds them
+
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm in RAS+ to ITK's LPS, and back
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """The space that scans are brought to: template (X, Y, Z) float32, its brain mask, its affine, and its name."""
+    """The space that scans are brought to.
+
+    image: the template (X, Y, Z), float32, 0 outside its brain.
+    brain: its brain mask, bool.
+    affine: 4x4, from voxels to mm.
+    """
 
     name: str
     image: np.ndarray
@@ -40,84 +61,85 @@ class Atlas:
 
     @property
     def grid(self) -> Grid:
+        """Where the voxels of image and brain lie."""
         x, y, z = self.image.shape
         return Grid((x, y, z), self.affine)
 
 
 @lru_cache(maxsize=2)
 def load_atlas(
-    template: str | None = None, grid: tuple[int | None, int | None, int | None] = (240, 240, None)
+    template: str | None = None, shape: tuple[int | None, int | None, int | None] = (240, 240, None)
 ) -> Atlas:
-    """The ICBM152 T1 brain that nilearn ships (its BIDS label is MNI152NLin2009aSym), or a NIfTI template, at 1 mm.
+    """The ICBM152 T1 brain that nilearn ships, or a NIfTI template of one's own, at 1 mm.
 
-    The template is zero-padded or cropped about its centre to `grid` voxels (None keeps an axis). The brain mask of a
-    given template is its foreground: it has to be skull-stripped.
+    The BIDS label of the former is MNI152NLin2009aSym. The latter has to be skull-stripped: its
+    brain mask is its foreground. Either is zero-padded or cropped about its centre to `shape`
+    voxels; None keeps an axis. Raises InputError for a template that cannot be used.
     """
-    import nibabel as nib
-
-    if template is None:
-        from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
-
-        image, mask = load_mni152_template(resolution=1), load_mni152_brain_mask(resolution=1)
-        name, affine = "MNI152NLin2009aSym", image.affine
-        data, brain = image.get_fdata(dtype=np.float32), np.asarray(mask.dataobj) > 0
-    else:
-        try:
-            image = to_spacing(nib.as_closest_canonical(read_image(Path(template))), 1.0)
-        except ScanError as error:
-            raise InputError(f"TEMPLATE: {error}") from None
-        name = "".join(c for c in Path(template).name.split(".")[0] if c.isalnum())
-        data, affine = np.asarray(image.dataobj), image.affine
-        brain = foreground(data)
-    data, affine = _fit_grid(data, affine, grid)
-    brain, _ = _fit_grid(brain, image.affine, grid)
+    name, image, brain = _icbm152() if template is None else _template(Path(template))
+    data, affine = _fit_shape(np.asarray(image.dataobj, np.float32), image.affine, shape)
+    brain, _ = _fit_shape(brain, image.affine, shape)
     return Atlas(name, np.ascontiguousarray(data * brain), brain, affine)
 
 
-def _fit_grid(
-    data: np.ndarray, affine: np.ndarray, grid: tuple[int | None, ...]
+def _icbm152() -> tuple[str, nib.Nifti1Image, np.ndarray]:
+    brain = np.asarray(load_mni152_brain_mask(resolution=1).dataobj) > 0
+    return "MNI152NLin2009aSym", load_mni152_template(resolution=1), brain
+
+
+def _template(path: Path) -> tuple[str, nib.Nifti1Image, np.ndarray]:
+    try:
+        image = to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
+    except ScanError as error:
+        raise InputError(f"TEMPLATE: {error}") from None
+    name = "".join(c for c in path.name.split(".")[0] if c.isalnum())
+    return name, image, foreground(np.asarray(image.dataobj))
+
+
+def _fit_shape(
+    data: np.ndarray, affine: np.ndarray, shape: Sequence[int | None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pad with zeros or crop each axis about its centre; the affine follows."""
-    start = np.array(
-        [0 if size is None else (n - size) // 2 for n, size in zip(data.shape, grid, strict=True)]
-    )
-    shape = [n if size is None else size for n, size in zip(data.shape, grid, strict=True)]
-    out = np.zeros(shape, data.dtype)
-    source = tuple(
-        slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, shape, data.shape, strict=True)
-    )
-    target = tuple(
-        slice(max(-s, 0), max(-s, 0) + (c.stop - c.start))
-        for s, c in zip(start, source, strict=True)
-    )
-    out[target] = data[source]
+    sizes = [n if size is None else size for n, size in zip(data.shape, shape, strict=True)]
+    start = [(n - size) // 2 for n, size in zip(data.shape, sizes, strict=True)]
+    source = []
+    target = []
+    for first, size, n in zip(start, sizes, data.shape, strict=True):
+        low = max(first, 0)
+        high = min(first + size, n)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+
+    result = np.zeros(sizes, data.dtype)
+    result[tuple(target)] = data[tuple(source)]
     moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ start
-    return out, moved
+    moved[:3, 3] += affine[:3, :3] @ np.array(start)
+    return result, moved
 
 
 def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.Nifti1Image:
     """Resample to isotropic voxels of `spacing` mm: ANTs ResampleImageBySpacing, linear.
 
-    A sheared affine (gantry tilt that nobody corrected), which ITK cannot hold, is resampled onto a straight grid by
-    nibabel, with `pad` outside the scan.
+    ITK cannot hold a sheared affine (a gantry tilt that nobody corrected). It is resampled onto a
+    straight grid by nibabel, with `pad` outside the scan.
     """
-    ants = _ants()
-    import nibabel as nib
-    from nibabel.processing import resample_to_output
-
     axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
         return resample_to_output(image, (spacing,) * 3, order=1, cval=pad)
     if np.allclose(nib.affines.voxel_sizes(image.affine), spacing, atol=1e-3):
         return image
-    new = ants.resample_image(
-        _to_ants(np.asarray(image.dataobj, np.float32), image.affine),
-        (spacing,) * 3,
-        use_voxels=False,
-        interp_type=0,
-    )  # 0 is linear; the default, 1, is nearest
-    return nib.Nifti1Image(new.numpy(), _affine_of(new))
+    new = _coarse(np.asarray(image.dataobj, np.float32), image.affine, spacing)
+    return nib.Nifti1Image(new.numpy(), affine_of(new))
+
+
+def n4(image: nib.Nifti1Image, brain: np.ndarray) -> nib.Nifti1Image:
+    """N4 bias field correction (Tustison et al. 2010) inside a brain, on a grid shrunk 4 times."""
+    done = ants.n4_bias_field_correction(
+        to_ants(np.asarray(image.dataobj, np.float32), image.affine),
+        mask=to_ants(brain.astype(np.float32), image.affine),
+        shrink_factor=4,
+    )
+    return nib.Nifti1Image(done.numpy(), image.affine)
 
 
 def fit(
@@ -129,51 +151,47 @@ def fit(
     spacing: float = 3.0,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rigid and affine maps from atlas world to scan world (RAS+ mm, 4x4) that lay a stripped scan on the atlas.
+    """Rigid and affine `scan_from_atlas` (RAS+ mm, 4x4) that lay a stripped scan on the atlas.
 
-    Mutual information (ANTs, 32 bins) drives an *affine* fit at `spacing` mm from the centres of mass; the rigid map
-    keeps its rotation (polar decomposition) and the place of the atlas centre, and throws scale and shear away. A rigid
-    fit of a brain to a template of another size has no clear optimum: this way the pose repeats within a few tenths of
-    a millimetre where ANTs' own rigid stages differ by several. The affine map serves the checks alone.
+    Mutual information (ANTs, 32 bins) drives an *affine* fit at `spacing` mm from the centres of
+    mass. The rigid map has its rotation (polar decomposition) and sends the centre of the atlas
+    brain where it does; scale and shear are thrown away. A rigid fit of a brain to a template of
+    another size has no clear optimum. This way the pose repeats within a few tenths of a
+    millimetre, where ANTs' own rigid stages differ by several. The affine map serves the checks
+    alone.
 
-    A head that lies askew can end in a wrong optimum. Where the brains (`brain`, bool, or what of the image is above 0) overlap by a
-    Dice below `SURE` fits from `TURNS` about each axis race at twice the `spacing`; the best runs at `spacing` too, if it is ahead at all,
-    and is taken if it is better by `GAIN`. Raises ScanError where ANTs fails.
+    A head that lies askew can end in a wrong optimum. So where the brains overlap by a Dice below
+    `SURE`, other starts are tried. `brain` is bool, by default what of the image is above 0.
+    Raises ScanError where ANTs fails.
     """
     inside = image > 0 if brain is None else brain
     pair = (atlas.image, atlas.affine), (image, grid.affine)
-    full = _ants_fit("Affine", *pair, spacing, seed, "to the atlas")
-    first = _overlap_with(atlas, inside, grid, full)
-    if first < SURE and inside.any():
+    coarse = _coarse_pair(*pair, spacing)
+    full = _ants_fit("Affine", coarse, seed)
+
+    overlap = _overlap_with(atlas, inside, grid, full)
+    if overlap < SURE and inside.any():
+        # the starts race at twice the spacing, which finds the same poses in half the time
+        racing = _coarse_pair(*pair, 2 * spacing)
         starts = _turned(centre(atlas.brain, atlas.affine), centre(inside, grid.affine))
-        ends = [
-            _ants_fit("Affine", *pair, 2 * spacing, seed, "to the atlas", start=start)
-            for start in starts
-        ]
-        ahead = [_overlap_with(atlas, inside, grid, end) for end in ends]
-        if max(ahead) > first:
-            other = _ants_fit(
-                "Affine",
-                *pair,
-                spacing,
-                seed,
-                "to the atlas",
-                start=starts[ahead.index(max(ahead))],
-            )
-            full = other if _overlap_with(atlas, inside, grid, other) > first + GAIN else full
+        ends = [_ants_fit("Affine", racing, seed, start=start) for start in starts]
+        overlaps = [_overlap_with(atlas, inside, grid, end) for end in ends]
+        if max(overlaps) > overlap:
+            best = starts[overlaps.index(max(overlaps))]
+            other = _ants_fit("Affine", coarse, seed, start=best)
+            if _overlap_with(atlas, inside, grid, other) > overlap + GAIN:
+                full = other
     return nearest_rigid(full, centre(atlas.brain, atlas.affine)), full
 
 
 def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """Rigid maps (4x4) that lay one centre (3,) on the other, turned by `TURNS` degrees about each axis."""
-    from scipy.spatial.transform import Rotation
-
+    """Rigid maps (4x4) that lay one centre (3,) on the other, turned by `TURNS` about each axis."""
     starts = []
     for axis, degrees in itertools.product("xyz", TURNS):
-        world = np.eye(4)
-        world[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
-        world[:3, 3] = moving - world[:3, :3] @ fixed
-        starts.append(world)
+        start = np.eye(4)
+        start[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+        start[:3, 3] = moving - start[:3, :3] @ fixed
+        starts.append(start)
     return starts
 
 
@@ -194,30 +212,28 @@ def fit_sequence(
     spacing: float = 3.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Rigid map from the world of a scan to that of another sequence of the same head (RAS+ mm, 4x4).
+    """Rigid `other_from_image` (RAS+ mm, 4x4): from a scan to another sequence of the same head.
 
-    Mutual information within 5 mm of the `brain` (bool, of the scan's shape) drives ANTs' rigid fit, at 3 mm or finer, from where
-    the headers say the two lie and from their centres of mass; the better end is taken. One head has one size, so that the fit has
-    a clear optimum, other than that to an atlas. Raises ScanError where ANTs fails.
+    Mutual information within 5 mm of the `brain` (bool, of the scan's shape) drives ANTs' rigid
+    fit, at 3 mm or finer. One head has one size, so this fit has a clear optimum, other than that
+    to an atlas. It starts from where the headers say the two lie, and from their centres of mass;
+    the better end is taken. Raises ScanError where ANTs fails.
     """
-    from scipy import ndimage
+    spacing = min(spacing, 3.0)
+    reach = max(1, round(NEAR / float(np.linalg.norm(grid.affine[:3, 0]))))
+    near = ndimage.binary_dilation(brain, iterations=reach)
+    mask = _coarse(near, grid.affine, spacing, nearest=True)
+    pair = _coarse_pair((image, grid.affine), (other, other_grid.affine), spacing)
 
-    near = ndimage.binary_dilation(
-        brain, iterations=max(1, round(5 / float(np.linalg.norm(grid.affine[:3, 0]))))
-    )
-    ends, failed = [], ScanError("")
+    ends = []
+    failures = []
     for start in ("Identity", None):
         try:
-            pair = (image, grid.affine), (other, other_grid.affine)
-            ends.append(
-                _ants_fit(
-                    "Rigid", *pair, min(spacing, 3.0), seed, "to the first sequence", near, start
-                )
-            )
+            ends.append(_ants_fit("Rigid", pair, seed, mask, start))
         except ScanError as error:  # from one start the two may not even overlap
-            failed = error
+            failures.append(error)
     if not ends:
-        raise failed
+        raise failures[-1]
     return max(ends, key=lambda end: likeness(image, grid, brain, other, other_grid, end))
 
 
@@ -229,47 +245,49 @@ def likeness(
     other_grid: Grid,
     other_from_image: np.ndarray,
 ) -> float:
-    """Mutual information in nats of two scans inside the brain of the first, on every second voxel of it.
+    """Mutual information in nats of two scans inside the brain of the first.
 
-    Three voxels of rim are left out: there any two stripped heads are alike.
+    It is measured on every second voxel, without the rim of the brain.
     """
-    from scipy import ndimage
-
-    inside = ndimage.binary_erosion(brain, iterations=3)[HALF]
+    inside = ndimage.binary_erosion(brain, iterations=RIM)[HALF]
     inside = inside if inside.any() else brain[HALF]
     carried = resample(other, other_grid, grid.every(2), other_from_image)
     return mutual_information(image[HALF][inside], carried[inside])
 
 
+def _coarse_pair(
+    fixed: tuple[np.ndarray, np.ndarray], moving: tuple[np.ndarray, np.ndarray], spacing: float
+) -> AntsPair:
+    """Two (image, affine) at `spacing` mm."""
+    return _coarse(*fixed, spacing), _coarse(*moving, spacing)
+
+
+def _coarse(data: np.ndarray, affine: np.ndarray, spacing: float, nearest: bool = False) -> Any:
+    """An image of ANTs at `spacing` mm, linear or by nearest neighbour."""
+    return ants.resample_image(
+        to_ants(data, affine),
+        (spacing,) * 3,
+        use_voxels=False,
+        interp_type=1 if nearest else 0,  # 0 is linear; the default, 1, is nearest
+    )
+
+
 def _ants_fit(
     kind: str,
-    fixed_pair: tuple[np.ndarray, np.ndarray],
-    moving_pair: tuple[np.ndarray, np.ndarray],
-    spacing: float,
+    pair: AntsPair,
     seed: int,
-    what: str,
-    mask: np.ndarray | None = None,
+    mask: Any = None,
     start: np.ndarray | str | None = None,
 ) -> np.ndarray:
-    """ANTs' linear fit of two (image, affine) at `spacing` mm: map from fixed to moving world (RAS+ mm, 4x4); `mask` on the fixed grid.
+    """ANTs' linear fit, "Affine" or "Rigid": `moving_from_fixed` (RAS+ mm, 4x4).
 
-    `start`: such a map, "Identity", or None for the centres of mass.
+    `mask` lies on the fixed image. `start` is such a map, "Identity", or None for the centres of
+    mass. Raises ScanError where ANTs fails.
     """
-    ants = _ants()
-
-    fixed, moving = (
-        ants.resample_image(_to_ants(*i), (spacing,) * 3, use_voxels=False, interp_type=0)
-        for i in (fixed_pair, moving_pair)
-    )
-    near = {}
-    if mask is not None:
-        coarse = ants.resample_image(
-            _to_ants(mask, fixed_pair[1]), (spacing,) * 3, use_voxels=False, interp_type=1
-        )
-        near = {"mask": coarse, "mask_all_stages": True}
-    ants.config.set_ants_deterministic(
-        False, seed + 1
-    )  # the seed alone: `registration` swallows a random_seed argument
+    fixed, moving = pair
+    near = {} if mask is None else {"mask": mask, "mask_all_stages": True}
+    # the seed alone: `registration` swallows a random_seed argument
+    ants.config.set_ants_deterministic(False, seed + 1)
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         if isinstance(start, np.ndarray):
             write_matrix(Path(folder) / "start.mat", start)
@@ -291,138 +309,63 @@ def _ants_fit(
             )
             return _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
+            what = "to the atlas" if kind == "Affine" else "to the first sequence"
             raise ScanError(f"registration {what} failed ({error}).") from None
 
 
 def fit_picture(
-    image: np.ndarray, mask: np.ndarray, side: tuple[int, int]
+    image: np.ndarray, foreground: np.ndarray, side: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A picture (X, Y, 1[, C]) in the middle of a frame of `side` pixels, never enlarged; image, mask and the map frame -> picture (4x4).
+    """A picture (X, Y, 1[, C]) in the middle of a frame of `side` pixels, never enlarged.
 
-    A picture that is too large is shrunk to fit, proportions kept, after a Gaussian against aliasing.
+    Returns image and foreground in the frame, and `picture_from_frame` (4x4). A picture that is too
+    large is shrunk to fit, proportions kept, after a Gaussian against aliasing.
     """
-    from scipy import ndimage
-
-    scale = max(1.0, *(n / s for n, s in zip(image.shape[:2], side, strict=True)))
-    world = np.diag([scale, scale, 1, 1])
-    world[:2, 3] = [
-        (n - 1) / 2 - scale * (s - 1) / 2 for n, s in zip(image.shape[:2], side, strict=True)
-    ]
+    sizes = list(zip(image.shape[:2], side, strict=True))
+    scale = max(1.0, *(n / s for n, s in sizes))
+    picture_from_frame = np.diag([scale, scale, 1, 1])
+    picture_from_frame[:2, 3] = [(n - 1) / 2 - scale * (s - 1) / 2 for n, s in sizes]
     if scale == 1:
-        world[:2, 3] = np.floor(world[:2, 3])  # whole pixels: nothing is interpolated
+        # whole pixels: nothing is interpolated
+        picture_from_frame[:2, 3] = np.floor(picture_from_frame[:2, 3])
+
     sigma = (scale - 1) / 2
-    here, frame = Grid((*image.shape[:2], 1), np.eye(4)), Grid((*side, 1), np.eye(4))
+    x, y = image.shape[:2]
+    grid = Grid((x, y, 1), np.eye(4))
+    frame = Grid((*side, 1), np.eye(4))
 
     def framed(plane: np.ndarray) -> np.ndarray:
         smooth = ndimage.gaussian_filter(plane, (sigma, sigma, 0)) if scale > 1 else plane
-        return resample(smooth, here, frame, world)
+        return resample(smooth, grid, frame, picture_from_frame)
 
-    done = (
-        framed(image)
-        if image.ndim == 3
-        else np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
-    )
-    return done, carry_mask(mask, here, frame, world), world
+    if image.ndim == 3:
+        result = framed(image)
+    else:
+        result = np.stack([framed(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+    return result, carry_mask(foreground, grid, frame, picture_from_frame), picture_from_frame
 
 
 def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:
-    """Rotation nearest to an affine (4x4), with the translation that sends `fixed_point` (3,) where the affine does."""
+    """The rotation nearest to an affine (4x4), sending `fixed_point` (3,) where the affine does."""
     u, _, vt = np.linalg.svd(matrix[:3, :3])
     result = np.eye(4)
+    # the determinant keeps it from mirroring
     result[:3, :3] = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
     result[:3, 3] = matrix[:3, :3] @ fixed_point + matrix[:3, 3] - result[:3, :3] @ fixed_point
     return result
 
 
 def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Centre of mass of a mask in world mm, (3,)."""
+    """Centre of mass of a mask in mm, (3,)."""
     return affine[:3, :3] @ np.array([axis.mean() for axis in np.nonzero(mask)]) + affine[:3, 3]
 
 
-def resample(
-    data: np.ndarray,
-    grid: Grid,
-    onto: Grid,
-    source_from_target: np.ndarray | None = None,
-    *,
-    order: int = 1,
-    pad: float | None = 0.0,
-    within: np.ndarray | None = None,
-) -> np.ndarray:
-    """Carry an array from its `grid` onto another in one interpolation.
+def write_matrix(path: Path, scan_from_atlas: np.ndarray) -> None:
+    """Write a map from atlas to scan (RAS+) as an ITK affine (.mat, LPS).
 
-    `source_from_target` (4x4) maps mm of the grid `onto` to mm of the array; None where both are of one space.
-    Order 1 for images (linear), 0 for masks (nearest neighbour). `pad` outside the source's voxel centres, or for None
-    the nearest voxel. Any invertible affine will do, sheared ones too. Returns the dtype of `data`; not for bool.
-    Outside the box around `within` (bool, of the shape of `onto`) the result is `pad`, or 0, and costs nothing; nor does what comes from voxels that
-    are all `pad`.
+    ANTs applies it to bring the scan to the atlas.
     """
-    from scipy import ndimage
-
-    between = np.eye(4) if source_from_target is None else source_from_target
-    matrix = np.linalg.inv(grid.affine) @ between @ onto.affine
-    mode, value = ("nearest", 0.0) if pad is None else ("constant", pad)
-    box = _box_of(within) if within is not None else [(0, n) for n in onto.shape]
-    if pad is not None:
-        box = _overlap(box, _reach(_box_of(data != pad), np.linalg.inv(matrix)))
-    result = np.full(onto.shape, value, data.dtype)
-    if all(low < high for low, high in box):
-        start = np.array([low for low, _ in box])
-        inner = ndimage.affine_transform(
-            data,
-            matrix[:3, :3],
-            matrix[:3, :3] @ start + matrix[:3, 3],
-            tuple(high - low for low, high in box),
-            order=order,
-            mode=mode,
-            cval=value,
-        )
-        result[tuple(slice(low, high) for low, high in box)] = inner
-    return result
-
-
-def _box_of(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and one past the last index of True along each axis; (0, 0) where there is none."""
-    axes = [
-        np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
-        for axis in range(mask.ndim)
-    ]
-    return [(int(i[0]), int(i[-1]) + 1) if i.size else (0, 0) for i in axes]
-
-
-def _reach(box: list[tuple[int, int]], matrix: np.ndarray) -> list[tuple[int, int]]:
-    """The box that holds all voxels within one voxel of `box`, after the voxel-to-voxel map `matrix` (4x4)."""
-    if any(low == high for low, high in box):
-        return [(0, 0)] * len(box)
-    corners = (
-        np.array(list(itertools.product(*((low - 1, high) for low, high in box))))
-        @ matrix[:3, :3].T
-        + matrix[:3, 3]
-    )
-    return [
-        (math.floor(low), math.ceil(high) + 1)
-        for low, high in zip(corners.min(0), corners.max(0), strict=True)
-    ]
-
-
-def _overlap(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [
-        (max(low, other), min(high, end)) for (low, high), (other, end) in zip(a, b, strict=True)
-    ]
-
-
-def carry_mask(
-    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: np.ndarray | None = None
-) -> np.ndarray:
-    """`resample` for a bool mask, by nearest neighbour; bool, of the shape of `onto`."""
-    return resample(mask.astype(np.uint8), grid, onto, source_from_target, order=0).astype(bool)
-
-
-def write_matrix(path: Path, world: np.ndarray) -> None:
-    """Write atlas world -> scan world (RAS+) as an ITK affine (.mat, LPS) that ANTs applies to bring the scan to the atlas."""
-    ants = _ants()
-
-    lps = _FLIP @ world @ _FLIP
+    lps = _FLIP @ scan_from_atlas @ _FLIP
     transform = ants.create_ants_transform(
         transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3]
     )
@@ -431,41 +374,18 @@ def write_matrix(path: Path, world: np.ndarray) -> None:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """4x4 matrix of an ITK affine file, in ITK's own LPS world."""
-    ants = _ants()
-
+    """4x4 matrix of an ITK affine file, in ITK's own LPS mm."""
     transform = ants.read_transform(str(path))
     parameters = np.array(transform.parameters)
-    about = np.array(transform.fixed_parameters[:3])
+    middle = np.array(transform.fixed_parameters[:3])
     matrix = np.eye(4)
     matrix[:3, :3] = parameters[:9].reshape(3, 3)
-    matrix[:3, 3] = parameters[9:] + about - matrix[:3, :3] @ about
+    matrix[:3, 3] = parameters[9:] + middle - matrix[:3, :3] @ middle
     return matrix
 
 
-def n4(image: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
-    """N4 bias field correction (Tustison et al. 2010) inside a brain mask, on a grid shrunk 4 times."""
-    ants = _ants()
-    import nibabel as nib
-
-    data = _to_ants(np.asarray(image.dataobj, np.float32), image.affine)
-    done = ants.n4_bias_field_correction(
-        data, mask=_to_ants(mask.astype(np.float32), image.affine), shrink_factor=4
-    )
-    return nib.Nifti1Image(done.numpy(), image.affine)
-
-
-def _ants() -> Any:
-    """antspyx on one ITK thread, where a seed decides everything: with more, sums and so poses vary from run to run."""
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-    import ants
-
-    return ants
-
-
-def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
-    ants = _ants()
-
+def to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
+    """An array as an image of ANTs, float32, in its place."""
     lps = _FLIP @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return ants.from_numpy(
@@ -476,7 +396,8 @@ def _to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
     )
 
 
-def _affine_of(image: Any) -> np.ndarray:
+def affine_of(image: Any) -> np.ndarray:
+    """Affine (4x4, RAS+) of an image of ANTs."""
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
     affine[:3, 3] = image.origin

@@ -94,7 +94,7 @@ def test_a_map_carried_to_the_atlas_and_back_keeps_its_grid_and_a_5_ml_blob():
 
 
 def test_registration_repeats_exactly():
-    atlas = register.load_atlas(grid=(160, 200, 160))
+    atlas = register.load_atlas(shape=(160, 200, 160))
     motion = rigid_motion(
         [3, -2, 4], np.array([2.0, 3, -4]), register.centre(atlas.brain, atlas.affine)
     )
@@ -145,8 +145,8 @@ def test_the_written_transform_is_what_ants_applies(tmp_path):
     small = atlas.image[::4, ::4, ::4]
     affine = atlas.affine @ np.diag([4, 4, 4, 1])
     by_ants = ants.apply_transforms(
-        register._to_ants(small, affine),
-        register._to_ants(small, affine),
+        register.to_ants(small, affine),
+        register.to_ants(small, affine),
         [str(tmp_path / "xfm.mat")],
     )
     grid = Grid(small.shape, affine)
@@ -218,7 +218,7 @@ def test_the_atlas_is_240_wide_padded_evenly_and_in_its_own_world():
     here = tuple(np.round(apply(np.linalg.inv(template.affine), world[None])[0]).astype(int))
     assert atlas.image[there] == pytest.approx(template.get_fdata()[here], abs=1e-6)
     assert not atlas.image[~atlas.brain].any()
-    assert register.load_atlas(grid=(200, 220, 180)).grid.shape == (200, 220, 180)
+    assert register.load_atlas(shape=(200, 220, 180)).grid.shape == (200, 220, 180)
 
 
 def test_a_template_of_ones_own(tmp_path):

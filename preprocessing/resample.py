@@ -1,0 +1,93 @@
+"""Any grid to any grid by one affine, in one interpolation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from scipy import ndimage
+
+from preprocessing.images import Grid
+
+Box = list[tuple[int, int]]  # first index and one past the last, along each axis
+
+
+def resample(
+    data: np.ndarray,
+    grid: Grid,
+    onto: Grid,
+    source_from_target: np.ndarray | None = None,
+    *,
+    order: int = 1,
+    pad: float | None = 0.0,
+    within: np.ndarray | None = None,
+) -> np.ndarray:
+    """Carry an array from its grid onto another one.
+
+    source_from_target: maps mm of the grid `onto` to mm of the array (4x4); None where both are of
+    one space. Any affine that has an inverse will do, sheared ones too.
+    order: 1 for images (linear), 0 for masks (nearest neighbour).
+    pad: the value outside the source's voxel centres; None repeats the nearest voxel.
+    within: bool, of the shape of `onto`. Outside the box around it the result is `pad`, or 0.
+
+    Returns the dtype of `data`, which must not be bool. What lies outside the box, or comes from
+    voxels that are all `pad`, costs nothing.
+    """
+    between = np.eye(4) if source_from_target is None else source_from_target
+    source_from_onto = np.linalg.inv(grid.affine) @ between @ onto.affine  # voxels to voxels
+
+    box = [(0, n) for n in onto.shape] if within is None else _box_of(within)
+    if pad is not None:
+        reached = _reach(_box_of(data != pad), np.linalg.inv(source_from_onto))
+        box = _common(box, reached)
+    value = 0.0 if pad is None else pad
+    result = np.full(onto.shape, value, data.dtype)
+    if any(low >= high for low, high in box):
+        return result
+
+    start = np.array([low for low, _ in box])
+    linear = source_from_onto[:3, :3]
+    result[tuple(slice(low, high) for low, high in box)] = ndimage.affine_transform(
+        data,
+        linear,
+        linear @ start + source_from_onto[:3, 3],
+        tuple(high - low for low, high in box),
+        order=order,
+        mode="nearest" if pad is None else "constant",
+        cval=value,
+    )
+    return result
+
+
+def carry_mask(
+    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: np.ndarray | None = None
+) -> np.ndarray:
+    """`resample` for a bool mask, by nearest neighbour; bool, of the shape of `onto`."""
+    return resample(mask.astype(np.uint8), grid, onto, source_from_target, order=0).astype(bool)
+
+
+def _box_of(mask: np.ndarray) -> Box:
+    """The box around what is True; (0, 0) along each axis where nothing is."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        found = np.flatnonzero(mask.any(others))
+        box.append((int(found[0]), int(found[-1]) + 1) if found.size else (0, 0))
+    return box
+
+
+def _reach(box: Box, matrix: np.ndarray) -> Box:
+    """The box of all voxels within one voxel of `box`, after the voxel-to-voxel map (4x4)."""
+    if any(low == high for low, high in box):
+        return [(0, 0)] * len(box)
+    corners = np.array(list(itertools.product(*((low - 1, high) for low, high in box))))
+    carried = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    ends = zip(carried.min(0), carried.max(0), strict=True)
+    return [(math.floor(low), math.ceil(high) + 1) for low, high in ends]
+
+
+def _common(a: Box, b: Box) -> Box:
+    """What two boxes share; an axis whose first index is not below its last shares nothing."""
+    axes = zip(a, b, strict=True)
+    return [(max(low, other), min(high, end)) for (low, high), (other, end) in axes]
