@@ -8,7 +8,9 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +25,9 @@ from preprocessing.scans import InputError
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which becomes `path` at the end.
 
-    After an error nothing stays behind; an OSError names `path`.
+    After an error nothing stays behind; an OSError names `path`. The name is this process's own.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{_own_prefix()}{path.name}"[-255:])
     try:
         yield temporary
         temporary.replace(path)
@@ -36,6 +38,29 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    return f".tmp-{socket.gethostname()}-{os.getpid()}-"
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Remove temporary files below `folder` whose process was killed on this machine."""
+    host = re.escape(socket.gethostname())
+    for path in folder.rglob(".tmp-*"):
+        found = re.match(rf"\.tmp-{host}-(\d+)-", path.name)
+        if found and not _is_alive(int(found[1])) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
