@@ -154,6 +154,15 @@ def ends_the_command(error: BaseException, out: Path) -> bool:
     return denied and about is not None and about.is_relative_to(out)
 
 
+def unexpected(error: BaseException, image: Path) -> str:
+    """Why a scan failed, for an error that is no sentence of Norma's own."""
+    if isinstance(error, PermissionError):
+        return f"{image}: it may not be read; ask its owner for the right to."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{image}: {error_sentence(error)}"
+    return f"{image}: unexpected {type(error).__name__}: {error_sentence(error)}"
+
+
 def exit_code(failed: int, total: int) -> int:
     """0 where all went well, 1 where some of `total` scans failed, 3 where all did."""
     if failed == total:

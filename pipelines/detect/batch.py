@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,26 +11,28 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.report import COLUMNS, Report
 from pipelines.detect.run import Run, load_run
-from pipelines.versions import __version__
+from pipelines.versions import __version__, shown_path, shown_text
 from preprocessing.files import digest_of, file_digest, read_json, write_json, write_table
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
 from preprocessing.tables import list_scans
 
-NO_SCANS_FAULT = (28, 13, 30)  # errno: disk full, no permission, read-only
+log = logging.getLogger("norma")
 
 
 @dataclass(frozen=True)
 class Job:
     """What every scan of a command is scored by.
 
-    `digest` is of the run's weights and of all settings: same digest, same result.
+    `digest` is of the run's weights and of all settings: same digest, same result. Reports name
+    files by their way from `root`, the folder that came in.
     """
 
     run_dir: Path
@@ -37,6 +40,7 @@ class Job:
     threshold: float
     digest: str
     accelerator: str = "auto"
+    root: Path | None = None
 
     @property
     def run(self) -> Run:
@@ -64,13 +68,21 @@ def _read_run(run_dir: Path, accelerator: str, stamp: int) -> Run:
 
 
 def make_job(
-    run_dir: Path, out: Path, threshold: float | None = None, accelerator: str = "auto"
+    run_dir: Path,
+    source: Path,
+    out: Path,
+    threshold: float | None = None,
+    accelerator: str = "auto",
 ) -> Job:
-    """The job of scoring scans by a run into `out`, cut at `threshold` or else at the run's own."""
+    """The job of scoring `source` by a run into `out`, cut at `threshold` or else at the run's."""
     run = loaded_run(run_dir, accelerator)
     threshold = run.threshold if threshold is None else threshold
-    digest = figures_digest(run.weights_digest, run.config, run.recipe, threshold)
-    return Job(run.folder, out, threshold, digest, accelerator)
+    template = run.recipe.template
+    atlas = file_digest(Path(template)) if template else None
+    recipe = run.recipe.model_copy(update={"template": atlas})
+    digest = figures_digest(run.weights_digest, run.config, recipe, threshold)
+    root = source if source.is_dir() else source.parent
+    return Job(run.folder, out, threshold, digest, accelerator, root)
 
 
 @contextmanager
@@ -119,9 +131,16 @@ def detect_all(
         order = {scan.id: i for i, scan in enumerate(scans)}
         reports.sort(key=lambda report: order[report.id])
         for name, reason in lost.items():
-            reports.append(Report(id=name, status="not scored", reason=reason))
-        write_table(job.out / "scores.tsv", [report.row() for report in reports], COLUMNS)
+            reports.append(not_scored(Scan(name, Path(name), name), job, reason))
+        write_scores(job.out, reports)
     return reports
+
+
+def write_scores(out: Path, reports: Sequence[Report]) -> None:
+    """scores.tsv: the scans of this command, then those of others whose reports stand in `out`."""
+    own = {report.id for report in reports}
+    others = [report for report in all_reports(out) if report.id not in own]
+    write_table(out / "scores.tsv", [report.row() for report in (*reports, *others)], COLUMNS)
 
 
 def _one_after_the_other(
@@ -135,48 +154,69 @@ def _one_after_the_other(
 def begin_scan(scan: Scan, job: Job) -> Begun:
     """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError."""
     recipe = job.run.recipe
-    files = channel_files(scan, recipe)
+    files = [*channel_files(scan, recipe)]
     if scan.brain_mask:
         files.append(scan.brain_mask)
     key = digest_of(job.digest, [file_digest(path) for path in files])
     report = read_report(job.out, scan.id)
-    masked = (job.out / f"{scan.id}_mask.nii.gz").is_file()
-    if report and report.fingerprint == key and (masked or not report.scored):
+    if report and report.fingerprint == key and _stands(report, job.out):
         return Begun(key, report=report)
     return Begun(key, prepared=prepare(scan, recipe))
 
 
+def _stands(report: Report, out: Path) -> bool:
+    """Whether the files that a report describes are there, and whole."""
+    if not report.scored:
+        return True
+    files = report.files or {}
+    sizes = [(out / name, size) for name, size in files.items()]
+    return bool(sizes) and all(p.is_file() and p.stat().st_size == size for p, size in sizes)
+
+
 def read_report(out: Path, scan_id: str) -> Report | None:
-    """The report of a scan in `out`; None where there is none."""
+    """The report of a scan in `out`; None where there is none, or one that is damaged."""
     path = out / f"{scan_id}_report.json"
-    return Report(**read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Report(**read_json(path))
+    except (InputError, TypeError, ValidationError):
+        log.warning("%s: a damaged report; the scan is scored again.", path)
+        return None
+
+
+def all_reports(out: Path) -> list[Report]:
+    """Every report that stands in `out`, of other commands too, by id."""
+    ids = [path.name.removesuffix("_report.json") for path in out.glob("*_report.json")]
+    reports = [read_report(out, scan_id) for scan_id in sorted(ids)]
+    return [report for report in reports if report]
 
 
 def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -> Report:
     """Score one scan; one that fails gets a report "not scored" that says why, and never a mask.
 
-    `begun` gives what `begin_scan` made of the scan, where that was called already.
+    `begun` gives what `begin_scan` made of the scan, where that was called already. Whatever one
+    scan raises costs that scan alone; its traceback goes to the log file.
     """
+    cli.log_to(job.out)
     try:
         start = begun() if begun else begin_scan(scan, job)
         if start.report:
             return start.report
         assert start.prepared
-        detection = job.run.detect_prepared(scan, start.prepared, job.threshold)
+        detection = job.run.detect_prepared(scan, start.prepared, job.threshold, job.root)
         detection.report.fingerprint = start.key
         detection.save(job.out)
         return detection.report
-    except OSError as error:
-        if error.errno in NO_SCANS_FAULT:
-            raise
-        return not_scored(scan, job, cli.error_sentence(error))
     except RefusedScan as error:
         return not_scored(scan, job, str(error), [c.row() for c in error.checks])
     except ScanError as error:
         return not_scored(scan, job, str(error))
-    except (RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError, IndexError) as error:
-        what = f"unexpected {type(error).__name__}: {cli.error_sentence(error)}"
-        return not_scored(scan, job, f"{scan.image}: {what}")
+    except Exception as error:
+        if cli.ends_the_command(error, job.out):
+            raise
+        cli.log_traceback(error, job.out)
+        return not_scored(scan, job, cli.unexpected(error, scan.image))
 
 
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
@@ -185,9 +225,9 @@ def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any
         (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
     report = Report(
         id=scan.id,
-        image=str(scan.image),
+        image=shown_path(scan.image, job.root),
         status="not scored",
-        reason=reason,
+        reason=shown_text(reason, job.root),
         checks=list(checks),
         notice=NOTICE,
         norma=__version__,

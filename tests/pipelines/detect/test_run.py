@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipelines.config import load_recipe
-from pipelines.detect.run import FORMAT, load_run, read_recipe, write_history, write_recipe
+from pipelines.config import load_recipe, read_recipe, write_recipe
+from pipelines.detect.run import FORMAT, load_run, write_history
 from pipelines.training.calibrate import calibrate_run
 from preprocessing.scans import InputError
 
