@@ -140,7 +140,7 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
 def strip(scan: Scan, recipe: Recipe) -> Stripped:
     """Read and check the first sequence, bring it to the recipe's spacing, and find its brain."""
     native = read_image(scan.image)
-    checks = _image_checks(native, recipe.modality)
+    checks = [*scan.checks, *_image_checks(native, recipe.modality)]
     _demand(checks, scan.image)
 
     work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)

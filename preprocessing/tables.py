@@ -298,7 +298,7 @@ def _scan_of_row(row: dict[str, str], table: Path, number: int, columns: dict[st
     image = table.parent / row["image"]
     names = ("mask", "brain_mask", "slice_labels")
     paths = {k: table.parent / row[k] if row.get(k) else None for k in names}
-    known = {f.name for f in fields(Scan)} - {"sequences"} | {"group", *columns.values()}
+    known = {f.name for f in fields(Scan)} - {"sequences", "origin", "checks"} | {"group", *columns.values()}
     # a scan with a lesion mask is abnormal
     label = _label_name(row.get("label", ""), where) or ("abnormal" if paths["mask"] else "")
     return Scan(
