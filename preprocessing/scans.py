@@ -34,8 +34,8 @@ SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "
 NO_COLUMNS = ("extra", "sequences", "origin", "checks")
 
 
-# Bytes of an id or a subject. File names have at most 255: `_from-FLAIR_to-<atlas>_mode-image_xfm.mat`
-# and a temporary prefix with the name of the machine take up to 140.
+# Bytes of an id or a subject. File names have at most 255, and up to 140 are taken:
+# `_from-FLAIR_to-<atlas>_mode-image_xfm.mat` and a temporary prefix with the machine's name.
 LONGEST = 100
 
 # `quality/<id>_FLAIR.png` is a picture of the scan <id>, and would be one of a scan <id>_FLAIR
@@ -264,7 +264,7 @@ def some(names: Sequence[object], count: int = 3) -> str:
 
 def scan_row(scan: Scan) -> dict[str, Any]:
     """A scan as a table row; paths are absolute, so that the table reads the same from anywhere."""
-    names = [f.name for f in fields(scan) if f.name not in ("extra", "sequences", "group")]
+    names = [f.name for f in fields(scan) if f.name not in NO_COLUMNS]
     row = {name: getattr(scan, name) for name in names}
     row |= {column(name): path for name, path in scan.sequences.items()}
     row |= scan.extra
