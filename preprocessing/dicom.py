@@ -18,7 +18,15 @@ import nibabel as nib
 import numpy as np
 
 from preprocessing.dicom_copies import lay_out, pixel_digest
-from preprocessing.dicom_geometry import Stack, directions, misplaced, places, stack_checks
+from preprocessing.dicom_geometry import (
+    OFF_LINE,
+    Stack,
+    directions,
+    misplaced,
+    none_expected,
+    places,
+    stack_checks,
+)
 from preprocessing.dicom_headers import DamagedFile, Header, is_dicom, read_header
 from preprocessing.files import file_digest, walk
 from preprocessing.images import SMALLEST, is_nifti
@@ -119,9 +127,8 @@ def _twins_flagged(scans: Sequence[Scan]) -> list[Scan]:
 def _voxel_digest(image: Path) -> str:
     """Digest of the voxels of a volume and of their place."""
     volume = nib.Nifti1Image.from_filename(image)
-    place = (volume.shape, np.round(volume.affine, 2).tolist(), volume.dataobj.slope)
-    stored = np.ascontiguousarray(volume.dataobj.get_unscaled())
-    return sha256(repr(place).encode() + stored.tobytes()).hexdigest()
+    place = (volume.shape, np.round(volume.affine, 2).tolist())
+    return sha256(repr(place).encode() + np.asarray(volume.dataobj).tobytes()).hexdigest()
 
 
 # which files make a series
@@ -268,7 +275,7 @@ def _convert_series(series: Series, root: Path, target: Path) -> Scan:
     _demand_usable(series)
     series, stack = _one_volume(series)
     image = _dcm2niix(series, stack, target)
-    volume = nib.load(image)
+    volume = nib.Nifti1Image.from_filename(image)
     spacing = float(series.first.spacing.max())
     if volume.ndim > 3 and max(volume.shape[3:]) > 1:
         raise ScanError(f"a volume of {volume.shape[3]} time points or echoes, expected one.")
@@ -276,11 +283,10 @@ def _convert_series(series: Series, root: Path, target: Path) -> Scan:
     if why:
         raise ScanError(f"{why}; export it again, or convert it by hand and give the NIfTI.")
 
-    count = {"high": 0.0, "unit": "slices", "hard": False}
     checks = [
         *stack_checks(stack),
-        Check("damaged slices left out", len(series.damaged), **count),
-        Check("slices that came twice", series.repeated, **count),
+        none_expected("damaged slices left out", len(series.damaged)),
+        none_expected("slices that came twice", series.repeated),
     ]
     origin = {
         "folder": printable(series.folder.relative_to(root)),
@@ -337,7 +343,7 @@ def _one_volume(series: Series) -> tuple[Series, Stack]:
     """A series without repeated slices, and its stack; ScanError where it holds several volumes."""
     positions, orientations, _ = series.planes
     stack = Stack.of(positions, orientations[0])
-    if stack.off_line > 1.0:
+    if stack.off_line > OFF_LINE:
         raise ScanError(f"slices lie up to {stack.off_line:.1f} mm beside one line.")
     place = places(stack.distances)
     count = int(place[-1]) + 1

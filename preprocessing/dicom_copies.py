@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -101,7 +102,7 @@ def _renumber(header: Header, number: int, target: Path) -> None:
     data.save_as(target, enforce_file_format=True)
 
 
-def _syntax_of(data: Dataset) -> str:
+def _syntax_of(data: Dataset) -> UID:
     """How a file without preamble is written, as pydicom read it."""
     implicit, little = data.original_encoding
     if implicit:
@@ -130,7 +131,7 @@ def _write_frames(headers: Sequence[Header], stack: Stack, folder: Path) -> None
             frame.InstanceNumber = number
             frame.PixelData = data.PixelData[k * length : (k + 1) * length]
             frame.file_meta = FileMetaDataset()
-            frame.file_meta.TransferSyntaxUID = header.syntax or _syntax_of(data)
+            frame.file_meta.TransferSyntaxUID = UID(header.syntax) or _syntax_of(data)
             frame.save_as(folder / f"{number:05d}.dcm", enforce_file_format=True)
 
 

@@ -31,6 +31,7 @@ class Stack:
     first: (3,) position of the lowest slice.
     shear: (3,) mm that a slice moves within its plane, per mm along the normal.
     off_line: mm that a slice lies at most beside the line through all.
+    sideways: degrees of the shear along the rows; a gantry tilts along the columns alone.
     """
 
     order: np.ndarray
@@ -39,6 +40,7 @@ class Stack:
     first: np.ndarray
     shear: np.ndarray
     off_line: float
+    sideways: float
 
     @classmethod
     def of(cls, positions: np.ndarray, orientation: np.ndarray) -> Stack:
@@ -54,7 +56,8 @@ class Stack:
         shear = along @ moved / max(float(along @ along), 1e-9)
         beside = np.linalg.norm(moved - along[:, None] * shear, axis=1)
         first = positions[order[0]]
-        return cls(order, distances, normal, first, shear, float(beside.max()))
+        sideways = abs(_degrees(float(shear @ orientation[:3])))
+        return cls(order, distances, normal, first, shear, float(beside.max()), sideways)
 
     @property
     def gaps(self) -> np.ndarray:
@@ -69,7 +72,7 @@ class Stack:
     @property
     def tilt(self) -> float:
         """Degrees between the line of the slices and their normal."""
-        return float(np.rad2deg(np.arctan(np.linalg.norm(self.shear))))
+        return _degrees(float(np.linalg.norm(self.shear)))
 
     @property
     def even_slices(self) -> int:
@@ -90,6 +93,10 @@ class Stack:
             long[:] = False
         rest = self.gaps[~long]
         return int((multiples[long] - 1).sum()), float(rest.max() / rest.min())
+
+
+def _degrees(slope: float) -> float:
+    return float(np.rad2deg(np.arctan(slope)))
 
 
 def directions(orientations: np.ndarray) -> list[int]:
@@ -114,10 +121,15 @@ def stack_checks(stack: Stack) -> list[Check]:
     """What a reader must know of a volume: slices that were invented, and tilt taken out."""
     missing, ratio = stack.missing
     return [
-        Check("missing slices (interpolated)", missing, high=0, unit="slices", hard=False),
+        none_expected("missing slices (interpolated)", missing),
         Check("distance between slices (largest / smallest)", ratio, high=UNEQUAL, hard=False),
         Check("gantry tilt (corrected)", stack.tilt, high=TILTED, unit="degrees", hard=False),
     ]
+
+
+def none_expected(what: str, count: int) -> Check:
+    """A count of slices that flags the scan where it is not 0."""
+    return Check(what, count, high=0, unit="slices", hard=False)
 
 
 def misplaced(
@@ -128,7 +140,7 @@ def misplaced(
     `name` is the file's, which says what was corrected (`_Tilt`, `_Eq`). `affine` is to RAS+ mm,
     `pixel` is in mm.
     """
-    if stack.tilt > TILTED and "_Tilt" not in name:
+    if stack.tilt > TILTED and ("_Tilt" not in name or stack.sideways > TILTED):
         return f"slices sheared by {stack.tilt:.1f} degrees (tilted gantry), which is not corrected"
 
     indices = np.array(list(itertools.product(*((0, n - 1) for n in shape[:3]))))
