@@ -31,7 +31,7 @@ SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "
 
 
 # fields of a scan that are no column of a table
-NO_COLUMNS = ("extra", "sequences", "origin", "checks")
+NO_COLUMNS = ("extra", "sequences", "origin", "checks", "group")
 
 
 # Bytes of an id or a subject. File names have at most 255, and up to 140 are taken:
@@ -76,6 +76,7 @@ class Scan:
     origin: what a converted image was made of: `folder`, relative to the input, `series_uid` and
         `series_number`; empty for an image that was given as a file.
     checks: what was measured of the files that the image was made of.
+    group: what the table's column of that name says.
     """
 
     id: str
@@ -91,11 +92,17 @@ class Scan:
     sequences: dict[str, Path] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    group: str = ""
 
     @property
     def files(self) -> list[Path]:
         """Every image file of the scan, the first sequence first."""
         return [self.image, *self.sequences.values()]
+
+    @property
+    def made_of(self) -> list[Any]:
+        """Origin and checks as JSON has them, for a key of results; empty for a given file."""
+        return [self.origin, [check.row() for check in self.checks]] if self.origin else []
 
 
 def how_to_give(modality: str) -> str:
@@ -193,7 +200,7 @@ def unique_ids(scans: Sequence[Scan]) -> list[Scan]:
     InputError where a file is listed twice under one id.
     """
     files = [scan.image for scan in scans]
-    ids = _told_apart([scan.id for scan in scans], files)
+    ids = told_apart([scan.id for scan in scans], files)
     shared = Counter(ids)
     keys = ["\0".join(key) for key in ids]
     for i, key in enumerate(ids):
@@ -211,9 +218,9 @@ def unique_ids(scans: Sequence[Scan]) -> list[Scan]:
     return [replace(s, id=id_of[k], subject=person_of["\0".join(p)]) for s, k, p in named]
 
 
-def _told_apart(names: Sequence[str], files: Sequence[Path]) -> list[tuple[str, ...]]:
+def told_apart(names: Sequence[str], files: Sequence[Path]) -> list[tuple[str, ...]]:
     """Each name, behind the folders that tell its file from others of that name."""
-    told = [(unicodedata.normalize("NFC", name),) for name in names]
+    told: list[tuple[str, ...]] = [(unicodedata.normalize("NFC", name),) for name in names]
     members: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, name in enumerate(told):
         members[name].append(i)
@@ -237,10 +244,12 @@ def _subjects(scans: Sequence[Scan]) -> list[tuple[str, ...]]:
 
     Where files of one name lie two folders deep (p1/anat/T1.nii), the upper folder is the subject.
     """
-    people = [(unicodedata.normalize("NFC", scan.subject),) for scan in scans]
+    people: list[tuple[str, ...]] = [
+        (unicodedata.normalize("NFC", scan.subject),) for scan in scans
+    ]
     unnamed = [i for i, scan in enumerate(scans) if not scan.subject]
     files = [scans[i].image for i in unnamed]
-    told = _told_apart([stem(file) for file in files], files)
+    told = told_apart([stem(file) for file in files], files)
     deep = {parts[-1] for parts in told if len(parts) > 2}
     for i, parts in zip(unnamed, told, strict=True):
         bids = next((folder for folder in parts[:-1] if folder.startswith("sub-")), None)

@@ -25,6 +25,7 @@ from pipelines.cohort.store import (
 from pipelines.config import write_recipe
 from pipelines.versions import command_line, shown_path, shown_text, versions
 from preprocessing import slices
+from preprocessing.bids import check_people
 from preprocessing.files import read_table, write_atomic, write_json, write_table
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, Scan, scan_row
@@ -82,6 +83,7 @@ def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
             "give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
         )
     scans, lost = list_scans(source, modality, out)
+    check_people(source, scans)
     given = all(scan.split for scan in scans)
     earlier = earlier_rows(out, {scan.id for scan in scans})
     scans = _as_before(assign_splits(scans, seed), earlier) if not given else scans
