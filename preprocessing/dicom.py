@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import itertools
 import logging
 import os
@@ -28,12 +30,12 @@ from preprocessing.dicom_geometry import (
     stack_checks,
 )
 from preprocessing.dicom_headers import DamagedFile, Header, is_dicom, read_header
-from preprocessing.files import file_digest, walk
+from preprocessing.files import file_digest, walk, write_atomic
 from preprocessing.images import SMALLEST, is_nifti
 from preprocessing.quality import Check
 from preprocessing.scans import InputError, Scan, ScanError, unique_names
 
-__all__ = ["convert", "has_dicom", "is_dicom"]
+__all__ = ["convert", "has_dicom", "is_dicom", "save_copy"]
 
 log = logging.getLogger("norma")
 
@@ -129,6 +131,20 @@ def _voxel_digest(image: Path) -> str:
     volume = nib.Nifti1Image.from_filename(image)
     place = (volume.shape, np.round(volume.affine, 2).tolist())
     return sha256(repr(place).encode() + np.asarray(volume.dataobj).tobytes()).hexdigest()
+
+
+def save_copy(image: Path, path: Path) -> None:
+    """Copy a converted image byte by byte, without what its header says in words."""
+    stored = gzip.decompress(image.read_bytes())
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(stored), check=False)
+    start = int(header["vox_offset"])
+    for name in ("db_name", "aux_file", "intent_name"):
+        header[name] = b""
+    header["descrip"] = b"Norma: converted from DICOM"
+    header["vox_offset"] = 352
+    no_extension = bytes(4)
+    voxels = stored[start:]
+    write_atomic(path, gzip.compress(header.binaryblock + no_extension + voxels, 6, mtime=0))
 
 
 # which files make a series

@@ -77,7 +77,7 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
         return
 
     digests = [file_digest(path) for path in files]
-    digest = recipe_digest(recipe, digests)
+    digest = recipe_digest(recipe, [*digests, *scan.made_of])
     if complete and done["fingerprint"] == digest:
         changed = {"scan": cohort_row(scan, out), "digest": digests[0]}
         write_json(sidecar, done | state | changed)

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.detect.identity import figures_digest
-from pipelines.detect.report import COLUMNS, Report
+from pipelines.detect.report import COLUMNS, Report, of_scan
 from pipelines.detect.run import Run, load_run
-from pipelines.versions import __version__, shown_path, shown_text
+from pipelines.versions import __version__, shown_text
+from preprocessing.dicom import save_copy
 from preprocessing.files import digest_of, file_digest, read_json, write_json, write_table
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
@@ -32,7 +33,8 @@ class Job:
     """What every scan of a command is scored by.
 
     `digest` is of the run's weights and of all settings: same digest, same result. Reports name
-    files by their way from `root`, the folder that came in.
+    files by their way from `root`, the folder that came in. `keep_nifti`: a converted scan is
+    written beside its mask.
     """
 
     run_dir: Path
@@ -41,6 +43,7 @@ class Job:
     digest: str
     accelerator: str = "auto"
     root: Path | None = None
+    keep_nifti: bool = False
 
     @property
     def run(self) -> Run:
@@ -73,6 +76,7 @@ def make_job(
     out: Path,
     threshold: float | None = None,
     accelerator: str = "auto",
+    keep_nifti: bool = False,
 ) -> Job:
     """The job of scoring `source` by a run into `out`, cut at `threshold` or else at the run's."""
     run = loaded_run(run_dir, accelerator)
@@ -82,7 +86,7 @@ def make_job(
     recipe = run.recipe.model_copy(update={"template": atlas})
     digest = figures_digest(run.weights_digest, run.config, recipe, threshold)
     root = source if source.is_dir() else source.parent
-    return Job(run.folder, out, threshold, digest, accelerator, root)
+    return Job(run.folder, out, threshold, digest, accelerator, root, keep_nifti)
 
 
 @contextmanager
@@ -157,7 +161,7 @@ def begin_scan(scan: Scan, job: Job) -> Begun:
     files = [*channel_files(scan, recipe)]
     if scan.brain_mask:
         files.append(scan.brain_mask)
-    key = digest_of(job.digest, [file_digest(path) for path in files])
+    key = digest_of(job.digest, [file_digest(path) for path in files], *scan.made_of)
     report = read_report(job.out, scan.id)
     if report and report.fingerprint == key and _stands(report, job.out):
         return Begun(key, report=report)
@@ -201,6 +205,8 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
     cli.log_to(job.out)
     try:
         start = begun() if begun else begin_scan(scan, job)
+        if scan.origin:
+            keep_converted(scan, job)
         if start.report:
             return start.report
         assert start.prepared
@@ -219,15 +225,24 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
         return not_scored(scan, job, cli.unexpected(error, scan.image))
 
 
+def keep_converted(scan: Scan, job: Job) -> None:
+    """Write the image of a DICOM scan beside its mask, if asked for, or remove an older one."""
+    path = job.out / f"{scan.id}_scan.nii.gz"
+    if job.keep_nifti:
+        save_copy(scan.image, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
     """The report of a scan that could not be scored, in the place of any older result of its name."""
     for name in ("mask", "map"):  # an older result would be taken for this scan's
         (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
+    named = of_scan(scan, job.root)
     report = Report(
-        id=scan.id,
-        image=shown_path(scan.image, job.root),
+        **named,
         status="not scored",
-        reason=shown_text(reason, job.root),
+        reason=shown_text(reason.replace(str(scan.image), named["image"]), job.root),
         checks=list(checks),
         notice=NOTICE,
         norma=__version__,

@@ -75,13 +75,15 @@ class Report(BaseModel):
     """What `make infer` says of one scan; the fields of a scan that was not scored end at `reason`.
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
-    Volumes are mm³. `fingerprint` and `files` (bytes by name) tell whether a result still stands.
+    `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
+    `fingerprint` and `files` (bytes by name) tell whether a result still stands.
     """
 
     model_config = ConfigDict(extra="ignore")
 
     id: str
     image: str = ""
+    dicom: dict[str, str] | None = None
     status: Literal["scored", "not scored"]
     reason: str | None = None
     notice: str = NOTICE
@@ -168,8 +170,15 @@ def findings(native: NativeMap, marked: np.ndarray, scan_from_atlas: np.ndarray)
 
 
 def of_scan(scan: Scan, root: Path | None = None) -> dict[str, Any]:
-    """The fields of a report that name the scan; files by their way from `root`."""
+    """The fields of a report that name the scan; files by their way from `root`.
+
+    A DICOM scan is called by its series: the converted image is gone afterwards.
+    """
     fields: dict[str, Any] = {"id": scan.id, "image": shown_path(scan.image, root)}
+    if scan.origin:
+        number = scan.origin["series_number"] or "without number"
+        fields["image"] = f"{scan.origin['folder']}, series {number}"
+        fields["dicom"] = scan.origin
     if scan.sequences:
         fields["sequences"] = {n: shown_path(path, root) for n, path in scan.sequences.items()}
     return fields
