@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -125,7 +124,6 @@ def log_to(folder: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s: %(message)s"))
     root.addHandler(handler)
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
 
 
 def log_traceback(error: BaseException, folder: Path) -> None:
@@ -215,10 +213,14 @@ def claim(folder: Path) -> None:
 
 
 def release() -> None:
-    """Let go of every folder that this process holds."""
+    """Let go of every folder that this process holds, and of its log file."""
     for handle in _claimed.values():
         handle.close()
     _claimed.clear()
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
