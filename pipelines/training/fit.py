@@ -168,7 +168,11 @@ def open_datasets(config: RunConfig, material: Material) -> Datasets:
     slices = material.data / "slices"
     store = in_plane(slices, config.plane, depth, material.recipe.min_brain_pixels)
 
-    shape: dict[str, Any] = {"patch_size": config.patch_size, "depth": depth, "around": config.around}
+    shape: dict[str, Any] = {
+        "patch_size": config.patch_size,
+        "depth": depth,
+        "around": config.around,
+    }
     train_ids = {case.id for case in material.train} - material.reference
     val_ids = {case.id for case in material.val}
     size = config.image_size
@@ -230,7 +234,7 @@ def learned_digests(material: Material) -> list[str]:
 def fit_closed_form(
     model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
 ) -> None:
-    """What a model fits without gradients: on training slices, an ensemble on healthy validation."""
+    """What a model fits without gradients: on training slices; an ensemble on validation ones."""
     model.eval()
     ids = {case.id for case in material.train} - material.reference
     if model.combines:
