@@ -38,9 +38,10 @@ def telling_cases(cases: Sequence[Case], rows: Sequence[ScanRow]) -> list[Case]:
     The healthy ones are those with the median and the highest score.
     """
     with_dice = [row for row in rows if row.get("truth_voxels")]
-    abnormal = with_dice or [row for row in rows if row["label"] == "abnormal"]
-    abnormal = sorted(abnormal, key=lambda row: row["dice"] if with_dice else row["score"])  # type: ignore[arg-type,return-value]
-    healthy = sorted((r for r in rows if r["label"] != "abnormal"), key=lambda row: row["score"])
+    abnormal = sorted((row for row in rows if row["label"] == "abnormal"), key=_score)
+    if with_dice:
+        abnormal = sorted(with_dice, key=_dice)
+    healthy = sorted((row for row in rows if row["label"] != "abnormal"), key=_score)
 
     names: dict[str, None] = {}
     for group, places in ((abnormal, (1, 0.75, 0.5, 0.25, 0)), (healthy, (0.5, 1))):
@@ -48,6 +49,16 @@ def telling_cases(cases: Sequence[Case], rows: Sequence[ScanRow]) -> list[Case]:
             names.setdefault(group[round(place * (len(group) - 1))]["id"])
     by_id = {case.id: case for case in cases}
     return [by_id[name] for name in names]
+
+
+def _score(row: ScanRow) -> float:
+    return row["score"]
+
+
+def _dice(row: ScanRow) -> float:
+    dice = row["dice"]
+    assert dice is not None  # of a scan with a lesion it is always defined
+    return dice
 
 
 def caption(row: ScanRow) -> str:

@@ -68,7 +68,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a lesion's shape comes from: `wanted_ml` of a generated one, or a piece of a mask file."""
+    """Where a lesion's shape comes from: `wanted_ml` of a drawn one, or a piece of a mask file."""
 
     wanted_ml: float
     path: Path | None = None
@@ -228,7 +228,7 @@ def voxel_ml(grid: Grid) -> float:
 
 
 def kinds_of(text: str | None) -> list[str]:
-    """Kinds of lesions in a user's order, all where nothing is said; InputError for an unknown one."""
+    """Kinds of lesions in the order given, by default all; InputError for an unknown one."""
     kinds = [k.strip() for k in text.split(",")] if text else list(synthetic.KINDS)
     for kind in kinds:
         if kind not in synthetic.KINDS:
@@ -246,7 +246,8 @@ def volumes_of(text: str | None) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in text.split(","))
     except ValueError:
-        low, high = float("nan"), float("nan")
+        low = float("nan")
+        high = float("nan")
     if not (0 < low <= high < float("inf")):
         raise InputError(
             f"--volumes: '{text}'; expected smallest and largest volume in ml, both positive, "
