@@ -55,7 +55,10 @@ def patched(path, *fields):
 
 @pytest.fixture
 def stored(tmp_path):
-    """An int16 NIfTI of 9 x 10 x 11 voxels that count up, and its affine: oblique, flipped, anisotropic."""
+    """An int16 NIfTI of 9 x 10 x 11 voxels that count up, and its affine.
+
+    The affine is oblique, flipped and anisotropic.
+    """
     affine = np.array(
         [[-2.0, 0, 0, 5], [0, -2.475671, -0.417519, -7], [0, -0.347933, 2.970805, 3], [0, 0, 0, 1]]
     )
@@ -83,13 +86,14 @@ def test_a_trailing_axis_of_one_is_dropped_and_a_longer_one_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((9, 10, 11, 2)), np.eye(4)), tmp_path / "two.nii.gz")
     with pytest.raises(
         ScanError,
-        match=r"two\.nii\.gz: expected a 3-D scan, got 4-D of shape \(9, 10, 11, 2\); give one volume per file",
+        match=r"two\.nii\.gz: expected a 3-D scan, got 4-D of shape \(9, 10, 11, 2\); "
+        "give one volume per file",
     ):
         read_image(tmp_path / "two.nii.gz")
 
 
 def test_without_qform_and_sform_the_voxel_size_places_the_image(stored):
-    """NIfTI method 1: spacing alone. nibabel takes x from right to left and the origin in the middle."""
+    """NIfTI method 1, spacing alone: x runs from right to left, the origin is in the middle."""
     path, _ = stored
     image = read_image(patched(path, (252, "<hh", 0, 0), (80, "<fff", 2.0, 2.5, 3.0)))
     assert image.affine.tolist() == [
@@ -163,7 +167,8 @@ def test_colour_and_complex_images_are_refused(tmp_path, kind):
     nib.save(nib.Nifti1Image(np.ones((9, 10, 11), kind), np.eye(4)), tmp_path / "x.nii.gz")
     with pytest.raises(
         ScanError,
-        match=r"x\.nii\.gz: expected one number per voxel, got data of type .* \(colour or complex\)",
+        match=r"x\.nii\.gz: expected one number per voxel, got data of type .* "
+        r"\(colour or complex\)",
     ):
         read_image(tmp_path / "x.nii.gz")
 

@@ -21,7 +21,9 @@ def touch(path):
 def test_bids_folder_takes_the_modality_and_joins_participants(tmp_path):
     (tmp_path / "dataset_description.json").write_text("{}")
     (tmp_path / "participants.tsv").write_text(
-        "participant_id\tage\tlabel\tsplit\tpathology\nsub-01\t40\tcontrol\ttraining\t\nsub-02\t50\tlesion\ttest\tglioma\n"
+        "participant_id\tage\tlabel\tsplit\tpathology\n"
+        "sub-01\t40\tcontrol\ttraining\t\n"
+        "sub-02\t50\tlesion\ttest\tglioma\n"
     )
     first = touch(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz")
     second = touch(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii")
@@ -171,11 +173,13 @@ def test_table_of_images_alone_and_a_mask_that_means_abnormal(tmp_path):
         ("image,split\na.nii,train\n,val\n", r"t\.csv, line 3: empty 'image'"),
         (
             "image,split\na.nii,trian\n",
-            r"t\.csv, line 2: split 'trian'; expected one of train, val, tune, test; did you mean 'train'\?",
+            r"t\.csv, line 2: split 'trian'; expected one of train, val, tune, test; "
+            r"did you mean 'train'\?",
         ),
         (
             "image,label\na.nii,helthy\n",
-            r"t\.csv, line 2: label 'helthy'; expected one of healthy, abnormal; did you mean 'healthy'\?",
+            r"t\.csv, line 2: label 'helthy'; expected one of healthy, abnormal; "
+            r"did you mean 'healthy'\?",
         ),
         ("image,id\na.nii,x\nb/c.nii,x\nb/d.nii,x\n", r"two scans are named 'b_x'"),
     ],
@@ -259,7 +263,8 @@ def test_a_source_of_no_known_kind_names_what_is_expected(tmp_path):
         read_scans(tmp_path / "absent", "ct")
     with pytest.raises(
         InputError,
-        match=r"scan\.mha: expected \.nii, \.nii\.gz, \.csv, \.tsv, \.json or a folder, got a '\.mha' file",
+        match=r"scan\.mha: expected \.nii, \.nii\.gz, \.csv, \.tsv, \.json or a folder, "
+        r"got a '\.mha' file",
     ):
         read_scans(touch(tmp_path / "scan.mha"), "ct")
     with pytest.raises(InputError, match=r"no scans found; expected \.nii or \.nii\.gz files"):
