@@ -86,6 +86,7 @@ def add_subject(data, number, zooms, shape, dtype):
         "world": world.tolist(),
         "native_shape": list(shape),
         "native_affine": nib.load(raw).affine.tolist(),
+        "brain_method": "deepbet",
     }
     (folder / f"{name}_preproc.json").write_text(json.dumps(side))
     return {
@@ -98,6 +99,7 @@ def add_subject(data, number, zooms, shape, dtype):
         "mask": "",
         "brain_mask": "",
         "slice_labels": "",
+        "preproc": f"{name}/{name}_preproc.nii.gz",
         "brain": f"{name}/{name}_brain.nii.gz",
         "sidecar": f"{name}/{name}_preproc.json",
     }
@@ -339,6 +341,7 @@ def test_pictures_are_written_as_pictures(tmp_path):
                 "world": np.eye(4).tolist(),
                 "native_shape": [70, 60, 1],
                 "native_affine": np.eye(4).tolist(),
+                "brain_method": "none",
             }
         )
     )
@@ -356,7 +359,9 @@ def test_pictures_are_written_as_pictures(tmp_path):
             "label": "",
             "brain_mask": "",
         }
-        rows.append(row | {"brain": "brain.nii.gz", "sidecar": "side.json"})
+        rows.append(
+            row | {"preproc": "pre.nii.gz", "brain": "brain.nii.gz", "sidecar": "side.json"}
+        )
     write_table(data / "scans.tsv", rows)
     (data / "recipe.yaml").write_text(write_yaml(load_recipe("picture")))
     out = tmp_path / "out"
