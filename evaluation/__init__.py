@@ -1,1 +1,1 @@
-"""Evaluation: pure functions on numpy arrays, from metrics to pictures and report pages."""
+"""Evaluation: pure functions on numpy arrays, from metrics to figures."""

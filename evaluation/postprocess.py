@@ -1,4 +1,4 @@
-"""From an anomaly map to a clean mask and its components; sizes are in mm, voxels of any spacing."""
+"""From an anomaly map to a clean mask and its components; sizes in mm, voxels of any spacing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
+from skimage.measure import label, regionprops
+from skimage.morphology import isotropic_closing
 
 from evaluation.checks import (
     as_mask,
@@ -21,10 +24,11 @@ ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
 def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None) -> np.ndarray:
-    """Return the 3-D median of `size`**3 voxels (odd; 0 or 1 = off) as float32, borders repeated (Baur 2021).
+    """Return the 3-D median of a map as float32, its border repeated (Baur 2021).
 
-    `size` counts voxels, as in the paper, where they are 1 mm. With `inside` (bool) only those voxels are filtered, from
-    all their neighbours, and the rest is 0: three times as fast as a whole-volume filter on a brain. ValueError on an even
+    `size` counts voxels along each axis, as in the paper, where they are 1 mm. It is odd; 0 or 1
+    turn the filter off. With `inside` (bool) only those voxels are filtered, from all their
+    neighbours, and the rest is 0. On a brain this takes a third of the time. ValueError on an even
     size or a map with NaN.
     """
     if size < 0 or (size % 2 == 0 and size != 0):
@@ -38,36 +42,39 @@ def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None)
     box = bounding_box(values != 0, margin=size // 2)
     if size <= 1 or box is None:
         return smoothed
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(values[box], size // 2, mode="edge"), (size,) * 3
-    )
-    places, half = np.argwhere(wanted[box]), size**3 // 2
+
+    padded = np.pad(values[box], size // 2, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * 3)
+    voxels = np.argwhere(wanted[box])
+    half = size**3 // 2
     part = smoothed[box]  # a view
-    for start in range(0, len(places), MEDIAN_VOXELS):
-        at = tuple(places[start : start + MEDIAN_VOXELS].T)
+    for start in range(0, len(voxels), MEDIAN_VOXELS):
+        at = tuple(voxels[start : start + MEDIAN_VOXELS].T)
         part[at] = np.partition(windows[at].reshape(-1, size**3), half, axis=1)[:, half]
     return smoothed
 
 
 def erode_rim(brain: np.ndarray, spacing: Sequence[float], rim_mm: float) -> np.ndarray:
-    """Return the brain voxels (bool) further than `rim_mm` from the nearest voxel outside the brain.
+    """Return the brain voxels (bool) more than `rim_mm` away from the nearest voxel outside it.
 
-    The array border is not outside: a brain cut off by the field of view keeps its cut slices. The distance map is SimpleITK's
-    (Maurer et al. 2003), exact and three times as fast as scipy's.
+    The array border is not outside: a brain that the field of view cuts off keeps its cut slices.
+    The distance map is SimpleITK's (Maurer et al. 2003), which is exact and three times as fast as
+    scipy's.
     """
-    import SimpleITK as sitk
-
-    eroded, spacing = as_mask(brain, "brain").copy(), check_spacing(spacing)
+    eroded = as_mask(brain, "brain").copy()
+    spacing = check_spacing(spacing)
     check_not_negative(rim_mm, "rim_mm")
     box = bounding_box(eroded, margin=1)
     if rim_mm == 0 or box is None or eroded.all():
         return eroded
+
     outside = sitk.GetImageFromArray((~eroded[box]).astype(np.uint8))
     outside.SetSpacing(spacing[::-1])
     distance = sitk.GetArrayFromImage(
         sitk.SignedMaurerDistanceMap(outside, squaredDistance=False, useImageSpacing=True)
     )
-    eroded[box] &= distance > rim_mm + 1e-4 * max(rim_mm, *spacing)  # float32
+    slack = 1e-4 * max(rim_mm, *spacing)  # the distances are float32
+    eroded[box] &= distance > rim_mm + slack
     return eroded
 
 
@@ -81,22 +88,25 @@ def binarise(
 ) -> np.ndarray:
     """Return the mask (bool) of map > threshold in the brain, closed, without its small components.
 
-    Closing uses a ball of `closing_mm`, stays in the brain and never removes a voxel; then 26-connected
-    components under `min_volume_mm3` go. ValueError on NaN in the map or on other shapes.
+    Closing uses a ball of `closing_mm`, stays in the brain and never removes a voxel. Then
+    26-connected components under `min_volume_mm3` go. ValueError on NaN in the map or on other
+    shapes.
     """
-    brain, spacing = as_mask(brain, "brain"), check_spacing(spacing)
+    brain = as_mask(brain, "brain")
+    spacing = check_spacing(spacing)
     check_same_shape(np.asarray(anomaly_map), brain, "anomaly_map and brain")
     check_not_negative(closing_mm, "closing_mm")
     check_not_negative(min_volume_mm3, "min_volume_mm3")
     if np.isnan(threshold):
         raise ValueError("the threshold is NaN")
-    mask = brain & (_finite_map(anomaly_map) > float(threshold))
-    box = bounding_box(mask)
+
+    marked = brain & (_finite_map(anomaly_map) > float(threshold))
+    box = bounding_box(marked)
     if box is None:
-        return mask
-    mask[box] = _close(mask[box], spacing, closing_mm) & brain[box]
-    mask[box] = _without_small(mask[box], min_volume_mm3 / float(np.prod(spacing)))
-    return mask
+        return marked
+    marked[box] = _close(marked[box], spacing, closing_mm) & brain[box]
+    marked[box] = _without_small(marked[box], min_volume_mm3 / float(np.prod(spacing)))
+    return marked
 
 
 def cluster_enhanced(
@@ -106,20 +116,23 @@ def cluster_enhanced(
     height: float = 2.0,
     steps: int = 25,
 ) -> np.ndarray:
-    """Return the threshold-free cluster enhancement of a map, float32 of its shape (Smith & Nichols 2009).
+    """Return the threshold-free cluster enhancement of a map (Smith & Nichols 2009).
 
-    A voxel's value is the integral over heights h up to its own of e(h)^`extent` h^`height`, where e(h) is the volume in ml of the
-    26-connected component of map > h that it lies in: what is high counts, and what is large. The integral is a sum over `steps` heights up
-    to the map's maximum. ValueError on NaN in the map.
+    It is float32 and has the map's shape. A voxel's value is the integral of
+    e(h)^`extent` h^`height` over heights h from 0 to the voxel's height. Here e(h) is the volume in
+    ml of the 26-connected component of map > h that the voxel lies in. So what is high counts, and
+    what is large. The paper's exponents are the defaults. The integral is a sum over `steps`
+    heights up to the map's maximum. ValueError on NaN in the map.
     """
-    from skimage.measure import label
-
-    values, voxel_ml = _finite_map(anomaly_map), float(np.prod(check_spacing(spacing))) / 1000
+    values = _finite_map(anomaly_map)
+    voxel_ml = float(np.prod(check_spacing(spacing))) / 1000
     enhanced = np.zeros(values.shape, np.float32)
     box = bounding_box(values > 0)
     if box is None:
         return enhanced
-    inside, part = values[box], enhanced[box]  # views
+
+    inside = values[box]
+    part = enhanced[box]  # a view
     width = float(inside.max()) / steps
     for h in (np.arange(steps) + 0.5) * width:
         labels = label(inside > h, connectivity=3)
@@ -134,82 +147,74 @@ def components(
 ) -> list[dict[str, Any]]:
     """Return the 26-connected components of `mask`, largest first, as dictionaries ready for JSON.
 
-    Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm (world), peak_voxel, peak_mm, peak, mean
-    (both of the map). `affine` (4, 4) takes voxel indices to world mm.
+    Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm, peak_voxel, peak_mm, and peak
+    and mean of the map. `affine` (4, 4) maps voxel indices to mm.
     """
-    from skimage.measure import label, regionprops
-
-    mask, affine = as_mask(mask, "mask"), check_affine(affine)
+    mask = as_mask(mask, "mask")
+    affine = check_affine(affine)
     anomaly_map = _finite_map(anomaly_map)
     check_same_shape(mask, anomaly_map, "mask and anomaly_map")
     box = bounding_box(mask)
     if box is None:
         return []
+
     corner = np.array([side.start for side in box])
-    regions = regionprops(
-        label(mask[box], connectivity=3), intensity_image=anomaly_map[box].astype(float)
-    )
+    labels = label(mask[box], connectivity=3)
+    regions = regionprops(labels, intensity_image=anomaly_map[box].astype(float))
     found = [_describe(region, corner, anomaly_map, affine) for region in regions]
     return sorted(found, key=lambda item: (-item["n_voxels"], -item["peak"]))
 
 
 def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
-    """Return voxel (index), mm (world) and value of the map's maximum; the first in array order if tied."""
-    anomaly_map, affine = _finite_map(anomaly_map), check_affine(affine)
+    """Return voxel (index), mm and value of the map's maximum, the first in array order if tied."""
+    anomaly_map = _finite_map(anomaly_map)
+    affine = check_affine(affine)
     voxel = np.array(np.unravel_index(np.argmax(anomaly_map), anomaly_map.shape))
     return {
         "voxel": voxel.tolist(),
-        "mm": _world(voxel, affine),
+        "mm": _in_mm(voxel, affine),
         "value": float(anomaly_map[tuple(voxel)]),
     }
 
 
 def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float) -> np.ndarray:
     """Return the closing of `mask` by a ball: dilation, then erosion, each by a distance in mm."""
-    from skimage.morphology import isotropic_closing
-
     radius *= 1 + ROUNDING
-    margins = [
-        int(radius // size) + 1 for size in spacing
-    ]  # keeps the array border from acting as mask
+    # Room on every side, so that the closing never takes the array border for marked voxels.
+    margins = [int(radius // size) + 1 for size in spacing]
     padded = np.pad(mask, [(margin, margin) for margin in margins])
-    return isotropic_closing(padded, radius, spacing=spacing)[
-        tuple(slice(margin, -margin) for margin in margins)
-    ]
+    inner = tuple(slice(margin, -margin) for margin in margins)
+    return isotropic_closing(padded, radius, spacing=spacing)[inner]
 
 
 def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:
     """Return `mask` without 26-connected components of fewer than `min_voxels` voxels."""
-    from skimage.measure import label
-
     labels = label(mask, connectivity=3)
-    keep = np.bincount(labels.ravel()) >= min_voxels * (1 - ROUNDING)
-    keep[0] = False
-    return keep[labels]
+    large = np.bincount(labels.ravel()) >= min_voxels * (1 - ROUNDING)
+    large[0] = False
+    return large[labels]
 
 
 def _describe(
     region: Any, corner: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray
 ) -> dict[str, Any]:
-    """A region of scikit-image, whose voxels count from `corner`, as the dictionary of `components`."""
+    """Return a region of scikit-image as in `components`; its voxels count from `corner`."""
     voxels = region.coords + corner
-    centre, peak = (
-        np.array(region.centroid) + corner,
-        voxels[np.argmax(anomaly_map[tuple(voxels.T)])],
-    )
+    centre = np.array(region.centroid) + corner
+    peak = voxels[np.argmax(anomaly_map[tuple(voxels.T)])]
     return {
         "volume_mm3": float(region.area * abs(np.linalg.det(affine[:3, :3]))),
         "n_voxels": int(region.area),
         "centre_voxel": centre.tolist(),
-        "centre_mm": _world(centre, affine),
+        "centre_mm": _in_mm(centre, affine),
         "peak_voxel": peak.tolist(),
-        "peak_mm": _world(peak, affine),
+        "peak_mm": _in_mm(peak, affine),
         "peak": float(region.intensity_max),
         "mean": float(region.intensity_mean),
     }
 
 
-def _world(voxel: np.ndarray, affine: np.ndarray) -> list[float]:
+def _in_mm(voxel: np.ndarray, affine: np.ndarray) -> list[float]:
     return (affine[:3, :3] @ voxel + affine[:3, 3]).tolist()
 
 

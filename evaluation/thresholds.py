@@ -8,10 +8,11 @@ from evaluation.metrics import VoxelHistogram, quantile_rank
 
 
 def healthy_quantile(histogram_or_values: VoxelHistogram | np.ndarray, quantile: float) -> float:
-    """Return the threshold that at most a fraction 1 - quantile of healthy scores exceed (score > threshold).
+    """Return the threshold that at most a fraction 1 - quantile of healthy scores exceeds.
 
-    Takes a VoxelHistogram (its label-0 voxels) or an array of healthy scores; ValueError when there are no
-    scores, when one is not finite, or when `quantile` is not in [0, 1].
+    A score exceeds it when score > threshold. Takes a VoxelHistogram (its label-0 voxels) or an
+    array of healthy scores. ValueError without a score, for a score that is not finite, or for a
+    quantile outside [0, 1].
     """
     if isinstance(histogram_or_values, VoxelHistogram):
         return histogram_or_values.quantile(quantile)
@@ -23,30 +24,33 @@ def healthy_quantile(histogram_or_values: VoxelHistogram | np.ndarray, quantile:
 
 
 def conformal_threshold(healthy_scores: np.ndarray, false_alarm: float) -> float:
-    """Return the threshold that a new healthy scan exceeds with probability at most `false_alarm` (Vovk et al. 2005).
+    """Return the threshold that a new healthy scan exceeds with probability `false_alarm` at most.
 
-    It is the k-th smallest of the n scores, k = ceil((n + 1)(1 - false_alarm)); the promise holds where new healthy scans
-    are exchangeable with these. ValueError when n < 1 / false_alarm - 1: no finite threshold can promise it.
+    It is the k-th smallest of the n scores, k = ceil((n + 1)(1 - false_alarm)) (Vovk et al. 2005).
+    This holds where new healthy scans are exchangeable with these. ValueError when
+    n < 1 / false_alarm - 1: then no finite threshold keeps the promise.
     """
     if not 0 < false_alarm < 1:
         raise ValueError(f"a false-alarm rate lies between 0 and 1, got {false_alarm!r}")
     scores = np.sort(_healthy(healthy_scores))
-    rank = int(np.ceil((scores.size + 1) * (1 - false_alarm) - 1e-9))
+    rank = int(np.ceil((scores.size + 1) * (1 - false_alarm) - 1e-9))  # 1e-9: float rounding
     if rank > scores.size:
         needed = int(np.ceil(1 / false_alarm - 1 - 1e-9))
         raise ValueError(
-            f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation scans, there are {scores.size}"
+            f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation "
+            f"scans, there are {scores.size}"
         )
     return float(scores[rank - 1])
 
 
 def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the threshold (score > threshold) with the highest F1 and that F1: chosen with labels.
+    """Return the threshold (score > threshold) with the highest F1, and that F1.
 
-    Thresholds lie midway between neighbouring scores, and just below the lowest; the lowest of equals is returned.
-    (NaN, NaN) when no label is 1.
+    It is chosen with labels. Thresholds lie midway between neighbouring scores, and just below the
+    lowest. Of thresholds with equal F1 the lowest is returned. (NaN, NaN) when no label is 1.
     """
-    scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
+    scores = np.asarray(scores, float)
+    labels = np.asarray(labels).astype(bool)
     if not labels.any():
         return float("nan"), float("nan")
     known = np.unique(scores)
@@ -59,7 +63,7 @@ def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def percentile_of(score: float, healthy_scores: np.ndarray) -> float:
-    """Return the percentage, 0..100, of healthy scores <= score; ValueError on empty or NaN input."""
+    """Return the percentage 0..100 of healthy scores <= score; ValueError on empty or NaN input."""
     if np.isnan(score):
         raise ValueError("the score is NaN")
     return float(100 * np.mean(_healthy(healthy_scores) <= score))

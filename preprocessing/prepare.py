@@ -148,7 +148,7 @@ def strip(scan: Scan, recipe: Recipe) -> Stripped:
     checks += quality.brain_checks(brain, (recipe.spacing,) * 3, recipe.limits.brain_ml)
     _demand(checks, scan.image, (np.asarray(work.dataobj), brain))
 
-    if recipe.n4 and recipe.modality != "ct":  # of MR alone
+    if recipe.n4 and recipe.modality != "ct":  # N4 is for MR alone
         work = register.n4(work, brain)
     # Without N4 the image is interpolated once, from its own voxels to the atlas. The copy at the
     # recipe's spacing then serves the brain and the fit alone.

@@ -1,4 +1,4 @@
-"""One preprocessed scan on disk: its files, its slices, and the sidecar that says how it was made."""
+"""One preprocessed scan on disk: its files, its slices, and the sidecar that says how."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def input_files(scan: Scan, recipe: Recipe) -> list[Path]:
 
 
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
-    """Digest of recipe, version of the steps and the bytes of all inputs: same digest, same result."""
+    """Digest of recipe, version of the steps and bytes of all inputs: same digest, same result."""
     return recipe_digest(recipe, [file_digest(path) for path in input_files(scan, recipe)])
 
 

@@ -100,7 +100,8 @@ def listed(
     """
     if not source.exists():
         raise InputError(
-            f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM folder."
+            f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM "
+            "folder."
         )
     parent = job.out if shared else None
     with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
@@ -235,7 +236,7 @@ def keep_converted(scan: Scan, job: Job) -> None:
 
 
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
-    """The report of a scan that could not be scored, in the place of any older result of its name."""
+    """The report of a scan that could not be scored; it replaces any older result of its name."""
     for name in ("mask", "map"):  # an older result would be taken for this scan's
         (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
     named = of_scan(scan, job.root)

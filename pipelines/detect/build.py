@@ -20,45 +20,33 @@ from preprocessing.recipe import Closed, Recipe
 from preprocessing.scans import InputError
 from preprocessing.slices import PLANES
 
+Fields = dict[str, Any]
+"""Type and default of each argument of a model, by its name."""
+
 
 def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel:
-    """The model of a config; its arguments are checked against the constructor's signature, closed and typed.
+    """The model of a config; ConfigError for an argument that its constructor does not take.
 
-    A constructor that takes `in_channels` is told how many channels the scans of the recipe have; a model without it takes any.
+    A constructor with `in_channels` gets the number of channels of the recipe's scans. A model
+    without it takes any number.
     """
     kind = model_class(config.name)
     if kind.combines:
-        _check_dimensions(
-            config, {"spatial_dims": (int, len(config.image_size))}
-        )  # members take slices from either
+        # the members work on slices, whether the ensemble gets slices or volumes
+        _check_dimensions(config, {"spatial_dims": (int, len(config.image_size))})
         return _combined(config, kind, recipe)
-    hints = get_type_hints(kind.__init__)
-    signature = inspect.signature(kind.__init__).parameters.values()
-    parameters = [p for p in signature if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD]
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters
-    }
+
+    fields = _constructor_fields(kind)
     _check_dimensions(config, fields)
-    sized: dict[str, Any] = (
-        {"image_size": config.patch_size or config.image_size} if "image_size" in fields else {}
-    )
-    if recipe and "in_channels" in fields:
-        sized["in_channels"] = count = len(recipe.suffixes) * (1 + len(config.around))
-        if config.model.get("in_channels", count) != count:
-            what = ", ".join([*recipe.suffixes, *map(str, config.around)])
-            raise ConfigError(
-                f"model of {config.name}: in_channels={config.model['in_channels']}, but the scans have {count} "
-                f"({what}); leave model.in_channels out, or preprocess again with as many."
-            )
     arguments = validate(
         pydantic_model(f"{kind.__name__}Arguments", __base__=Closed, **fields),
-        sized | config.model,
+        _sizes(config, fields, recipe) | config.model,
         f"model of {config.name}",
     )
-    missing = set(kind.stages) ^ set(config.stages)
-    if missing:
+    if set(kind.stages) != set(config.stages):
         raise ConfigError(
-            f"stages of '{config.name}' are {', '.join(kind.stages)}; the config has {', '.join(config.stages)}."
+            f"stages of '{config.name}' are {', '.join(kind.stages)}; "
+            f"the config has {', '.join(config.stages)}."
         )
     try:
         return create_model(config.name, **dict(arguments))
@@ -66,135 +54,183 @@ def build_model(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel
         raise ConfigError(f"model of {config.name}: {error}") from None
 
 
-def _check_dimensions(config: RunConfig, fields: dict[str, Any]) -> None:
-    """ConfigError where `image_size`, `patch_size` and the model disagree on slices or volumes; `fields`: type and default by argument."""
-    sides, size = len(config.image_size), list(config.image_size)
+def _constructor_fields(kind: type[AnomalyModel]) -> Fields:
+    """The named arguments of a model's constructor; `...` where one has no default."""
+    hints = get_type_hints(kind.__init__)
+    fields: Fields = {}
+    for p in inspect.signature(kind.__init__).parameters.values():
+        if p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD:
+            fields[p.name] = (hints[p.name], ... if p.default is p.empty else p.default)
+    return fields
+
+
+def _sizes(config: RunConfig, fields: Fields, recipe: Recipe | None) -> dict[str, Any]:
+    """The arguments that follow from the size of the slices and the channels of the scans."""
+    sizes: dict[str, Any] = {}
+    if "image_size" in fields:
+        sizes["image_size"] = config.patch_size or config.image_size
+    if recipe and "in_channels" in fields:
+        count = len(recipe.suffixes) * (1 + len(config.around))
+        sizes["in_channels"] = count
+        if config.model.get("in_channels", count) != count:
+            what = ", ".join([*recipe.suffixes, *map(str, config.around)])
+            raise ConfigError(
+                f"model of {config.name}: in_channels={config.model['in_channels']}, but the scans "
+                f"have {count} ({what}); leave model.in_channels out, or preprocess again with as "
+                "many."
+            )
+    return sizes
+
+
+def _check_dimensions(config: RunConfig, fields: Fields) -> None:
+    """ConfigError where sizes and model disagree on slices or volumes."""
+    sides = len(config.image_size)
+    size = list(config.image_size)
+    _check_sides(config, sides, size)
+    if "spatial_dims" not in fields:
+        if sides == 3:
+            raise ConfigError(
+                f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; "
+                "give two numbers."
+            )
+        return
+    if sides == 3 and config.reference.active:
+        raise ConfigError(
+            "reference.kind and reference.symmetry compare places of slices; "
+            "they do not go with three numbers in image_size."
+        )
+    dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
+    if dims in (2, 3) and dims != sides:
+        raise ConfigError(
+            f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is "
+            f"{dims}; make them agree."
+        )
+
+
+def _check_sides(config: RunConfig, sides: int, size: list[int]) -> None:
+    """ConfigError where the patches, neighbours or plane do not go with `image_size`."""
     if config.patch_size and len(config.patch_size) != sides:
         raise ConfigError(
-            f"patch_size {list(config.patch_size)} and image_size {size} must have the same number of sides."
+            f"patch_size {list(config.patch_size)} and image_size {size} must have the same number "
+            "of sides."
         )
-    if config.around and (
-        sides == 3 or 0 in config.around or len(set(config.around)) < len(config.around)
-    ):
+    doubled = len(set(config.around)) < len(config.around)
+    if config.around and (sides == 3 or 0 in config.around or doubled):
         raise ConfigError(
-            f"around={list(config.around)}: expected the distances of other slices, each once, and two numbers in image_size."
+            f"around={list(config.around)}: expected the distances of other slices, each once, "
+            "and two numbers in image_size."
         )
     if sides == 3 and config.plane != "axial":
         raise ConfigError(
             f"plane={config.plane} is for slices; give two numbers in image_size, or leave it out."
         )
-    if "spatial_dims" not in fields:
-        if sides == 3:
-            raise ConfigError(
-                f"image_size {size} asks for volumes, and '{config.name}' works on slices alone; give two numbers."
-            )
-        return
-    if sides == 3 and config.reference.active:
-        raise ConfigError(
-            "reference.kind and reference.symmetry compare places of slices; they do not go with three numbers in image_size."
-        )
-    dims = config.model.get("spatial_dims", fields["spatial_dims"][1])
-    if dims in (2, 3) and dims != sides:
-        raise ConfigError(
-            f"image_size {size} has {sides} numbers and model.spatial_dims of '{config.name}' is {dims}; make them agree."
-        )
 
 
 def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None) -> AnomalyModel:
-    """A model of finished runs: their detectors, as yet without weights; `members` holds what `with_members` found."""
+    """A model of finished runs: their detectors, as yet without weights.
+
+    `members` of the config holds what `with_members` found.
+    """
     members = config.model.get("members", [])
-    if (
-        set(config.model) - {"members"}
-        or config.patch_size
-        or not all(isinstance(m, dict) for m in members)
-    ):
+    more = set(config.model) - {"members"}
+    if more or config.patch_size or not all(isinstance(m, dict) for m in members):
         raise ConfigError(
-            f"model of {config.name}: expected members alone, names of runs beside it, and no patch_size."
+            f"model of {config.name}: expected members alone, names of runs beside it, and no "
+            "patch_size."
         )
-    own = [validate(RunConfig, m["config"], f"member {m['run']}") for m in members]
-    odd = next(
-        (
-            m["run"]
-            for m, c in zip(members, own, strict=True)
-            if c.patch_size or c.around or len(c.image_size) != 2
-        ),
-        None,
-    )
-    if odd:
-        raise ConfigError(
-            f"model of {config.name}: member '{odd}' works on patches, volumes or several slices; give runs on whole slices."
-        )
-    other = next((c.plane for c in own if c.plane != "axial"), None)
+    configs = [validate(RunConfig, m["config"], f"member {m['run']}") for m in members]
+    _check_members(config, [m["run"] for m in members], configs)
+    detectors = [build_detector(c, build_model(c, recipe)) for c in configs]
+    return kind(detectors, [c.image_size for c in configs], [PLANES[c.plane] for c in configs])
+
+
+def _check_members(config: RunConfig, runs: list[str], members: list[RunConfig]) -> None:
+    """ConfigError where members do not work on whole slices, or their planes need a volume."""
+    for run, member in zip(runs, members, strict=True):
+        if member.patch_size or member.around or len(member.image_size) != 2:
+            raise ConfigError(
+                f"model of {config.name}: member '{run}' works on patches, volumes or several "
+                "slices; give runs on whole slices."
+            )
     if config.around or config.plane != "axial":
         raise ConfigError(
-            f"{config.name}: each member sees the slices that it was trained on; leave out around and plane."
+            f"{config.name}: each member sees the slices that it was trained on; leave out around "
+            "and plane."
         )
-    if other and len(config.image_size) != 3:
+    plane = next((m.plane for m in members if m.plane != "axial"), None)
+    if plane and len(config.image_size) != 3:
         raise ConfigError(
-            f"image_size of {config.name}: a member sees {other} slices; give three numbers, the grid of the scans."
+            f"image_size of {config.name}: a member sees {plane} slices; give three numbers, "
+            "the grid of the scans."
         )
-    detectors = [build_detector(c, build_model(c, recipe)) for c in own]
-    return kind(detectors, [c.image_size for c in own], [PLANES[c.plane] for c in own])
 
 
-def member_folder(run: Path, name: str) -> Path:
-    """The finished run `name` beside a run: `../<name>`, in a comparison `../../<name>/<unit>` or its first seed; InputError for none."""
-    places = [
-        run.parent / name,
-        run.parent.parent / name / run.name,
-        run.parent.parent / name / "seed-0",
-    ]
-    found = next((p for p in places if (p / "weights.pt").is_file()), None)
-    if not found:
-        raise InputError(
-            f"{run}: no finished run '{name}' beside it; train it first, in a comparison name it first."
-        )
-    return found
+def member_folder(run_dir: Path, name: str) -> Path:
+    """The finished run `name` beside a run; InputError for none.
+
+    It is `../<name>`, or in a comparison `../../<name>/<unit>` or its first seed.
+    """
+    beside = run_dir.parent / name
+    model = run_dir.parent.parent / name
+    for folder in (beside, model / run_dir.name, model / "seed-0"):
+        if (folder / "weights.pt").is_file():
+            return folder
+    raise InputError(
+        f"{run_dir}: no finished run '{name}' beside it; train it first, in a comparison name it "
+        "first."
+    )
 
 
-def with_members(config: RunConfig, run: Path) -> RunConfig:
-    """The config with the configs and weights' digests of its members in it, so that the run stands alone; others as they are."""
+def with_members(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The config of a combined model with its members in it, so that the run stands alone.
+
+    Each member has its config and the digest of its weights. Other configs stay as they are.
+    """
     if not model_class(config.name).combines:
         return config
     names = config.model.get("members") or []
     if not names or not all(isinstance(n, str) for n in names):
         raise ConfigError(
-            f"model of {config.name}: expected names of finished runs, such as model.members=[atlas,vae]."
+            f"model of {config.name}: expected names of finished runs, such as "
+            "model.members=[atlas,vae]."
         )
-    folders = {name: member_folder(run, name) for name in names}
-    members = [
-        {
-            "run": name,
-            "weights": file_digest(f / "weights.pt"),
-            "config": read_yaml(f / "config.yaml"),
-        }
-        for name, f in folders.items()
-    ]
+    folders = {name: member_folder(run_dir, name) for name in names}
+    members = [_member(name, folder) for name, folder in folders.items()]
     return config.model_copy(update={"model": config.model | {"members": members}})
 
 
-def load_members(model: AnomalyModel, config: RunConfig, run: Path) -> None:
+def _member(name: str, folder: Path) -> dict[str, Any]:
+    """What the config of a combined model holds of one member."""
+    return {
+        "run": name,
+        "weights": file_digest(folder / "weights.pt"),
+        "config": read_yaml(folder / "config.yaml"),
+    }
+
+
+def load_members(model: AnomalyModel, config: RunConfig, run_dir: Path) -> None:
     """Give a model of finished runs their weights."""
     assert isinstance(model.members, nn.ModuleList)
-    for member, about in zip(model.members, config.model["members"], strict=True):
-        state = torch.load(
-            member_folder(run, about["run"]) / "weights.pt", map_location="cpu", weights_only=True
-        )
+    for member, entry in zip(model.members, config.model["members"], strict=True):
+        name = entry["run"]
+        path = member_folder(run_dir, name) / "weights.pt"
+        state = torch.load(path, map_location="cpu", weights_only=True)
         try:
             member.load_state_dict(state)
         except RuntimeError:
-            name = about["run"]
             raise ConfigError(
-                f"model of {config.name}: member '{name}' was trained on scans with other channels than these."
+                f"model of {config.name}: member '{name}' was trained on scans with other channels "
+                "than these."
             ) from None
 
 
 def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
-    """The model as it is, or with its map measured against healthy maps where the config says so."""
+    """The model, or around it the comparison with healthy maps that the config asks for."""
     r = config.reference
     if r.active and config.patch_size:
         raise ConfigError(
-            "reference.kind and reference.symmetry compare places of whole slices; they do not go with patch_size."
+            "reference.kind and reference.symmetry compare places of whole slices; "
+            "they do not go with patch_size."
         )
     if not r.active:
         return model
@@ -207,10 +243,8 @@ def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """The device for "cpu", "cuda" or "auto" (CUDA where there is one); ConfigError where it is absent."""
-    wanted = (
-        "cuda" if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"
-    )
-    if accelerator in ("cuda", "gpu") and wanted == "cpu":
+    """The device for "cpu", "cuda" or "auto" (CUDA if there is one); ConfigError for none."""
+    cuda = torch.cuda.is_available()
+    if accelerator in ("cuda", "gpu") and not cuda:
         raise ConfigError("a CUDA device was asked for and torch sees none; use accelerator=cpu.")
-    return torch.device(wanted)
+    return torch.device("cuda" if cuda and accelerator in ("auto", "cuda", "gpu") else "cpu")

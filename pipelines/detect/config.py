@@ -120,13 +120,17 @@ class Reference(Closed):
 class Calibration(Closed):
     """Operating points and scan score; see pipelines/detect/points.py.
 
-    The scan score is the mean of the highest `score_fraction` of the brain's voxels. `score` says of
-    what: of the "map"; with "model" of a volume of the model's own slice scores (one score where it
-    sees volumes); with "cluster" of the map's threshold-free cluster enhancement, where large
-    components count for more. A slice's score is the same within the slice, plus `context` times
-    that of its scan: a slice of a scan with a finding is more suspicious. Masks are cut at `point`:
-    the "quantile" of healthy voxels, "conformal" at the `false_alarm` rate per scan, or the "share"
-    of healthy data under the threshold.
+    The scan score is the mean of the highest `score_fraction` of the brain's voxels. `score` says
+    of what:
+
+    - "map": the map itself;
+    - "model": a volume of the model's own slice scores, one score where it works on volumes;
+    - "cluster": the map's threshold-free cluster enhancement; large components count for more.
+
+    A slice's score is the same within the slice, plus `context` times that of its scan: a slice of
+    a scan with a finding is more suspicious. Masks are cut at `point`: the "quantile" of healthy
+    voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of healthy data under the
+    threshold.
     """
 
     shapes: ClassVar[Level] = "figures"

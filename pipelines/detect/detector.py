@@ -35,7 +35,7 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class NativeMap:
-    """A map on the scan's own grid (X, Y, Z): float32 >= 0, zero outside `brain` (bool) and its rim.
+    """A map on the scan's own grid (X, Y, Z): float32 >= 0, 0 outside `brain` (bool) and its rim.
 
     `scores` (X, Y, Z) is what scan and slice scores are taken from where it is not the map: the
     model's own score of each slice or of the volume, or the map's cluster enhancement.
@@ -117,10 +117,10 @@ class Detector:
             return None
 
     def map_and_scores(self, image: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`atlas_map`, and the model's own scores at every voxel of the brain (X, Y, Z), 0 elsewhere.
+        """`atlas_map`, and the model's own scores at each voxel of the brain, 0 elsewhere.
 
-        A score is of a slice, or of the volume. One pass through the network where a model gets both
-        from one. Patches: the mean of their scores in the brain.
+        A score is of a slice, or of the volume. One pass through the network where a model gets
+        both from one. Patches: the mean of their scores in the brain.
         """
         if self.config.patch_size:
             return self.atlas_map(image, brain), self._patch_scores(image, brain) * brain
@@ -278,7 +278,7 @@ def filtered(raw: np.ndarray, brain: np.ndarray, config: Postprocess) -> np.ndar
 
 
 def to_native(values: np.ndarray, prepared: Prepared) -> NativeMap:
-    """Carry a map (linear) and the brain (nearest neighbour) from atlas space to the scan's grid."""
+    """Carry a map (linear) and the brain (nearest neighbour) from the atlas to the scan's grid."""
     atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
     brain = _native_brain(prepared)
     native = register.resample(values, prepared.grid, prepared.home, atlas_from_scan)

@@ -30,7 +30,7 @@ FIGURES_VERSION = 4  # raise when figures of the same map change
 
 @dataclass(frozen=True)
 class Shapes:
-    """The level of one field, where it is not that of its class: `Annotated[int, Shapes("map")]`."""
+    """The level of a field that has not that of its class: `Annotated[int, Shapes("map")]`."""
 
     level: Level
 
@@ -66,5 +66,5 @@ def map_digest(weights: str, config: BaseModel, scan: str) -> str:
 
 
 def figures_digest(weights: str, config: BaseModel, *more: Any) -> str:
-    """Of figures, masks or reports: digest of the weights file, settings, and what else they need."""
+    """Of figures, masks or reports: digest of the weights file, settings, and `more` they need."""
     return digest_of("figures", FIGURES_VERSION, weights, settings(config, "figures"), *more)

@@ -3,7 +3,7 @@
 | point | voxel threshold | scan threshold | has seen |
 |---|---|---|---|
 | quantile | that quantile of healthy voxels | that quantile of healthy scores | healthy scans |
-| conformal | a healthy scan rarely has a voxel above it | a healthy scan rarely passes | healthy scans |
+| conformal | healthy scans rarely have a voxel above | healthy scans rarely pass | healthy scans |
 | share | that share of healthy voxels is below | that share of scores is below | healthy scans |
 | few-label | best pooled Dice on split `tune` | best F1 on healthy and `tune` scans | some labels |
 | fixed | a number | a number | what its giver has seen |
@@ -87,7 +87,7 @@ def quantile(healthy: VoxelHistogram, scores: np.ndarray, q: float) -> Point:
 
 
 def share(healthy: VoxelHistogram, scores: np.ndarray, part: float) -> Point:
-    """The threshold that this share of healthy data lies under (Khaznaoui et al., lung CT poster)."""
+    """The threshold that this share of healthy data is under (Khaznaoui et al., lung CT poster)."""
     rule = (
         f"{part:.4g} of the healthy validation data lie under it: "
         "of the scan scores, and of the voxels"

@@ -52,7 +52,7 @@ class Component(BaseModel):
 
 
 class Maximum(BaseModel):
-    """Where the map is highest: array indices, RAS+ millimetres of scan and atlas, and the value."""
+    """Where the map is highest: array indices, RAS+ mm of scan and atlas, and the value."""
 
     voxel: list[int]
     mm: list[float]
@@ -61,7 +61,7 @@ class Maximum(BaseModel):
 
 
 class CheckRow(BaseModel):
-    """A check of preprocessing as it is written: value, unit, what was expected, whether it passed."""
+    """A check of preprocessing as it is written: value, unit, what was expected, if it passed."""
 
     name: str
     value: float | None

@@ -1,4 +1,4 @@
-"""The run folder: everything that inference needs, written by training, read by infer and evaluate."""
+"""The run folder: all that inference needs, written by training, read by infer and evaluate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HealthyReference(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its detector, the recipe of its scans, operating points, healthy scan scores."""
+    """A trained run: its detector, the recipe of its scans, operating points, healthy scores."""
 
     folder: Path
     detector: Detector
@@ -296,8 +296,8 @@ def _check_format(run_dir: Path) -> None:
     found = read_history(run_dir).get("format", FORMAT)
     if not isinstance(found, int) or found > FORMAT:
         raise InputError(
-            f"{run_dir}: a run of format {found}; this version of Norma reads up to format {FORMAT}, "
-            "so use a newer one."
+            f"{run_dir}: a run of format {found}; this version of Norma reads up to format "
+            f"{FORMAT}, so use a newer one."
         )
 
 
@@ -305,7 +305,8 @@ def _with_key(path: Path, key: str) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or key not in content:
         raise InputError(
-            f"{path}: no '{key}' in it, so this is no finished run; train it again with 'make train'."
+            f"{path}: no '{key}' in it, so this is no finished run; train it again with "
+            "'make train'."
         )
     return content
 
@@ -331,12 +332,12 @@ def write_calibration(
     healthy: VoxelHistogram,
     chosen: str,
 ) -> None:
-    """Write threshold.json, reference.json and healthy_voxels.npz; `chosen` names the run's point."""
+    """Write threshold.json, reference.json and healthy_voxels.npz; `chosen` is the run's point."""
     write_voxels(healthy, run_dir)
-    own = points[chosen]
+    point = points[chosen]
     threshold = {
-        "value": own.voxel,
-        **own.as_json(),
+        "value": point.voxel,
+        **point.as_json(),
         "n_scans": len(reference.scans),
         "points": {name: point.as_json() for name, point in points.items()},
     }

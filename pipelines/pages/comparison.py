@@ -59,8 +59,9 @@ def comparison_page(
 def _rules(comparison: dict[str, Any]) -> str:
     resamples = comparison["protocol"]["resamples"]
     return (
-        f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over runs, "
-        f"in brackets the 95 % interval by bootstrap over test subjects ({resamples} resamples). "
+        f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over "
+        "runs, in brackets the 95 % interval by bootstrap over test subjects "
+        f"({resamples} resamples). "
         "Thresholds come from healthy validation scans alone; 'oracle' was chosen with the test "
         "labels."
     )
@@ -69,7 +70,7 @@ def _rules(comparison: dict[str, Any]) -> str:
 def _figures_table(comparison: dict[str, Any]) -> Table:
     """A row per model, a column per figure that some model has."""
     entries = comparison["models"]
-    shown = [key for key in COMPARED if any(_mean_is_known(e, key) for e in entries)]
+    shown = [key for key in COMPARED if _is_known_of_some(entries, key)]
     rows: list[list[Any]] = []
     for entry in entries:
         figures = [figure_text(entry["figures"].get(key, {})) for key in shown]
@@ -78,8 +79,9 @@ def _figures_table(comparison: dict[str, Any]) -> Table:
     return ["model", "runs", *[SHORT[key] for key in shown], "training s", "s per scan"], rows
 
 
-def _mean_is_known(entry: dict[str, Any], key: str) -> bool:
-    return is_known(entry["figures"].get(key, {}).get("mean"))
+def _is_known_of_some(entries: list[dict[str, Any]], key: str) -> bool:
+    """Whether some model has a mean of this figure."""
+    return any(is_known(entry["figures"].get(key, {}).get("mean")) for entry in entries)
 
 
 def _differences_table(comparison: dict[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def evaluation_page(result: Evaluation, run: Run, images: Images) -> str:
     alone = {result.model: [result]}
     said = tested_sentences(result) + "\n\n" + limit_sentences(result)
     figures = [[LABELS[key], result.summary[key]] for key in LABELS]
-    scans = [[row.get(name) for name in COLUMNS] for row in result.scans]
+    scans = [_cells(row, COLUMNS) for row in result.scans]
     sections = [
         Section("Result", said, (["figure", "value"], figures)),
         Section("Curves", images=curve_pictures(alone)),
@@ -244,9 +244,14 @@ def class_sections(result: Evaluation, results: Results | None = None) -> list[S
     return sections
 
 
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """The values of a row in the order of `names`; None where it has none."""
+    return [row.get(name) for name in names]
+
+
 def _class_table(rows: list[dict[str, Any]]) -> Table:
     head = ["class", "n", "n_slices", "scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean"]
-    return head, [[row[key] for key in head] for row in rows]
+    return head, [_cells(row, head) for row in rows]
 
 
 def _class_comparison(rows: list[dict[str, Any]], column: str, results: Results) -> Table:
@@ -285,8 +290,7 @@ def lesion_sections(results: Results) -> list[Section]:
     dice: dict[str, list[tuple[float, float]]] = {}
     rows: list[list[Any]] = []
     for name, result in first.items():
-        with_lesion = [scan for scan in result.scans if scan.get("truth_voxels")]
-        dice[name] = [(scan["truth_ml"], scan["dice"]) for scan in with_lesion]  # type: ignore[misc]
+        dice[name] = _dice_by_volume(result)
         rows += _size_rows(name, result)
     sizes = {name: result.lesions_by_size for name, result in first.items()}
     frocs = {name: result.froc for name, result in first.items()}
@@ -307,6 +311,16 @@ def lesion_sections(results: Results) -> list[Section]:
         "scans with a lesion alone."
     )
     return [Section("Lesions", text, (head, rows), images)]
+
+
+def _dice_by_volume(result: Evaluation) -> list[tuple[float, float]]:
+    """Volume of the lesions in ml and Dice, of each scan with a lesion."""
+    pairs_of_scans: list[tuple[float, float]] = []
+    for scan in result.scans:
+        dice = scan.get("dice")
+        if scan.get("truth_voxels") and dice is not None:
+            pairs_of_scans.append((scan["truth_ml"], dice))
+    return pairs_of_scans
 
 
 def _size_rows(name: str, result: Evaluation) -> list[list[Any]]:

@@ -1,4 +1,7 @@
-"""One self-contained HTML page: headings, text, tables and embedded pictures, no external resources."""
+"""One self-contained HTML page: headings, text, tables and embedded pictures.
+
+It loads nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 DISCLAIMER = (
     "Norma is research software. It is not a medical device and must not be used for diagnosis."
@@ -66,7 +72,8 @@ footer { margin-top: 3rem; padding-top: 0.5rem; border-top: 1px solid #ccc; font
 </div>
 {% endif %}
 {% for caption, png in section.images %}
-<figure><img src="{{ png | data_uri }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+<figure><img src="{{ png | data_uri }}" alt="{{ caption }}">\
+<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
 </section>
 {% endfor %}
@@ -78,9 +85,11 @@ footer { margin-top: 3rem; padding-top: 0.5rem; border-top: 1px solid #ccc; font
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page: plain text (blank lines part paragraphs), a table as (columns, rows) and pictures.
+    """One part of a page: plain text, a table and pictures.
 
-    Rows are lists in the order of the columns, or dictionaries by column name; images are (caption, PNG).
+    text: blank lines part paragraphs.
+    table: (columns, rows); a row is a list in the order of the columns, or a dictionary by column.
+    images: (caption, PNG).
     """
 
     heading: str
@@ -90,10 +99,10 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], footer: str = DISCLAIMER) -> str:
-    """Return the HTML page; all text is escaped. ValueError on a row that does not fit its columns or a
-    picture that is not PNG."""
-    from jinja2 import Environment, StrictUndefined
+    """Return the HTML page; all text is escaped.
 
+    ValueError on a row that does not fit its columns, or a picture that is not PNG.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(rows=_rows, is_number=_is_number, shown=_shown, data_uri=_data_uri)
     return environment.from_string(TEMPLATE).render(title=title, sections=sections, footer=footer)
@@ -123,8 +132,6 @@ def _is_number(cell: Any) -> bool:
 
 def _shown(cell: Any) -> Any:
     """Return a cell as text: floats to three significant digits, an en dash for None and NaN."""
-    from markupsafe import Markup
-
     if cell is None or (isinstance(cell, numbers.Real) and math.isnan(cell)):
         return Markup('<span title="not defined">\u2013</span>')
     if not _is_number(cell) or isinstance(cell, numbers.Integral):
@@ -132,6 +139,8 @@ def _shown(cell: Any) -> Any:
     number = float(cell)
     if math.isinf(number):
         return "\u221e" if number > 0 else "\u2212\u221e"
+
+    # 1234 and not 1.23e+03; from 1e9 on the exponent reads better.
     text = f"{number:.0f}" if 100 <= abs(number) < 1e9 else f"{number:#.3g}".rstrip(".")
     return text.replace("-", "\u2212") if text.startswith("-") and "e" not in text else text
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from evaluation.figures.plots import case_figure
+from evaluation.figures.plots import Layers, case_figure
 from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.detect.detector import NativeMap, cut
 from pipelines.detect.run import Run
@@ -39,9 +38,10 @@ def telling_cases(cases: Sequence[Case], rows: Sequence[ScanRow]) -> list[Case]:
     The healthy ones are those with the median and the highest score.
     """
     with_dice = [row for row in rows if row.get("truth_voxels")]
-    abnormal = with_dice or [row for row in rows if row["label"] == "abnormal"]
-    abnormal = sorted(abnormal, key=lambda row: row["dice"] if with_dice else row["score"])  # type: ignore[arg-type,return-value]
-    healthy = sorted((r for r in rows if r["label"] != "abnormal"), key=lambda row: row["score"])
+    abnormal = sorted((row for row in rows if row["label"] == "abnormal"), key=_score)
+    if with_dice:
+        abnormal = sorted(with_dice, key=_dice)
+    healthy = sorted((row for row in rows if row["label"] != "abnormal"), key=_score)
 
     names: dict[str, None] = {}
     for group, places in ((abnormal, (1, 0.75, 0.5, 0.25, 0)), (healthy, (0.5, 1))):
@@ -49,6 +49,16 @@ def telling_cases(cases: Sequence[Case], rows: Sequence[ScanRow]) -> list[Case]:
             names.setdefault(group[round(place * (len(group) - 1))]["id"])
     by_id = {case.id: case for case in cases}
     return [by_id[name] for name in names]
+
+
+def _score(row: ScanRow) -> float:
+    return row["score"]
+
+
+def _dice(row: ScanRow) -> float:
+    dice = row["dice"]
+    assert dice is not None  # of a scan with a lesion it is always defined
+    return dice
 
 
 def caption(row: ScanRow) -> str:
@@ -65,23 +75,20 @@ def case_picture(run: Run, case: Case, native: NativeMap, threshold: float) -> b
     onto = prepared.grid
     scan_from_atlas = prepared.scan_from_atlas
     marked = cut(native, threshold, run.config.postprocess)
-    shown: dict[str, Any] = {
-        "anomaly_map": resample(native.map, native.grid, onto, scan_from_atlas),
-        "mask": carry_mask(marked, native.grid, onto, scan_from_atlas),
-        "brain": prepared.brain,
-    }
     labels = read_truth(case, native.grid)
+    lesions = None
     if labels is not None and labels.any():
-        shown["truth"] = carry_mask(labels > 0, native.grid, onto, scan_from_atlas)
+        lesions = carry_mask(labels > 0, native.grid, onto, scan_from_atlas)
 
     further = case.read_sidecar().get("further", [])
     channels = prepared.channels
-    shown["further"] = {f["suffix"]: channels[i] for i, f in enumerate(further, start=1)}
-    return case_figure(
-        channels[0],
-        spacing=(1, 1, 1),
+    layers = Layers(
+        anomaly_map=resample(native.map, native.grid, onto, scan_from_atlas),
         map_max=max(run.reference.voxel_quantiles["0.999"], SMALLEST_TOP),
+        marked=carry_mask(marked, native.grid, onto, scan_from_atlas),
+        lesions=lesions,
+        brain=prepared.brain,
         reconstruction=run.detector.reconstruction(prepared.image, prepared.brain),
-        title=case.id,
-        **shown,
+        sequences={f["suffix"]: channels[i] for i, f in enumerate(further, start=1)},
     )
+    return case_figure(channels[0], layers, spacing=(1, 1, 1), title=case.id)

@@ -1,4 +1,4 @@
-"""Which run, map and score finds lesions planted in healthy validation scans; no test scan is read."""
+"""Which run, map and score finds lesions planted in healthy validation scans, not in test scans."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def score_planted(run: Run, data: Path, planting: Planting) -> PlantedScores:
 
 
 def _scored_values(run: Run, scan: PlantedScan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The map of a scan, and the values inside the brain that scores are taken from, by their name."""
+    """The map of a scan, and the values in the brain that scores are taken from, by their name."""
     scored: dict[str, np.ndarray] = {}
     if run.config.calibration.score == "model":
         found, by_model = run.detector.map_and_scores(scan.image, scan.brain)

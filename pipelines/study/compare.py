@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.protocol import LABELS, STATISTICS, bootstrap, mean_and_sd
+from evaluation.bootstrap import STATISTICS, bootstrap
+from evaluation.protocol import LABELS, mean_and_sd
 from evaluation.statistics import holm, interval, p_value
 from models import model_class
 from pipelines import cli

@@ -65,7 +65,7 @@ Page = Callable[[Evaluation, Run, Images], str]
 
 @dataclass(frozen=True)
 class Measured:
-    """The test scans of an evaluation: rows of scans and slices, pooled voxels, failures, seconds."""
+    """The test scans of an evaluation: rows of scans and slices, all voxels, failures, seconds."""
 
     scans: list[ScanRow]
     slices: list[SliceRow]
@@ -114,7 +114,7 @@ def evaluate(
     images = case_images(run, cases, native_of, result) if pictures else []
     _write_images(images, out / "cases")
     result.write(path)
-    rows = [{name: _short(row.get(name)) for name in COLUMNS} for row in measured.scans]
+    rows = [_table_row(row) for row in measured.scans]
     write_table(out / "scans.tsv", rows, COLUMNS)
     if page:
         write_atomic(out / "index.html", page(result, run, images))
@@ -152,7 +152,7 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
 
 
 def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
-    """Settings that shape a scan and differ between two recipes; a template is known by its bytes."""
+    """Settings that shape a scan and differ between two recipes; a template counts by its bytes."""
     found: list[str] = []
     for name in SHARED:
         pair = [getattr(ours, name), getattr(theirs, name)]
@@ -266,6 +266,11 @@ def oracle_point(
     voxel = run.threshold if np.isnan(best) else max(best, 0.0)
     scan = best_f1(np.array(scores), np.array(abnormal))[0] if scores else float("nan")
     return at.model_copy(update={"voxel": voxel, "scan": scan})
+
+
+def _table_row(scan: ScanRow) -> dict[str, Any]:
+    """A row of scans.tsv."""
+    return {name: _short(scan.get(name)) for name in COLUMNS}
 
 
 def _short(value: Any) -> Any:

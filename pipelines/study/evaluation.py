@@ -107,7 +107,7 @@ class Evaluation(BaseModel):
         return plain(self.model_dump() | {"point": self.point.as_json()})
 
     def with_figures(self) -> Evaluation:
-        """The same with every figure computed from its scans, slices, voxels and operating point."""
+        """The same with every figure, computed from its scans, slices, voxels and point."""
         return Evaluation(**(self.as_json() | plain(all_figures(self))))
 
 

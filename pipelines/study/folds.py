@@ -58,8 +58,9 @@ def write_folds(cases: Sequence[Case], protocol: Protocol, folder: Path) -> None
     _check_folds(cases, protocol.folds)
     for repeat in range(protocol.repeats):
         folds = StratifiedGroupKFold(protocol.folds, shuffle=True, random_state=repeat)
-        parts = folds.split(cases, labels, subjects)
-        tests = [{cases[i].id for i in test} for _, test in parts]
+        tests: list[set[str]] = []
+        for _, test in folds.split(cases, labels, subjects):
+            tests.append({cases[i].id for i in test})
         for fold, test in enumerate(tests):
             validated = tests[(fold + 1) % protocol.folds]
             name = f"repeat-{repeat}_fold-{fold}.tsv"

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import label
 
-from evaluation import synthetic
+from evaluation import shapes, synthetic
 from pipelines.cohort.cases import Case, load
 from preprocessing.files import nearest
 from preprocessing.images import Grid, array_axis, read_image
@@ -68,7 +68,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a lesion's shape comes from: `wanted_ml` of a generated one, or a piece of a mask file."""
+    """Where a lesion's shape comes from: `wanted_ml` of a drawn one, or a piece of a mask file."""
 
     wanted_ml: float
     path: Path | None = None
@@ -114,7 +114,7 @@ def donor_on(head: Head, donor: Head) -> tuple[np.ndarray, np.ndarray]:
     Gives where both have brain (bool) too.
     """
     donor_from_head = donor.scan_from_atlas @ np.linalg.inv(head.scan_from_atlas)
-    matched = synthetic.match(donor.data, donor.brain, head.data, head.brain)
+    matched = synthetic.match_intensities(donor.data, donor.brain, head.data, head.brain)
     both = head.brain & carry_mask(donor.brain, donor.grid, head.grid, donor_from_head)
     return resample(matched, donor.grid, head.grid, donor_from_head, pad=None), both
 
@@ -152,6 +152,8 @@ def plant_one(
     elif donor is not None:
         foreign, room = donor_on(head, donor)
     source = _source(head, plan, room, rng)
+    if kind == "mirror":
+        foreign = synthetic.mirrored(head.data, room, head.lr_axis)
 
     best: tuple[np.ndarray, np.ndarray, dict[str, Any]] | None = None
     strongest = -1.0
@@ -160,7 +162,7 @@ def plant_one(
         if not (shape & room).any():
             continue
         image, lesion = synthetic.plant(
-            rng, kind, head.data, room, shape, head.grid.spacing, foreign, head.lr_axis
+            rng, kind, head.data, room, shape, head.grid.spacing, foreign
         )
         change = synthetic.visibility(head.data, image, room, lesion)
         if change > strongest:
@@ -211,10 +213,10 @@ def _drawn_shape(
     """A lesion's shape (bool) at a drawn place, and the place."""
     side = synthetic.hemisphere(rng, room, head.lr_axis) if kind == "mirror" else room
     spacing = head.grid.spacing
-    voxel = synthetic.place(rng, side, spacing, source.wanted_ml, MARGIN_MM)
+    voxel = shapes.place(rng, side, spacing, source.wanted_ml, MARGIN_MM)
     centre = head.grid.affine[:3, :3] @ voxel + head.grid.affine[:3, 3]
     if source.piece is None or source.grid is None:
-        shape = synthetic.random_shape(rng, room.shape, spacing, voxel, source.wanted_ml)
+        shape = shapes.random_shape(rng, room.shape, spacing, voxel, source.wanted_ml)
     else:
         shape = placed(source.piece, source.grid, head.grid, centre)
     return shape, {"centre_mm": centre, "centre_voxel": voxel}
@@ -226,7 +228,7 @@ def voxel_ml(grid: Grid) -> float:
 
 
 def kinds_of(text: str | None) -> list[str]:
-    """Kinds of lesions in a user's order, all where nothing is said; InputError for an unknown one."""
+    """Kinds of lesions in the order given, by default all; InputError for an unknown one."""
     kinds = [k.strip() for k in text.split(",")] if text else list(synthetic.KINDS)
     for kind in kinds:
         if kind not in synthetic.KINDS:
@@ -244,7 +246,8 @@ def volumes_of(text: str | None) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in text.split(","))
     except ValueError:
-        low, high = float("nan"), float("nan")
+        low = float("nan")
+        high = float("nan")
     if not (0 < low <= high < float("inf")):
         raise InputError(
             f"--volumes: '{text}'; expected smallest and largest volume in ml, both positive, "

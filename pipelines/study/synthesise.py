@@ -84,7 +84,7 @@ def _settings(plan: Plan, data: Path) -> dict[str, Any]:
 def copies(
     head: Head, index: int, plan: Plan, cases: Sequence[Case], out: Path
 ) -> tuple[Rows, Rows]:
-    """Write a scan's synthetic copies and their masks; rows of the table, and records of lesions."""
+    """Write a scan's synthetic copies and their masks; rows of the table, records of lesions."""
     rows: Rows = []
     records: Rows = []
     case = head.case

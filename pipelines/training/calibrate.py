@@ -35,9 +35,10 @@ def calibrate(
 
     tuned, labelled = _tuned(detector, tune)
     points = operating_points(healthy, scans, tuned, labelled, calibration)
+    part = f"{calibration.score_fraction:.1%}"
     what = WHAT[calibration.score]
     reference = HealthyReference(
-        score=f"mean of the highest {calibration.score_fraction:.1%} of the {what} inside the brain",
+        score=f"mean of the highest {part} of the {what} inside the brain",
         scans=sorted(scans, key=lambda s: s.score),
         voxel_quantiles={str(q): float(healthy.quantile(q)) for q in QUANTILES},
     )

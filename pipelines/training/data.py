@@ -1,4 +1,7 @@
-"""Slices or volumes to batches; what is random is drawn sample by sample and done batch by batch."""
+"""Slices or volumes to batches.
+
+What is random is drawn for each sample and applied to a whole batch.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,25 @@ from pipelines.detect.inputs import resize, resize_chain
 from pipelines.training.augment import augment, crop
 from preprocessing.slices import SliceStore, VolumeStore
 
-AT_ONCE = 8  # slices that are read and resized together: arrays so small keep their memory from one time to the next
+# Slices that are read and resized together: arrays so small find their memory again each time.
+AT_ONCE = 8
 
 
 class SliceDataset(Dataset):
-    """MONAI dataset over a slice store; an item is asked for as (index, seed) and depends on nothing else.
+    """MONAI dataset over a slice store; an item depends on its (index, seed) alone.
 
-    Gives {"image": (C, H, W) float32 in [0, 1], 0 outside the brain, "mask": (1, H, W), "z", "seed", "label": 1 for a slice of a scan
-    named in `abnormal`, else 0}. With three numbers in `image_size` an item is a whole scan, on a grid of `depth` axial slices before
-    it is resized: (C, X, Y, Z), and "z" is 0. `around` adds neighbouring slices as channels, inside the slice's own brain. `batch`
-    reads several at once, augmented, and cut to patches where asked for.
+    | key | value |
+    |---|---|
+    | image | (C, H, W) float32 in [0, 1], 0 outside the brain |
+    | mask | the brain (1, H, W) |
+    | z | index of the slice in the atlas |
+    | seed | what random changes are drawn from |
+    | label | 1 for a slice of a scan named in `abnormal`, else 0 |
+
+    With three numbers in `image_size` an item is a whole scan (C, X, Y, Z), and "z" is 0. It has
+    `depth` axial slices before it is resized. `around` adds neighbouring slices as channels, inside
+    the brain of the slice. `batch` reads several items at once. It augments them and cuts patches
+    where the settings say so.
     """
 
     def __init__(
@@ -41,12 +53,10 @@ class SliceDataset(Dataset):
         depth: int = 0,
         around: tuple[int, ...] = (),
     ) -> None:
-        self.abnormal, self.augmentation, self.patch_size, self.around = (
-            frozenset(abnormal),
-            augmentation,
-            patch_size,
-            around,
-        )
+        self.abnormal = frozenset(abnormal)
+        self.augmentation = augmentation
+        self.patch_size = patch_size
+        self.around = around
         store = SliceStore(folder, scans)
         items = store if len(image_size) == 2 else VolumeStore(store, depth)
         super().__init__(cast(Any, items), transform=resize_chain(image_size))
@@ -64,33 +74,32 @@ class SliceDataset(Dataset):
     __getitems__ = batch  # what a DataLoader asks for
 
     def _read(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The items (index, seed) as one batch, without random changes."""
         stored = cast(SliceStore | VolumeStore, self.data)
+        chain = cast(mt.Compose, self.transform)
+        indices = [index for index, _ in items]
         parts = []
         for start in range(0, len(items), AT_ONCE):
-            read = stored.batch([i for i, _ in items[start : start + AT_ONCE]], self.around)
-            found = {k: torch.from_numpy(v) for k, v in read.items()}
-            parts.append(
-                (
-                    *resize(found["image"], found["mask"], cast(mt.Compose, self.transform)),
-                    found["z"],
-                )
-            )
-        image, mask, z = (torch.cat(values) for values in zip(*parts, strict=True))
-        labels = torch.tensor([int(stored.scan_of(i) in self.abnormal) for i, _ in items])
+            arrays = stored.batch(indices[start : start + AT_ONCE], self.around)
+            read = {key: torch.from_numpy(values) for key, values in arrays.items()}
+            image, brain = resize(read["image"], read["mask"], chain)
+            parts.append((image, brain, read["z"]))
+        images, brains, z = (torch.cat(values) for values in zip(*parts, strict=True))
         return {
-            "image": image,
-            "mask": mask,
+            "image": images,
+            "mask": brains,
             "z": z,
-            "seed": torch.tensor([s for _, s in items]),
-            "label": labels,
+            "seed": torch.tensor([seed for _, seed in items]),
+            "label": torch.tensor([int(stored.scan_of(i) in self.abnormal) for i in indices]),
         }
 
 
 class Batches:
     """Batches of one epoch, the same whatever the number of processes and loader workers.
 
-    The order and every sample's seed follow from (seed, epoch). `batch_size` is the total: each of `world` processes
-    gets its contiguous share of every batch. Without `shuffle` the order is the store's and seeds do not change.
+    The order and the seed of every sample follow from (seed, epoch). `batch_size` is the total:
+    each of `world` processes gets a contiguous share of every batch. Without `shuffle` the order is
+    that of the store, and seeds do not change.
     """
 
     def __init__(
@@ -104,18 +113,21 @@ class Batches:
         world: int = 1,
         steps: int | None = None,
     ) -> None:
-        self.dataset, self.loop, self.shuffle, self.stream = dataset, loop, shuffle, stream
-        self.rank, self.world, self.steps = rank, world, steps
+        self.dataset = dataset
+        self.loop = loop
+        self.shuffle = shuffle
+        self.stream = stream
+        self.rank = rank
+        self.world = world
+        self.steps = steps
         self.loader: DataLoader | None = None
-        self.planned: list[
-            list[tuple[int, int]]
-        ] = []  # of the epoch that is on, read by the loader
+        self.planned: list[list[tuple[int, int]]] = []  # of this epoch; the loader reads it
 
     def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
         """This process's (index, seed) lists, one per batch."""
-        n, size = len(self.dataset), self.loop.batch_size
-        epoch = epoch if self.shuffle else 0
-        base = np.random.default_rng([self.loop.seed, self.stream, epoch])
+        n = len(self.dataset)
+        size = self.loop.batch_size
+        base = np.random.default_rng([self.loop.seed, self.stream, epoch if self.shuffle else 0])
         order = base.permutation(n) if self.shuffle else np.arange(n)
         seeds = base.integers(0, 1 << 62, size=n)
         if self.shuffle and n >= size:
@@ -123,29 +135,34 @@ class Batches:
         batches = [order[i : i + size] for i in range(0, len(order), size)][: self.steps]
         if len(batches) > 1 and len(batches[-1]) < self.world:  # no process may go without a sample
             batches[-2:] = [np.concatenate(batches[-2:])]
-        share = [np.array_split(b, self.world)[self.rank] for b in batches]
-        return [[(int(i), int(seeds[i])) for i in b] for b in share]
+        shares = [np.array_split(batch, self.world)[self.rank] for batch in batches]
+        return [_with_seeds(share, seeds) for share in shares]
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of an epoch, read as they are asked for, by the same loader workers in every epoch."""
+        """Batches of an epoch, read when they are needed; every epoch has the same workers."""
         self.planned[:] = self.plan(epoch)
         if self.loader is None:
             workers = self.loop.loader_workers
             if workers is None:
                 workers = 2 if self.loop.accelerator != "cpu" and torch.cuda.is_available() else 0
-            kept = workers > 0
             self.loader = DataLoader(
                 self.dataset,
                 batch_sampler=self.planned,
                 num_workers=workers,
                 collate_fn=as_it_is,
-                persistent_workers=kept,
+                persistent_workers=workers > 0,
             )
         yield from self.loader
 
     def length(self) -> int:
+        """The number of batches of an epoch."""
         return len(self.plan(0))
 
 
+def _with_seeds(indices: np.ndarray, seeds: np.ndarray) -> list[tuple[int, int]]:
+    return [(int(i), int(seeds[i])) for i in indices]
+
+
 def as_it_is(batch: Any) -> Any:
+    """The collate function of a loader whose dataset reads whole batches."""
     return batch

@@ -232,7 +232,7 @@ def learned_digests(material: Material) -> list[str]:
 def fit_closed_form(
     model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
 ) -> None:
-    """What a model fits without gradients: on training slices, an ensemble on healthy validation."""
+    """What a model fits without gradients: on training slices; an ensemble on validation ones."""
     model.eval()
     ids = {case.id for case in material.train} - material.reference
     if model.combines:

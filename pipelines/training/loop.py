@@ -293,7 +293,10 @@ def make_optimizer(update: Update, settings: Stage) -> torch.optim.Optimizer:
 
 
 def tiles(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Slices (B, 1, H, W), or the middle ones of volumes, side by side, one row per tensor, front upwards; (rows * W, B * H) in [0, 1]."""
+    """Slices (B, 1, H, W), or the middle ones of volumes, side by side and front upwards.
+
+    One row per tensor: (rows * W, B * H) in [0, 1].
+    """
     rows = [r if r.dim() == 4 else r[..., r.shape[-1] // 2] for r in rows]
     return torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
 
@@ -321,7 +324,8 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
             os.replace(temporary, path)
         except RuntimeError as error:  # torch reports a full disk as a RuntimeError
             raise OSError(
-                f"{path}: could not be written ({str(error).splitlines()[0]}); free some space and run again."
+                f"{path}: could not be written ({str(error).splitlines()[0]}); "
+                "free some space and run again."
             ) from None
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""OpenNeuro ds002748: skull-stripped T1 of healthy and mildly depressed people, BIDS."""
+"""OpenNeuro ds002748: T1 of healthy and mildly depressed people, skull-stripped, BIDS. CC0.
+
+Assumed: mild depression shows no lesion on T1, so all are "healthy" here.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +14,5 @@ from preprocessing.tables import read_scans
 
 
 def scans(data: Path, out: Path) -> list[Scan]:
-    """T1 of healthy and mildly depressed people: no lesion expected, so "healthy" here."""
+    """Every T1 of the set."""
     return assign_splits([replace(s, label="healthy") for s in read_scans(data, "t1")])

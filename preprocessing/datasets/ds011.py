@@ -1,4 +1,7 @@
-"""OpenfMRI ds011: defaced whole-head T1, BIDS."""
+"""OpenfMRI ds011: T1 of healthy people, whole heads, defaced, BIDS. PDDL.
+
+Assumed: the set shows how runs do on another scanner, so nothing is learned from it.
+"""
 
 from __future__ import annotations
 
@@ -9,5 +12,5 @@ from preprocessing.tables import read_scans
 
 
 def scans(data: Path, out: Path) -> list[Scan]:
-    """T1 of another scanner; all of it is test."""
+    """Every T1 of the set, all of it test."""
     return [Scan(s.id, s.image, s.subject, "test", "healthy") for s in read_scans(data, "t1")]

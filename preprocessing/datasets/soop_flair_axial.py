@@ -1,4 +1,11 @@
-"""SOOP: one axial FLAIR slice per stroke patient, as pictures, with labels.csv and masks."""
+"""SOOP: FLAIR of stroke patients, one axial slice each, as pictures. For evaluation only.
+
+    labels.csv    subject, image, mask, label (1: acute stroke), lesion_px, lesion_volume_mm3
+    images/, masks/    PNG, 1 mm, skull-stripped, in standard space
+
+Assumed: a slice without an acute lesion is "healthy" here, though old strokes and white-matter
+disease remain in it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +16,14 @@ from preprocessing.scans import Scan
 from preprocessing.splits import assign_splits
 from preprocessing.tables import read_scans
 
-MIN_LESION_PIXELS = 100  # of a slice; those with fewer are left out
+MIN_LESION_PIXELS = 100  # of a slice; those with a smaller lesion are left out
 
 
 def scans(data: Path, out: Path) -> list[Scan]:
-    """Slices without an acute lesion ("healthy" here, though old strokes and white-matter disease remain) and with a large one."""
-    found = [
-        s
-        for s in read_scans(data / "labels.csv", "picture")
-        if s.label == "healthy" or int(s.extra["lesion_px"]) >= MIN_LESION_PIXELS
-    ]
-    return assign_splits(
-        [
-            replace(s, pathology="acute stroke" if s.label == "abnormal" else "", extra={})
-            for s in found
-        ]
-    )
+    """Slices without an acute lesion, and those with a large one."""
+    found = []
+    for scan in read_scans(data / "labels.csv", "picture"):
+        if scan.label == "healthy" or int(scan.extra["lesion_px"]) >= MIN_LESION_PIXELS:
+            pathology = "acute stroke" if scan.label == "abnormal" else ""
+            found.append(replace(scan, pathology=pathology, extra={}))
+    return assign_splits(found)

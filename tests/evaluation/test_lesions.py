@@ -17,12 +17,13 @@ from evaluation.lesions import (
     precision_by_size,
 )
 
-SHAPE, SPACING = (11, 17, 8), (0.5, 1.0, 3.0)
+SHAPE = (11, 17, 8)
+SPACING = (0.5, 1.0, 3.0)
 VOXEL_ML = 1.5 / 1000
 
 
 def surface(mask):
-    """Voxels of the mask that have a face neighbour outside it, each checked by hand; outside the array is outside."""
+    """Voxels of a mask that have a face neighbour outside it or the array, each checked by hand."""
     padded = np.pad(mask, 1)
     inner = np.ones_like(mask)
     for axis in range(3):
@@ -51,10 +52,9 @@ def box(*slices, value=1):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spacing", [SPACING, (1, 1, 1), (4.0, 0.7, 1.3)])
 def test_hausdorff_agrees_with_brute_force(seed, spacing):
-    prediction, truth = (
-        blob(seed),
-        blob(seed + 100, share=0.05 + 0.05 * seed),
-    )  # some touch the border of the array
+    # some touch the border of the array
+    prediction = blob(seed)
+    truth = blob(seed + 100, share=0.05 + 0.05 * seed)
     expected = brute_hausdorff95(prediction, truth, spacing)
     assert expected > 0
     assert hausdorff95(prediction, truth, spacing) == pytest.approx(expected, rel=1e-5)
@@ -78,9 +78,8 @@ def test_hausdorff_by_hand():
 
 
 def test_hausdorff_leaves_out_the_furthest_twentieth():
-    truth = box(0, 0, slice(0, 8)) + box(
-        slice(1, 5), 0, slice(0, 8)
-    )  # 40 voxels, all of them surface
+    # 40 voxels, all of them surface
+    truth = box(0, 0, slice(0, 8)) + box(slice(1, 5), 0, slice(0, 8))
     stray = truth.copy()
     stray[10, 16, 7] = 1  # 1 of 41
     assert hausdorff95(stray, truth, SPACING) == 0
@@ -88,7 +87,8 @@ def test_hausdorff_leaves_out_the_furthest_twentieth():
 
 @pytest.mark.filterwarnings("error:.*is all 0")  # MONAI is not asked
 def test_hausdorff_of_an_empty_mask_is_not_defined():
-    empty, full = np.zeros(SHAPE), box(3, 3, 3)
+    empty = np.zeros(SHAPE)
+    full = box(3, 3, 3)
     for prediction, truth in [(empty, full), (full, empty), (empty, empty)]:
         assert np.isnan(hausdorff95(prediction, truth, SPACING))
     with pytest.raises(ValueError, match="one shape"):
@@ -112,13 +112,13 @@ def test_lesions_touch_across_a_corner():
 
 
 def test_touching_lesions_with_their_own_labels_stay_two():
-    left, right = box(slice(2, 5), 4, 2), box(slice(5, 9), 4, 2)
+    left = box(slice(2, 5), 4, 2)
+    right = box(slice(5, 9), 4, 2)
     assert lesions_of(left + right).max() == 1
     lesions = lesions_of(left + 2 * right)
     assert sorted(np.bincount(lesions.ravel())[1:]) == [3, 4]
-    apart = lesions_of(
-        left + 2 * right + 2 * box(1, 12, 6)
-    )  # one label in two places is two lesions
+    # one label in two places is two lesions
+    apart = lesions_of(left + 2 * right + 2 * box(1, 12, 6))
     assert sorted(np.bincount(apart.ravel())[1:]) == [1, 3, 4]
     assert len(match(left, left * 0.5, left + 2 * right, SPACING)["lesions"]) == 2
     assert len(match(left, left * 0.5, left + right, SPACING)["lesions"]) == 1
@@ -131,10 +131,13 @@ def test_a_truth_holds_whole_numbers(bad):
 
 
 def test_match_by_hand():
-    hit, missed = box(slice(1, 5), slice(2, 7), slice(1, 3)), box(slice(8, 10), slice(12, 14), 6)
-    found, false = box(slice(3, 7), slice(2, 7), slice(2, 4)), box(9, slice(2, 5), 1)
+    hit = box(slice(1, 5), slice(2, 7), slice(1, 3))
+    missed = box(slice(8, 10), slice(12, 14), 6)
+    found = box(slice(3, 7), slice(2, 7), slice(2, 4))
+    false = box(9, slice(2, 5), 1)
     anomaly_map = np.full(SHAPE, 0.05)
-    anomaly_map[found > 0], anomaly_map[false > 0] = 0.3, 0.4
+    anomaly_map[found > 0] = 0.3
+    anomaly_map[false > 0] = 0.4
     anomaly_map[6, 6, 3] = 0.7
     anomaly_map[8, 12, 6] = 0.9  # high, but not in the prediction
     result = match(found + false, anomaly_map, hit + missed, SPACING)
@@ -173,15 +176,14 @@ def test_a_lesion_is_detected_from_a_tenth_on(voxels, detected):
 
 def test_a_lesion_has_the_highest_score_of_its_candidates_and_they_may_cover_it_together():
     truth = box(5, slice(0, 10), slice(0, 2))  # 20 voxels
-    first, second = box(slice(5, 8), 0, 0), box(slice(4, 8), 9, 1)
+    first = box(slice(5, 8), 0, 0)
+    second = box(slice(4, 8), 9, 1)
     result = match(first + second, first * 0.2 + second * 0.8, truth, SPACING)
     assert result["lesions"] == [
         {"volume_ml": pytest.approx(20 * VOXEL_ML), "covered": 0.1, "score": 0.8}
     ]
-    assert [candidate["true"] for candidate in result["candidates"]] == [
-        True,
-        True,
-    ]  # a fourth or a third on truth
+    # a fourth or a third on truth
+    assert [candidate["true"] for candidate in result["candidates"]] == [True, True]
 
 
 def test_a_candidate_is_true_by_its_own_voxels_or_by_a_lesion_it_covers():
@@ -192,12 +194,10 @@ def test_a_candidate_is_true_by_its_own_voxels_or_by_a_lesion_it_covers():
 
     large = box(slice(0, 10), slice(0, 10), slice(0, 2))  # 200 voxels
     assert true(large, box(4, 4, 1)) == [True]  # 0.5 % of it, but all of the lesion
-    assert true(large, box(9, slice(9, 17), slice(1, 8))) == [
-        False
-    ]  # 1 voxel of 56: 0.5 % of it, 2 % of the lesion
-    assert true(box(9, slice(8, 11), 1), box(9, slice(10, 17), slice(1, 8))) == [
-        True
-    ]  # 2 % of the lesion, but a third of it
+    # 1 voxel of 56: 0.5 % of it, 2 % of the lesion
+    assert true(large, box(9, slice(9, 17), slice(1, 8))) == [False]
+    # 2 % of the lesion, but a third of it
+    assert true(box(9, slice(8, 11), 1), box(9, slice(10, 17), slice(1, 8))) == [True]
     assert true(large, box(10, 16, 7)) == [False]
 
 
@@ -212,7 +212,8 @@ def test_a_candidate_on_two_lesions_counts_both():
 
 
 def test_match_without_lesions_or_candidates():
-    empty, mask = np.zeros(SHAPE), box(slice(2, 4), 3, 3)
+    empty = np.zeros(SHAPE)
+    mask = box(slice(2, 4), 3, 3)
     assert match(empty, empty, empty, SPACING) == {"lesions": [], "candidates": []}
     assert match(empty, empty, mask, SPACING) == {
         "lesions": [{"volume_ml": pytest.approx(2 * VOXEL_ML), "covered": 0.0, "score": 0.0}],

@@ -1,8 +1,17 @@
 """Metrics against hand-computed numbers and scikit-learn."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from evaluation.metrics import (
     VoxelHistogram,
@@ -17,7 +26,7 @@ SHAPE = (5, 7, 3)
 
 
 def residuals(n=20_000, positives=0.03, seed=0):
-    """Scores as a residual map gives them: heavy-tailed, a third exact zeros, larger where anomalous."""
+    """Scores as a residual map gives them: heavy-tailed, a third zeros, larger where anomalous."""
     rng = np.random.default_rng(seed)
     labels = rng.random(n) < positives
     scores = rng.gamma(0.5, 0.05, n) * (1 + 3 * labels)
@@ -37,7 +46,8 @@ def brute_dice(scores, labels, threshold):
 
 
 def test_dice_by_hand():
-    prediction, truth = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    prediction = np.zeros(SHAPE, bool)
+    truth = np.zeros(SHAPE, bool)
     prediction[0, :4, 0] = True
     truth[0, 2:7, 0] = True
     assert dice(prediction, truth) == pytest.approx(2 * 2 / (4 + 5))
@@ -60,7 +70,8 @@ def test_masks_hold_only_zeros_and_ones(bad):
 
 
 def test_false_positive_volume_counts_only_voxels_outside_the_truth():
-    prediction, truth = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    prediction = np.zeros(SHAPE, bool)
+    truth = np.zeros(SHAPE, bool)
     prediction[1, 1:5, 1] = True
     truth[1, 1, :] = True
     assert false_positive_ml(prediction, truth, (0.5, 2.0, 5.0)) == pytest.approx(3 * 5.0 / 1000)
@@ -71,7 +82,8 @@ def test_false_positive_volume_counts_only_voxels_outside_the_truth():
 
 
 def test_ranking_metrics_by_hand_with_ties():
-    scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 0])
+    scores = np.array([0.9, 0.5, 0.5, 0.1])
+    labels = np.array([1, 1, 0, 0])
     assert auroc(scores, labels) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert average_precision(scores, labels) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
@@ -105,7 +117,8 @@ def test_histogram_agrees_with_scikit_learn_at_any_scale(scale):
 @pytest.mark.parametrize("maximum", [0.75, 1e4])  # ties at both ends of the range, and inside it
 def test_histogram_with_ties_is_exact(maximum):
     rng = np.random.default_rng(1)
-    scores, labels = rng.integers(0, 4, 500) / 4, rng.random(500) < 0.3
+    scores = rng.integers(0, 4, 500) / 4
+    labels = rng.random(500) < 0.3
     histogram = filled(scores, labels, maximum=maximum)
     assert histogram.average_precision() == pytest.approx(
         average_precision_score(labels, scores), abs=1e-12
@@ -125,7 +138,8 @@ def test_histogram_of_a_constant_map(constant):
 
 
 def test_histogram_with_one_positive():
-    scores, labels = np.linspace(0, 0.9, 10), np.arange(10) == 7
+    scores = np.linspace(0, 0.9, 10)
+    labels = np.arange(10) == 7
     histogram = filled(scores, labels)
     assert histogram.average_precision() == pytest.approx(1 / 3)
     assert histogram.auroc() == pytest.approx(7 / 9)
@@ -171,7 +185,8 @@ def test_false_positive_rate_is_not_the_true_positive_rate():
 @pytest.mark.parametrize("q", [0, 0.29, 0.5, 0.95, 0.99, 0.999, 1])
 def test_quantile_of_the_healthy_scores(q):
     scores, labels = residuals()
-    healthy, threshold = scores[~labels], filled(scores, labels).quantile(q)
+    healthy = scores[~labels]
+    threshold = filled(scores, labels).quantile(q)
     assert threshold == pytest.approx(np.quantile(healthy, q, method="inverted_cdf"), rel=6e-4)
     assert np.mean(healthy > threshold) <= 1 - q + 1e-12
 
@@ -186,7 +201,8 @@ def test_quantile_needs_healthy_voxels_and_a_fraction():
 def test_histograms_add_up():
     scores, labels = residuals()
     parts = [filled(scores[part::3], labels[part::3]) for part in range(3)]
-    whole, total = filled(scores, labels), parts[0] + parts[1] + parts[2]
+    whole = filled(scores, labels)
+    total = parts[0] + parts[1] + parts[2]
     np.testing.assert_array_equal(total.counts, whole.counts)
     assert parts[0].counts.sum() == len(scores[::3])  # adding changes no part
     with pytest.raises(ValueError, match="same maximum"):
@@ -206,11 +222,11 @@ def test_scores_out_of_range_are_refused():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_classification_agrees_with_scikit_learn(seed):
-    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
-
     rng = np.random.default_rng(seed)
-    scores, labels = rng.random(40).round(1), rng.integers(0, 2, 40)
-    got, marked = classification(scores, labels, 0.4), scores > 0.4
+    scores = rng.random(40).round(1)
+    labels = rng.integers(0, 2, 40)
+    got = classification(scores, labels, 0.4)
+    marked = scores > 0.4
     want = {
         "accuracy": accuracy_score,
         "recall": recall_score,
@@ -269,10 +285,9 @@ def test_merged_and_stored_bins_give_the_figures_of_all_bins():
 
 
 def test_pooling_a_hundred_million_voxels_takes_no_more_memory_than_a_million():
-    import tracemalloc
-
     rng = np.random.default_rng(0)
-    scores, labels = rng.random(1_000_000, dtype=np.float32), rng.random(1_000_000) < 0.02
+    scores = rng.random(1_000_000, dtype=np.float32)
+    labels = rng.random(1_000_000) < 0.02
     histogram = VoxelHistogram(maximum=1.0, bins=1001)
     tracemalloc.start()
     histogram.update(scores, labels)

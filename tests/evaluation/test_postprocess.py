@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from evaluation.postprocess import (
@@ -17,9 +18,8 @@ from evaluation.postprocess import (
 
 SHAPE = (13, 17, 9)
 SPACING = (1.0, 0.5, 3.0)
-FLIPPED = np.array(
-    [[0, 0, -3.0, 40], [1.0, 0, 0, 20], [0, 0.5, 0, -10], [0, 0, 0, 1]]
-)  # axes swapped too
+# axes swapped too
+FLIPPED = np.array([[0, 0, -3.0, 40], [1.0, 0, 0, 20], [0, 0.5, 0, -10], [0, 0, 0, 1]])
 
 
 def blank(dtype=bool):
@@ -34,7 +34,8 @@ def offsets(spacing, radius):
 
 
 def brute_closing(mask, spacing, radius):
-    ball, pad = offsets(spacing, radius), 12
+    ball = offsets(spacing, radius)
+    pad = 12
     padded = ndimage.binary_closing(np.pad(mask, pad), ball)
     return padded[(slice(pad, -pad),) * 3]
 
@@ -49,9 +50,7 @@ def test_smooth_equals_scipy_median(size):
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_smooth_inside_a_mask_is_the_median_of_all_neighbours_there(size):
-    """SimpleITK's filter over the whole volume, then the mask; edges of the array and of the mask included."""
-    import SimpleITK as sitk
-
+    """Beside SimpleITK's filter over the whole volume, at the edges of array and mask too."""
     noisy = np.random.default_rng(1).random(SHAPE).astype(np.float32)
     inside = np.random.default_rng(2).random(SHAPE) < 0.4
     image = sitk.GetImageFromArray(noisy)
@@ -61,9 +60,8 @@ def test_smooth_inside_a_mask_is_the_median_of_all_neighbours_there(size):
 
 def test_smooth_crops_without_changing_the_result():
     noisy = blank(np.float64)
-    noisy[0:6, 5:12, 6:9] = np.random.default_rng(0).normal(
-        size=(6, 7, 3)
-    )  # at two borders, of both signs
+    # at two borders, of both signs
+    noisy[0:6, 5:12, 6:9] = np.random.default_rng(0).normal(size=(6, 7, 3))
     expected = ndimage.median_filter(noisy.astype(np.float32), 5, mode="nearest")
     assert expected.any()
     np.testing.assert_array_equal(smooth(noisy, 5), expected)
@@ -109,12 +107,14 @@ def test_erode_rim_keeps_cut_slices():
 
 
 def test_binarise_marks_what_exceeds_the_threshold_in_the_brain():
-    scores, brain = blank(np.float32), blank()
-    scores[3, 4, 5], scores[3, 4, 6], scores[9, 9, 2] = 0.5, 0.2, 0.9
+    scores = blank(np.float32)
+    brain = blank()
+    scores[3, 4, 5] = 0.5
+    scores[3, 4, 6] = 0.2
+    scores[9, 9, 2] = 0.9
     brain[:6] = True
-    assert np.argwhere(binarise(scores, brain, SPACING, 0.2)).tolist() == [
-        [3, 4, 5]
-    ]  # 0.2 is not > 0.2
+    # 0.2 is not > 0.2
+    assert np.argwhere(binarise(scores, brain, SPACING, 0.2)).tolist() == [[3, 4, 5]]
     assert not binarise(blank(float), brain, SPACING, 0.0).any()
     np.testing.assert_array_equal(binarise(np.ones(SHAPE), brain, SPACING, 0.5), brain)
 
@@ -144,13 +144,15 @@ def test_closing_bridges_along_fine_axes_only():
 
 def test_closing_at_the_array_border_adds_nothing():
     scores = blank(np.float32)
-    scores[0, 0, 0] = scores[12, 15, 4] = 1
+    scores[0, 0, 0] = 1
+    scores[12, 15, 4] = 1
     assert binarise(scores, np.ones(SHAPE), SPACING, 0.5, closing_mm=4).sum() == 2
 
 
 def test_small_components_go_after_closing():
     scores = blank(np.float32)
-    scores[2, 2, 2] = scores[3, 3, 3] = 1  # touch at a corner: one component of 2 voxels
+    scores[2, 2, 2] = 1
+    scores[3, 3, 3] = 1  # touch at a corner: one component of 2 voxels
     scores[8:11, 8, 5] = 1  # 3 voxels
     scores[9:12, 1:4, 7] = 1
     scores[10, 2, 7] = 0  # a ring of 8, which closing fills
@@ -163,7 +165,8 @@ def test_small_components_go_after_closing():
 
 
 def test_binarise_refuses_bad_input():
-    brain, scores = np.ones(SHAPE), np.full(SHAPE, 0.1)
+    brain = np.ones(SHAPE)
+    scores = np.full(SHAPE, 0.1)
     with pytest.raises(ValueError, match="finite"):
         binarise(np.where(scores > 0, np.nan, 0), brain, SPACING, 0.5)
     with pytest.raises(ValueError, match="threshold"):
@@ -175,7 +178,8 @@ def test_binarise_refuses_bad_input():
 
 
 def test_components_by_hand_under_a_flipped_affine():
-    mask, scores = blank(), blank(np.float32)
+    mask = blank()
+    scores = blank(np.float32)
     mask[2:5, 3, 1] = True
     scores[2:5, 3, 1] = [0.2, 0.6, 0.4]
     mask[10, 12:16, 8] = True  # larger, so first
@@ -194,7 +198,8 @@ def test_components_by_hand_under_a_flipped_affine():
 
 def test_touching_lesions_are_one_component_and_interlocked_ones_are_two():
     mask = blank()
-    mask[2, 2, 2] = mask[3, 3, 3] = True
+    mask[2, 2, 2] = True
+    mask[3, 3, 3] = True
     assert len(components(mask, mask.astype(float), np.eye(4))) == 1
     mask = blank()
     mask[2:11, 2:11, 4] = True
@@ -234,7 +239,8 @@ def test_cluster_enhancement_of_boxes_is_the_integral_by_hand():
 
 def test_cluster_enhancement_equals_scipy_height_by_height():
     values = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(15, 16, 9)), 1.2)
-    expected, width = np.zeros(values.shape), values.max() / 10
+    expected = np.zeros(values.shape)
+    width = values.max() / 10
     for h in (np.arange(10) + 0.5) * width:
         labels, n = ndimage.label(values > h, structure=np.ones((3, 3, 3)))
         for i in range(1, n + 1):

@@ -41,7 +41,8 @@ def test_a_weight_repeats_a_case(metric, reference):
 
 
 def test_weighted_metrics_by_hand():
-    scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 0])
+    scores = np.array([0.9, 0.5, 0.5, 0.1])
+    labels = np.array([1, 1, 0, 0])
     weights = np.array([[1, 1, 1, 1], [1, 2, 1, 0]])
     np.testing.assert_allclose(
         weighted_auroc(scores, labels, weights), [3.5 / 4, (1 + 2 * 0.5) / 3]
@@ -53,26 +54,27 @@ def test_weighted_metrics_by_hand():
 
 
 def test_equal_scores_carry_no_information():
-    labels, weights = np.array([1, 0, 0, 1, 0]), np.array([[1, 1, 1, 1, 1], [3, 0, 1, 0, 2]])
+    labels = np.array([1, 0, 0, 1, 0])
+    weights = np.array([[1, 1, 1, 1, 1], [3, 0, 1, 0, 2]])
     np.testing.assert_allclose(weighted_auroc(np.full(5, 0.7), labels, weights), 0.5)
+    # prevalence
     np.testing.assert_allclose(
         weighted_average_precision(np.full(5, 0.7), labels, weights), [2 / 5, 3 / 6]
-    )  # prevalence
+    )
 
 
 def test_one_positive():
-    scores, labels, weights = (
-        np.linspace(0, 0.9, 10),
-        (np.arange(10) == 7).astype(int),
-        np.ones((1, 10)),
-    )
+    scores = np.linspace(0, 0.9, 10)
+    labels = (np.arange(10) == 7).astype(int)
+    weights = np.ones((1, 10))
     assert weighted_auroc(scores, labels, weights) == pytest.approx(7 / 9)
     assert weighted_average_precision(scores, labels, weights) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("metric", [weighted_auroc, weighted_average_precision])
 def test_a_resample_without_a_class_is_not_defined(metric):
-    scores, labels = np.array([0.1, 0.2, 0.3]), np.array([0, 1, 0])
+    scores = np.array([0.1, 0.2, 0.3])
+    labels = np.array([0, 1, 0])
     with np.errstate(all="raise"):
         values = metric(scores, labels, np.array([[1, 0, 2], [0, 3, 0], [0, 0, 0], [1, 1, 1]]))
     assert np.isnan(values[:3]).all() and np.isfinite(values[3])
@@ -82,7 +84,9 @@ def test_a_resample_without_a_class_is_not_defined(metric):
 
 @pytest.mark.parametrize("metric", [weighted_auroc, weighted_average_precision])
 def test_weighted_metrics_refuse_awkward_input(metric):
-    scores, labels, weights = np.array([0.1, 0.2]), np.array([0, 1]), np.ones((3, 2))
+    scores = np.array([0.1, 0.2])
+    labels = np.array([0, 1])
+    weights = np.ones((3, 2))
     for bad in (np.ones(2), np.ones((2, 3))):
         with pytest.raises(ValueError, match="2 columns"):
             metric(scores, labels, bad)
@@ -100,20 +104,12 @@ def test_resamples_keep_the_strata_and_the_subjects_together():
     labels = ["healthy", "healthy", "abnormal", "abnormal", "healthy", "healthy", "healthy"]
     counts, index = resample_counts(subjects, labels, 400, seed=3)
     assert counts.shape == (400, 5) and np.issubdtype(counts.dtype, np.integer)
-    assert index.tolist() == [
-        2,
-        0,
-        0,
-        1,
-        4,
-        3,
-        2,
-    ]  # sorted by name; both cases of s1 share its count
+    # sorted by name; both cases of s1 share its count
+    assert index.tolist() == [2, 0, 0, 1, 4, 3, 2]
     assert (counts[:, :2].sum(axis=1) == 2).all()  # s1 is abnormal by its second case
     assert (counts[:, 2:].sum(axis=1) == 3).all()
-    assert (
-        len(np.unique(counts, axis=0)) == 3 * 10
-    )  # every multiset of 2 of 2 times every one of 3 of 3
+    # every multiset of 2 of 2 times every one of 3 of 3
+    assert len(np.unique(counts, axis=0)) == 3 * 10
 
 
 def test_a_subject_is_drawn_as_with_replacement():
@@ -123,7 +119,8 @@ def test_a_subject_is_drawn_as_with_replacement():
 
 
 def test_resamples_depend_on_the_seed_alone():
-    subjects, labels = [f"s{number}" for number in range(12)], [0, 1] * 6
+    subjects = [f"s{number}" for number in range(12)]
+    labels = [0, 1] * 6
     counts, _ = resample_counts(subjects, labels, 50, seed=7)
     np.testing.assert_array_equal(counts, resample_counts(subjects, labels, 50, seed=7)[0])
     words = ["abnormal" if label else "healthy" for label in labels]
@@ -154,7 +151,8 @@ def test_interval_by_hand():
 
 
 def test_interval_of_a_chance_auroc_covers_one_half():
-    rng, covered = np.random.default_rng(5), 0
+    rng = np.random.default_rng(5)
+    covered = 0
     labels = [0, 1] * 25
     for repeat in range(100):
         counts, index = resample_counts(

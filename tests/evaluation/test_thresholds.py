@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, precision_recall_curve
 
 from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import best_f1, conformal_threshold, healthy_quantile, percentile_of
@@ -70,15 +71,12 @@ def test_new_healthy_scans_exceed_a_conformal_threshold_no_more_often_than_state
         rng.gamma(2.0) > conformal_threshold(rng.gamma(2.0, size=n), rate) for _ in range(6000)
     ]
     assert np.mean(alarms) <= rate + 3 * np.sqrt(rate * (1 - rate) / 6000)
-    assert np.mean(alarms) > rate - 1 / (n + 1) - 3 * np.sqrt(
-        rate * (1 - rate) / 6000
-    )  # and it is no blunter than it must be
+    # and it is no blunter than it must be
+    assert np.mean(alarms) > rate - 1 / (n + 1) - 3 * np.sqrt(rate * (1 - rate) / 6000)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_best_f1_is_that_of_a_search_over_every_cut(seed):
-    from sklearn.metrics import f1_score, precision_recall_curve
-
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, 30)
     labels[0] = 1

@@ -198,7 +198,7 @@ def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypa
     (tmp_path / "preset/slow.yaml").write_text(
         "all: {loop: {batch_size: 7}}\nvae_cr: {model: {beta: 0.5}, stages: {finetune: {max_epochs: 1}}}\nother: {model: {beta: 9}}\n"
     )
-    monkeypatch.setattr("pipelines.config.CONFIGS", tmp_path)
+    monkeypatch.setattr("pipelines.detect.config.CONFIGS", tmp_path)
     plain, slow = load_run_config("vae_cr"), load_run_config("vae_cr", preset="slow")
     assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {
         "beta": 0.5

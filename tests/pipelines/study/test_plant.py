@@ -1,4 +1,4 @@
-"""Synthetic lesions: shapes, places and kinds on arrays, and the command on a small cohort made by hand."""
+"""The command that plants synthetic lesions, on a small cohort made by hand."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, label
+from scipy.ndimage import gaussian_filter
 
 from evaluation import synthetic
-from evaluation.synthetic import KINDS, hemisphere, match, mirrored, place, plant, random_shape
+from evaluation.synthetic import KINDS
 from pipelines import synthesise
 from pipelines.cohort.cases import read_cases
 from pipelines.config import load_recipe, write_yaml
@@ -20,314 +20,7 @@ from preprocessing.images import read_image
 from preprocessing.splits import check_leaks
 from preprocessing.tables import read_scans
 from tests.conftest import case_of, oblique_affine
-
-SHAPE, SPACING = (46, 38, 30), (1.0, 1.5, 2.0)
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-class Lowest:
-    """A generator whose draws are the lowest possible: strengths that a test knows."""
-
-    def uniform(self, low, high):
-        return low
-
-    def random(self):
-        return 0.0
-
-
-def ball(shape, spacing, centre, radius):
-    at = [(np.arange(n) - c) * s for n, c, s in zip(shape, centre, spacing, strict=True)]
-    return sum(a**2 for a in np.meshgrid(*at, indexing="ij")) <= radius**2
-
-
-def brain_and_image(seed=0, shape=SHAPE):
-    source = rng(seed)
-    brain = (
-        sum(((np.indices(shape)[a] - shape[a] / 2) / (0.44 * shape[a])) ** 2 for a in range(3)) < 1
-    )
-    texture = gaussian_filter(source.normal(size=shape), 3) * 300 + 15 * source.normal(size=shape)
-    return brain, np.where(brain, 400 + texture, 20).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def scan():
-    brain, image = brain_and_image()
-    shape = ball(SHAPE, SPACING, (26, 20, 15), 8.0)
-    donor = match(*brain_and_image(1)[::-1], image, brain)
-    return image, brain, shape, donor
-
-
-def planted(kind, scan, source=None):
-    image, brain, shape, donor = scan
-    return plant(source or rng(4), kind, image, brain, shape, SPACING, donor)
-
-
-# --- shapes and places ---
-
-
-@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.8, 1.4, 3), (2, 1.5, 1), (1, 1, 6)])
-@pytest.mark.parametrize("ml", [0.5, 3, 15])
-def test_a_shape_has_its_volume_and_one_piece(spacing, ml):
-    size = [round(60 / s) + k for s, k in zip(spacing, (0, 5, 9), strict=True)]
-    centre = [n // 2 for n in size]
-    for seed in range(4):
-        shape = random_shape(rng(seed), size, spacing, centre, ml)
-        assert shape.shape == tuple(size) and shape.dtype == bool and shape[tuple(centre)]
-        assert shape.sum() * np.prod(spacing) / 1000 == pytest.approx(ml, rel=0.2)
-        assert label(shape)[1] == 1
-
-
-def test_a_shape_is_as_long_in_mm_along_thick_voxels():
-    spacing = np.array([1.0, 1.0, 4.0])
-    spread = [
-        np.std(
-            np.argwhere(random_shape(rng(s), (70, 75, 19), spacing, (35, 37, 9), 10)) * spacing,
-            axis=0,
-        )
-        for s in range(30)
-    ]
-    assert np.mean(spread, axis=0) == pytest.approx([np.mean(spread)] * 3, rel=0.15)
-
-
-def test_spurs_that_thick_voxels_cut_off_are_dropped():
-    shape = random_shape(
-        rng(371), (80, 75, 20), (1, 1, 6), (40, 37, 10), 0.5
-    )  # this seed makes one
-    assert label(shape)[1] == 1 and 0.8 * 500 / 6 < shape.sum() < round(500 / 6)
-
-
-def test_shapes_are_long_in_one_direction_and_short_in_another(monkeypatch):
-    monkeypatch.setattr(synthetic, "BUMP_SIZE", 0.0)  # plain ellipsoids
-    spreads = [
-        np.linalg.eigvalsh(
-            np.cov(np.argwhere(random_shape(rng(s), (60, 50, 45), (1, 1, 1), (30, 25, 22), 5)).T)
-        )
-        for s in range(9)
-    ]
-    assert np.median([np.sqrt(s[2] / s[0]) for s in spreads]) > 1.2
-
-
-def test_shapes_are_seeded_and_vary():
-    make = [random_shape(rng(s), SHAPE, SPACING, (22, 20, 15), 4) for s in (1, 1, 2)]
-    assert (make[0] == make[1]).all() and (make[0] != make[2]).sum() > 0.1 * make[0].sum()
-    by_box = ball(SHAPE, SPACING, np.argwhere(make[0]).mean(0), (4000 * 3 / 4 / np.pi) ** (1 / 3))
-    assert (by_box != make[0]).sum() > 0.1 * make[0].sum()  # no plain ball
-
-
-@pytest.mark.parametrize("thickness", [1.0, 5.0])
-def test_a_picture_has_one_slice(thickness):
-    shape = random_shape(rng(2), (90, 70, 1), (1, 1.5, thickness), (40, 36, 0), 1.2)
-    assert shape.sum() * 1.5 * thickness == pytest.approx(1200, rel=0.2) and label(shape)[1] == 1
-
-
-def test_a_shape_at_the_border_keeps_its_volume_or_fills_the_array():
-    assert random_shape(rng(), SHAPE, SPACING, (0, 37, 0), 6).sum() * 3 == pytest.approx(
-        6000, rel=0.02
-    )
-    assert random_shape(rng(), (9, 10, 11), SPACING, (4, 4, 4), 500).all()
-    for seed in range(5):  # and no side is flat but at the border
-        shape = random_shape(rng(seed), (60, 50, 45), (1, 1, 1), (0, 49, 0), 4)
-        areas = [shape.sum(tuple(b for b in range(3) if b != a)) for a in range(3)]
-        assert all(
-            area[np.flatnonzero(area)[end]] < 0.3 * area.max()
-            for area, end in zip(areas, (-1, 0, -1), strict=True)
-        )
-
-
-@pytest.mark.parametrize(
-    "ml, centre", [(0, (5, 5, 5)), (float("nan"), (5, 5, 5)), (1, (5, 5, 30)), (1, (-1, 5, 5))]
-)
-def test_impossible_shapes_are_refused(ml, centre):
-    with pytest.raises(ValueError, match=r"volume_ml|outside"):
-        random_shape(rng(), SHAPE, SPACING, centre, ml)
-
-
-@pytest.mark.parametrize("ml", [0.5, 4])
-def test_a_place_is_deep_enough(ml):
-    brain, _ = brain_and_image()
-    inside, places = [], set()
-    for seed in range(20):
-        voxel = place(rng(seed), brain, SPACING, ml, 2.0)
-        places.add(voxel)
-        assert not (
-            ball(SHAPE, SPACING, voxel, 2.0 + 0.7 * (ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) - 2)
-            & ~brain
-        ).any()
-        shape = random_shape(rng(seed), SHAPE, SPACING, voxel, ml)
-        inside.append((shape & brain).sum() / shape.sum())
-    assert np.mean(inside) > 0.9 and min(inside) > 0.6 and len(places) > 15
-
-
-def test_a_place_in_a_brain_that_is_small_flat_cut_or_empty():
-    tiny = ball(SHAPE, SPACING, (20, 20, 15), 4)
-    assert tiny[place(rng(), tiny, SPACING, 50, 3)]
-    x, y, z = place(rng(), np.ones((60, 50, 1), bool), (1, 1, 1), 0.1, 3)
-    assert 6 < x < 53 and 6 < y < 43 and z == 0  # clear of the picture's edge
-    with pytest.raises(ValueError, match="empty"):
-        place(rng(), np.zeros(SHAPE, bool), SPACING, 1, 3)
-
-
-def test_hemisphere_is_one_side_of_the_brain():
-    brain = np.zeros((11, 9, 8), bool)
-    brain[2:6, 3:8, 1:7] = True  # along axis 1 the middle is 5, along axis 0 it is 3.5
-    sides = {tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 1))[:, 1])) for s in range(20)}
-    assert sides == {(3, 4), (6, 7)}
-    assert {
-        tuple(np.unique(np.argwhere(hemisphere(rng(s), brain, 0))[:, 0])) for s in range(20)
-    } == {(2, 3), (4, 5)}
-
-
-# --- kinds ---
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_changes_the_mask_and_nothing_else(kind, scan):
-    image, brain, shape, _ = scan
-    before = image.copy()
-    new, mask = planted(kind, scan)
-    assert new.dtype == np.float32 and (mask == (shape & brain)).all() and (image == before).all()
-    assert new[~mask].tobytes() == image[~mask].tobytes()
-    low, high = np.percentile(image[brain], (5, 95))
-    assert np.abs(new - image)[mask].mean() > 0.05 * (high - low)
-    assert (new != image)[mask].mean() > 0.9
-    again, _ = planted(kind, scan)
-    other, _ = planted(kind, scan, rng(5))
-    assert again.tobytes() == new.tobytes() and (other != new).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_shape_across_the_surface_stays_in_the_brain(kind, scan):
-    image, brain, _, donor = scan
-    shape = ball(SHAPE, SPACING, np.argwhere(brain)[0], 9.0)
-    new, mask = plant(rng(), kind, image, brain, shape, SPACING, donor)
-    assert (
-        0 < mask.sum() < shape.sum()
-        and not (mask & ~brain).any()
-        and (new[~brain] == image[~brain]).all()
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_works_in_one_slice(kind):
-    brain = ball((64, 50, 1), (1, 1, 1), (32, 25, 0), 22)
-    image = gaussian_filter(rng(1).normal(size=brain.shape), 2).astype(np.float32)
-    shape = random_shape(rng(1), brain.shape, (1, 1, 1), (38, 25, 0), 0.15)
-    new, mask = plant(rng(1), kind, image, brain, shape, (1, 1, 1), image[::-1])
-    assert (new != image)[mask].mean() > 0.8 and (new == image)[~mask].all()
-
-
-def test_bright_and_dark_shift_by_a_share_of_the_range_with_a_soft_edge(scan):
-    image, brain, _, _ = scan
-    low, high = np.percentile(image[brain], (5, 95))
-    bright, mask = planted("bright", scan, Lowest())
-    dark, _ = planted("dark", scan, Lowest())
-    assert bright[mask].mean() > image[mask].mean() + 0.2 * (high - low)
-    assert dark[mask].mean() < image[mask].mean() - 0.1 * (high - low)
-    core = ball(SHAPE, SPACING, (26, 20, 15), 5.0)
-    np.testing.assert_allclose((bright - image)[core], 0.3 * (high - low), rtol=1e-3)
-    rim = (bright - image)[26 + 8, 20, 15] / (0.3 * (high - low))
-    assert rim == pytest.approx(0.5, abs=0.01)  # 1 mm deep, half a voxel in, over an edge of 1 mm
-
-
-def test_dark_never_falls_below_fluid(scan):
-    image, brain, _, _ = scan
-    floor = np.percentile(image[brain], 1)
-    dark, mask = planted("dark", scan, rng(3))
-    assert (dark[mask] >= np.minimum(image[mask], floor) - 1e-3).all() and (
-        dark[mask] < floor + 1e-3
-    ).any()
-
-
-def test_blend_mixes_by_alpha(scan):
-    np.testing.assert_allclose(
-        synthetic._mixed(np.array([10.0, 20.0]), np.array([30.0, 0.0]), 0.75), [25.0, 5.0]
-    )
-    image, _, _, donor = scan
-    new, _ = planted("blend", scan, Lowest())  # alpha 0.5
-    core = ball(SHAPE, SPACING, (26, 20, 15), 5.0)
-    np.testing.assert_allclose(new[core], (image[core] + donor[core]) / 2, rtol=1e-5)
-
-
-def test_visibility_is_the_mean_change_in_the_mask_as_a_share_of_the_range():
-    image = np.linspace(0, 100, 101).reshape(101, 1, 1)  # 5th and 95th percentile are 5 and 95
-    new, mask = image.copy(), image < 2
-    new[0], new[1] = 27, -17
-    assert synthetic.visibility(image, new, image >= 0, mask) == pytest.approx((27 + 18) / 2 / 90)
-    assert synthetic.visibility(0 * image, new, image >= 0, mask) == 0
-
-
-def test_match_gives_mean_and_spread_of_the_brain():
-    donor, image = np.array([[2.0, 4.0, 900.0]]), np.array([[10.0, 30.0, -5.0]])
-    both = np.array([[True, True, False]])
-    np.testing.assert_allclose(match(donor, both, image, both)[both], [10, 30])
-
-
-def test_deform_pushes_from_the_centre():
-    at = [np.arange(n) - c for n, c in zip((48, 45, 42), (24, 22, 20), strict=True)]
-    away = np.sqrt(sum(a**2 for a in np.meshgrid(*at, indexing="ij"))).astype(np.float32)
-    new, mask = plant(Lowest(), "deform", -away, away < 20, away <= 15, (1, 1, 1))  # pushed by 0.6
-    expected = away * (1 - 0.6 * (1 - (away / 15.5) ** 2))
-    assert np.abs(new + expected)[mask].max() < 1.2 and np.abs(new + expected)[mask].mean() < 0.4
-    assert (new + away)[mask & (away > 14.5)].mean() < 0.3 * (new + away)[mask].max()
-
-
-def test_noise_is_smooth_grain_about_the_same_mean(scan):
-    image, brain, _, _ = scan
-    low, high = np.percentile(image[brain], (5, 95))
-    shape = ball(SHAPE, SPACING, (24, 20, 15), 16.0)
-    new, _ = plant(rng(7), "noise", image, brain, shape, SPACING)
-    grain = (new - image)[8:40, 12:28, 11:20] / (high - low)
-    assert 0.12 < grain.std() < 0.45 and abs(grain.mean()) < 0.1
-    assert 0.5 < np.corrcoef(grain[1:].ravel(), grain[:-1].ravel())[0, 1] < 0.97
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mirror_takes_the_place_across_the_mid_plane(axis):
-    brain = np.zeros(SHAPE, bool)
-    brain[5:43, 3:36, 2:25] = True  # the brain's middle is not the array's
-    image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) + 1
-    image[:, :, :3] += 50000  # no low value in a mirrored place
-    centre = np.array([24, 19, 13])
-    centre[axis] += 6
-    shape = ball(SHAPE, SPACING, centre, 6.0)
-    new, _ = plant(Lowest(), "mirror", image, brain, shape, SPACING, lr_axis=axis)
-    voxel = tuple(centre)
-    twin = list(centre)
-    twin[axis] = (5 + 42, 3 + 35, 2 + 24)[axis] - twin[axis]
-    assert new[voxel] == image[tuple(twin)] != image[voxel]
-    assert mirrored(brain, brain, axis)[brain].all()
-
-
-def test_swap_takes_one_patch_from_elsewhere(scan):
-    _, brain, shape, _ = scan
-    image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-    new, mask = plant(rng(1), "swap", image, brain, shape, SPACING)
-    core = ball(SHAPE, SPACING, (26, 20, 15), 4.5)
-    moved = np.unique(new[core] - image[core])
-    assert len(moved) == 1 and moved[0] != 0
-    source = np.array(np.unravel_index((image[mask] + moved[0]).astype(int), SHAPE))
-    assert brain[tuple(source)].mean() >= 0.95 and mask[tuple(source)].mean() <= 0.05
-
-
-@pytest.mark.parametrize(
-    "kind, change, message",
-    [
-        ("brigth", {}, "unknown kind 'brigth'"),
-        ("blend", {"donor": None}, "donor"),
-        ("dark", {"shape": np.zeros(SHAPE, bool)}, "no voxel"),
-        ("dark", {"brain": np.ones((3, 4, 5), bool)}, "image and brain"),
-    ],
-)
-def test_what_cannot_be_planted_is_refused(kind, change, message, scan):
-    values = dict(zip(("image", "brain", "shape", "donor"), scan, strict=True)) | change
-    with pytest.raises(ValueError, match=message):
-        plant(rng(), kind, spacing=SPACING, **values)
-
-
-# --- the command ---
+from tests.evaluation.volumes import ball, rng
 
 AXES = (55.0, 68.0, 48.0)  # half axes of the brain in atlas mm, about the origin
 ATLAS = np.diag([3.0, 3.0, 3.0, 1.0])
@@ -393,6 +86,7 @@ def add_subject(data, number, zooms, shape, dtype):
         "world": world.tolist(),
         "native_shape": list(shape),
         "native_affine": nib.load(raw).affine.tolist(),
+        "brain_method": "deepbet",
     }
     (folder / f"{name}_preproc.json").write_text(json.dumps(side))
     return {
@@ -405,6 +99,7 @@ def add_subject(data, number, zooms, shape, dtype):
         "mask": "",
         "brain_mask": "",
         "slice_labels": "",
+        "preproc": f"{name}/{name}_preproc.nii.gz",
         "brain": f"{name}/{name}_brain.nii.gz",
         "sidecar": f"{name}/{name}_preproc.json",
     }
@@ -646,6 +341,7 @@ def test_pictures_are_written_as_pictures(tmp_path):
                 "world": np.eye(4).tolist(),
                 "native_shape": [70, 60, 1],
                 "native_affine": np.eye(4).tolist(),
+                "brain_method": "none",
             }
         )
     )
@@ -663,7 +359,9 @@ def test_pictures_are_written_as_pictures(tmp_path):
             "label": "",
             "brain_mask": "",
         }
-        rows.append(row | {"brain": "brain.nii.gz", "sidecar": "side.json"})
+        rows.append(
+            row | {"preproc": "pre.nii.gz", "brain": "brain.nii.gz", "sidecar": "side.json"}
+        )
     write_table(data / "scans.tsv", rows)
     (data / "recipe.yaml").write_text(write_yaml(load_recipe("picture")))
     out = tmp_path / "out"

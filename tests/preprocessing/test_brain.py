@@ -1,0 +1,108 @@
+"""Brain masks against hand-made truth."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from preprocessing import brain
+
+
+def ellipsoid(shape, centre, radii):
+    grid = np.indices(shape).astype(float)
+    return sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) <= 1
+
+
+def ct_phantom(hole=False):
+    """A 2 mm head in HU: air, scalp, skull, brain with a calcified plexus and a bleed.
+
+    With `hole` the bone at one side is so thin that it reads as soft tissue.
+    """
+    shape = (100, 120, 90)
+    centre = (50, 60, 45)
+    hu = np.full(shape, -1000, np.float32)
+    hu[ellipsoid(shape, centre, (42, 52, 40))] = 60
+    hu[ellipsoid(shape, centre, (37, 47, 36))] = 900
+    inside = ellipsoid(shape, centre, (34, 44, 33))
+    hu[inside] = 35
+    hu[ellipsoid(shape, (50, 45, 45), (3, 3, 3))] = 300
+    hu[ellipsoid(shape, (62, 70, 50), (6, 6, 6))] = 75
+    if hole:
+        hu[83:92, 57:63, 42:48] = 60
+    return hu, inside
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_bone_and_scalp_leave_a_ct_mask_and_calcifications_stay(hole):
+    hu, inside = ct_phantom(hole)
+    leaky = hu > 0  # the whole head, as a mask that leaked could be
+    mask = brain._inside_skull(leaky, hu)
+    leak = (mask & ~inside).sum()
+    # at most a stub in the gap, never the scalp
+    assert leak < 0.005 * inside.sum() if hole else leak == 0
+    head = ellipsoid((100, 120), (50, 60), (42, 52))
+    scalp = head & ~ellipsoid((100, 120), (50, 60), (39, 49))
+    assert not mask[:, :, 45][scalp].any()
+    assert mask[50, 45, 45] and mask[62, 70, 50]
+    assert mask.sum() > 0.75 * inside.sum()  # two voxels beside bone are given up
+    if hole:
+        assert (leaky & (hu == 60) & ~inside).any()
+
+
+def test_voxels_that_share_bone_leave_a_ct_mask_and_fresh_blood_at_the_skull_stays():
+    """A layer of partial volume at the skull goes, and a splinter apart from it.
+
+    A bleed of 75 HU as near to the skull stays.
+    """
+    hu, inside = ct_phantom()
+    layer = inside & ~ellipsoid(hu.shape, (50, 60, 45), (32, 42, 31))
+    blood = ellipsoid(hu.shape, (50, 20, 45), (8, 8, 8)) & inside
+    hu[layer & ~blood] = 95
+    hu[blood] = 75
+    splinter = ellipsoid(hu.shape, (78, 60, 45), (2, 3, 3))
+    hu[splinter] = 400
+    mask = brain._inside_skull(inside, hu)
+    plexus = mask & (hu == 300)
+    assert plexus.any() and not (hu[mask & ~plexus] >= 90).any()
+    assert not (mask & splinter).any() and (mask & blood).sum() > 0.6 * blood.sum()
+    assert mask.sum() > 0.65 * inside.sum()
+
+
+def test_a_ct_mask_that_reaches_into_the_air_is_cut_back_and_air_inside_the_brain_stays():
+    hu, inside = ct_phantom()
+    pocket = ellipsoid(hu.shape, (40, 60, 45), (4, 4, 4))
+    hu[pocket] = -900
+    mask = brain._inside_skull(np.ones_like(inside), hu)  # a mask of everything
+    assert not (mask & ~inside).any() and mask[pocket].all()
+
+
+def test_bone_is_what_the_ct_recipe_blanks_before_deepbet():
+    shown = brain._soft_tissue(np.array([-1000.0, -20, 0, 35, 80, 95, 99.9, 100, 1500]))
+    np.testing.assert_array_equal(shown, [0, 0, 0, 35, 80, 80, 80, 0, 0])
+
+
+def test_stripped_scans_are_recognised_by_background_and_volume():
+    shape = (100, 120, 90)
+    affine = np.diag([2.0, 2, 2, 1])
+    inside = ellipsoid(shape, (50, 60, 45), (34, 44, 33))  # 1.65 litres
+    rng = np.random.default_rng(0)
+    t1 = np.where(inside, rng.normal(800, 60, shape), 0).astype(np.float32)
+    assert brain.is_stripped(nib.Nifti1Image(t1, affine))
+    ct = np.where(inside, t1 / 20, -1024).astype(np.float32)
+    assert brain.is_stripped(nib.Nifti1Image(ct, affine))
+    head, _ = ct_phantom()
+    assert not brain.is_stripped(nib.Nifti1Image(head, np.diag([2.4, 2.4, 2.4, 1])))
+    noisy = t1 + np.abs(rng.normal(0, 5, shape)).astype(np.float32)
+    assert not brain.is_stripped(nib.Nifti1Image(noisy, affine))
+    left = ellipsoid(shape, (25, 60, 45), (20, 40, 30))
+    right = ellipsoid(shape, (75, 60, 45), (20, 40, 30))
+    two = np.where(left | right, 5, 0).astype(np.float32)
+    assert not brain.is_stripped(nib.Nifti1Image(two, affine))
+    mask, method = brain.brain_mask(nib.Nifti1Image(t1, affine), "t1")
+    assert method == "none" and (mask == inside).all()
+
+
+def test_a_brain_cut_by_the_field_of_view_keeps_its_last_slice():
+    mask = np.zeros((40, 40, 30), bool)
+    mask[8:32, 8:32, 0:20] = True
+    opened = brain._tidy(mask, opening=3)
+    assert opened[15, 15, 0] and opened[:, :, 0].sum() == opened[:, :, 5].sum()
