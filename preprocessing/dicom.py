@@ -158,7 +158,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _find(folder: Path) -> tuple[list[Series], dict[str, str]]:
     """Every series below a folder, and by name why files or copies belong to none."""
-    groups: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    groups: dict[tuple[str, bool], list[Header]] = defaultdict(list)
     left_out: dict[str, tuple[str, str]] = {}  # by key: the name asked for, and the reason
     unreadable: dict[Path, list[str]] = defaultdict(list)
     for path in _files(folder):
@@ -168,10 +168,10 @@ def _find(folder: Path) -> tuple[list[Series], dict[str, str]]:
             unreadable[path.parent].append(str(error))
             continue
         if header:
-            groups[(*header.key, _is_localiser(header))].append(header)
+            groups[(header.key[0], _is_localiser(header))].append(header)
 
     found: list[Series] = []
-    for members in groups.values():
+    for members in itertools.chain.from_iterable(map(_by_person, groups.values())):
         headers, copies = _without_copies(members)
         found += [_series(part) for part in _by_folder(headers)]
         left_out |= _copied(headers, copies, folder)
@@ -217,6 +217,28 @@ def _copied(
             name = "_".join((*_parts(parent, root), f"series-{headers[0].series_number}"))
             left_out[f"{parent}\0{headers[0].series}"] = (name, text)
     return left_out
+
+
+def _by_person(headers: list[Header]) -> list[list[Header]]:
+    """The files of one series UID by study, frame of reference and patient.
+
+    Where such a part differs in every few slices, it tells no series apart and is passed over.
+    """
+    groups = [headers]
+    for part in range(1, len(headers[0].key)):
+        finer: list[list[Header]] = []
+        for group in groups:
+            found: dict[str, list[Header]] = defaultdict(list)
+            for header in group:
+                found[header.key[part]].append(header)
+            largest = max(_slices(members) for members in found.values())
+            finer += list(found.values()) if largest >= SMALLEST else [group]
+        groups = finer
+    return groups
+
+
+def _slices(headers: Sequence[Header]) -> int:
+    return sum(header.frames for header in headers)
 
 
 def _by_folder(headers: list[Header]) -> list[list[Header]]:
@@ -326,7 +348,7 @@ def _demand_usable(series: Series) -> None:
     for header in series.headers:
         if header.grey != "MONOCHROME2":
             raise ScanError(f"pixels are {header.grey or 'of no kind'}, expected MONOCHROME2.")
-    _demand_size(sum(header.frames for header in series.headers), first)
+    _demand_size(_slices(series.headers), first)
 
     positions, orientations, spacing = series.planes
     if not all(np.isfinite(part).all() for part in (positions, orientations, spacing)):
@@ -342,7 +364,7 @@ def _demand_usable(series: Series) -> None:
         shown = ", ".join(str(count) for count in found)
         raise ScanError(f"slices of {len(found)} orientations ({shown}), expected one.")
     if len(positions) < SMALLEST:
-        raise ScanError(f"{len(positions)} slices, expected {SMALLEST} or more.")
+        raise ScanError(_TOO_FEW.format(len(positions)))
 
 
 def _demand_size(slices: int, of: Header) -> None:
@@ -379,10 +401,12 @@ def _one_volume(series: Series) -> tuple[Series, Stack]:
         stack = Stack.of(positions, orientations[0])
         log.warning("%s: %d slices came twice and are used once", series.where, repeated)
     if count < SMALLEST:
-        raise ScanError(f"{count} slices, expected {SMALLEST} or more.")
+        raise ScanError(_TOO_FEW.format(count))
     _demand_size(stack.even_slices, series.first)
     return series, stack
 
+
+_TOO_FEW = "slices: {}, expected " + f"{SMALLEST} or more; export the whole series."
 
 _VOLUMES = (
     "several volumes in one series (time points, echoes or reconstructions), expected one; "

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    MRImageStorage,
+)
 
 # All that is read of a header: no name, birth date or address of anybody.
 TAGS = (
@@ -42,6 +48,12 @@ TAGS = (
 VRS = b"AEASATCSDADSDTFLFDISLOLTOBODOFOLOWPNSHSLSQSSSTSVTMUCUIULUNURUSUTUV"
 # implicit and explicit little endian, explicit big endian, and not said
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "")
+STORAGES = {
+    CTImageStorage: "CT",
+    EnhancedCTImageStorage: "CT",
+    MRImageStorage: "MR",
+    EnhancedMRImageStorage: "MR",
+}
 DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR: a list of files, and no image
 
 
@@ -186,7 +198,7 @@ def _header(path: Path, data: Dataset) -> Header:
         study=uid_text(data.get("StudyInstanceUID")),
         series_number=_integer_text(data.get("SeriesNumber")),
         number=_integer(data.get("InstanceNumber")),
-        modality=_word(data.get("Modality")),
+        modality=_word(data.get("Modality")) or STORAGES.get(str(data.get("SOPClassUID")), ""),
         image_type=(kinds,) if isinstance(kinds, str) else tuple(str(k) for k in kinds),
         grey=_word(data.get("PhotometricInterpretation")),
         syntax=_syntax(data),

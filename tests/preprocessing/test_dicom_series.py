@@ -134,7 +134,7 @@ def test_every_series_of_a_folder_is_a_scan_or_lost_with_its_reason(tmp_path):
         "p_series-4": "a localiser, which plans other series.",
         "p_series-5": "modality 'PT', expected CT or MR.",
         "p_series-6": "pixels are RGB, expected MONOCHROME2.",
-        "p_series-7": "3 slices, expected 8 or more.",
+        "p_series-7": "slices: 3, expected 8 or more; export the whole series.",
     }
     assert {name: reason.split("): ")[1] for name, reason in lost.items()} == expected
     assert all(reason.startswith(f"{folder}, series ") for reason in lost.values())
@@ -168,6 +168,12 @@ def test_file_names_that_are_no_utf8(tmp_path):
     assert_volume(scan, voxels(N))
     assert scan.origin["folder"] == "pat\\xe9"
     f"{scan.id} {scan.subject} {scan.image.name} {scan.origin}".encode()  # all of it is text
+
+
+@pytest.mark.parametrize("name", ["FrameOfReferenceUID", "StudyInstanceUID", "PatientID"])
+def test_a_uid_that_differs_in_every_file_tells_nothing_apart(tmp_path, name):
+    data = write_series(tmp_path / "in/p", PLACES, change=lambda d, k: setattr(d, name, f"1.{k}"))
+    assert_volume(the_scan(tmp_path), data)
 
 
 # what is a DICOM file
