@@ -425,7 +425,9 @@ def _dcm2niix(series: Series, stack: Stack, target: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".tmp-dicom-", dir=target) as copies:
         try:
             lay_out(series.headers, stack, Path(copies))
-        except (AttributeError, ValueError, KeyError, TypeError, EOFError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # whatever damaged bytes make pydicom raise
             raise ScanError(
                 f"its files cannot be sorted by place ({type(error).__name__}); export it again."
             ) from None
