@@ -22,12 +22,17 @@ TABLES = (".csv", ".tsv")
 # every command leaves the first in its OUT; the others are of older versions
 _MARKS = (".norma.lock", "norma.log", "preprocess.json")
 
-# folders that preprocess makes in its OUT
-_PARTS = ("slices", "quality", "dicom")
+# what preprocess writes into folders of its OUT, by the way from there
+_PARTS = re.compile(
+    r"quality/[^/]+\.png|slices/[^/]+\.(npy|tsv)|slices/nifti/.+|dicom/.+/series-[^/]+"
+)
 
 _PREPROCESSED = re.compile(r"(.+)_space-[^_]+_desc-(preproc|brain)_.+\.nii(\.gz)?$", re.IGNORECASE)
 _RESULT = re.compile(r"_(mask|map)\.(?i:nii)")
-_HEADERS = re.compile(r"\.hdr(\.gz)?$", re.IGNORECASE)
+# the header of a pair is read with its voxels; the other two tell of a BIDS folder
+_NO_SCANS = re.compile(
+    r"\.hdr(\.gz)?$|^dataset_description\.json$|^participants\.(tsv|json)$", re.IGNORECASE
+)
 _HEADER = 348  # bytes of a NIfTI-1 header; `descrip` is the 80 from 148 on
 
 BY_NORMA = "written by Norma"
@@ -77,18 +82,24 @@ class Tree:
         if files:
             self.passed[reason] = list(files)
 
-    def say(self, taken: Collection[Path], is_other: Callable[[Path], bool]) -> None:
-        """Log what was passed over, a line per kind; `is_other`: a file of no other reader."""
+    def left_out(self, taken: Collection[Path], is_other: Callable[[Path], bool]) -> list[str]:
+        """What was passed over, a line per kind; `is_other`: a file of no other reader."""
         known = {*taken, *itertools.chain(*self.passed.values())}
-        rest = [f for f in self.files if f not in known and not _HEADERS.search(f.name)]
+        rest = [f for f in self.files if f not in known and not _NO_SCANS.search(f.name)]
         rest = [file for file in rest if is_other(file)]
         endings = Counter(file.suffix.lower() or "no ending" for file in rest)
         kinds = ", ".join(f"{ending} {count}" for ending, count in sorted(endings.items()))
-        lines = {**self.passed, f"other files ({kinds})": rest}
-        for reason, files in lines.items():
+        lines: list[str] = []
+        for reason, files in {**self.passed, f"other files ({kinds})": rest}.items():
             if files:
                 names = some([file.relative_to(self.folder) for file in files])
-                log.info("%s: passed over %d, %s: %s", self.folder, len(files), reason, names)
+                lines.append(f"passed over {len(files)}, {reason}: {names}")
+        return lines
+
+    def say(self, taken: Collection[Path], is_other: Callable[[Path], bool]) -> None:
+        """Log what was passed over."""
+        for line in self.left_out(taken, is_other):
+            log.info("%s: %s", self.folder, line)
 
 
 def look(folder: Path) -> Tree:
@@ -114,7 +125,7 @@ def _matters(hidden: Path) -> bool:
 def _is_own(file: Path, folder: Path, marked: Collection[Path], there: Collection[Path]) -> bool:
     """Whether Norma wrote a file: by the folder it lies in, the files beside it, or its header."""
     outs = [place for place in file.parents if place in marked and place.is_relative_to(folder)]
-    if any(file.relative_to(out).parts[0] in _PARTS for out in outs):
+    if any(_PARTS.fullmatch(file.relative_to(out).as_posix()) for out in outs):
         return True
     found = _PREPROCESSED.match(file.name)
     if found:

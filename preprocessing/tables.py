@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -61,7 +60,7 @@ def _beside_dicom(source: Path, modality: str, out: Path) -> tuple[list[Scan], d
     """The scans of a folder that holds DICOM files, and maybe others; why series gave none."""
     tree = look(source)
     scans = _scans_below(tree, modality)
-    tree.say([scan.image for scan in scans], lambda file: not dicom.is_dicom(file))
+    tree.say(_used(tree, scans, modality), lambda file: not dicom.is_dicom(file))
     try:
         series, lost = dicom.convert(source, out / "dicom")
     except InputError as error:
@@ -98,7 +97,7 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
     if not scans:
         raise InputError(_nothing(source, modality, tree))
     if tree:
-        tree.say(list(itertools.chain(*(scan.files for scan in scans))), lambda file: True)
+        tree.say(_used(tree, scans, modality), lambda file: True)
     return unique_ids(scans)
 
 
@@ -110,14 +109,16 @@ def _nothing(source: Path, modality: str, tree: Tree | None) -> str:
             f"{source}: no scans but {count} files that Norma wrote; "
             "give the folder of the scans that came in."
         )
+    left_out = tree.left_out([], lambda file: True) if tree else []
+    but = f" ({'; '.join(left_out)})" if left_out else ""
     if tree and tree.is_bids and modality != "picture":
         first = modality.split("+")[0]
         ending = f"sub-*_{SUFFIXES[first]}.nii[.gz]"
-        return f"{source}: a BIDS folder without any {ending} file for MODALITY={first}."
+        return f"{source}: a BIDS folder without any {ending} file for MODALITY={first}{but}."
     kinds = f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
     if modality == "picture":
         kinds = "pictures"
-    return f"{source}: no scans found; expected {kinds}."
+    return f"{source}: no scans found; expected {kinds}{but}."
 
 
 def _scans_below(tree: Tree, modality: str) -> list[Scan]:
@@ -152,7 +153,7 @@ def _scan_of_file(path: Path) -> Scan:
 def _from_pictures(tree: Tree) -> list[Scan]:
     """The one table in a folder, or else every picture below it."""
     folder = tree.folder
-    tables = [file for file in tree.files if file.parent == folder and _is_table(file)]
+    tables = _tables(tree)
     if len(tables) > 1:
         raise InputError(
             f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); "
@@ -163,8 +164,19 @@ def _from_pictures(tree: Tree) -> list[Scan]:
     return [_scan_of_file(file) for file in tree.files if is_picture(file)]
 
 
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in TABLES
+def _tables(tree: Tree) -> list[Path]:
+    """Tables that lie in the folder itself."""
+    files = tree.files
+    return [f for f in files if f.parent == tree.folder and f.suffix.lower() in TABLES]
+
+
+def _used(tree: Tree, scans: Sequence[Scan], modality: str) -> list[Path]:
+    """The files that scans are made of, and the table that names them."""
+    used = _tables(tree) if modality == "picture" else []
+    for scan in scans:
+        others = (scan.mask, scan.brain_mask, scan.slice_labels)
+        used += [*scan.files, *(file for file in others if file)]
+    return used
 
 
 # tables
