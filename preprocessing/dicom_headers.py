@@ -48,7 +48,7 @@ TAGS = (
 VRS = b"AEASATCSDADSDTFLFDISLOLTOBODOFOLOWPNSHSLSQSSSTSVTMUCUIULUNURUSUTUV"
 # implicit and explicit little endian, explicit big endian, and not said
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "")
-STORAGES = {
+STORAGES: dict[str, str] = {
     CTImageStorage: "CT",
     EnhancedCTImageStorage: "CT",
     MRImageStorage: "MR",

@@ -354,14 +354,26 @@ def test_copied_files_are_left_out_with_a_word(tmp_path, caplog):
     (scan,), lost = convert(tmp_path)
     assert_volume(scan, data)
     assert flags(scan.checks) == [] and scan.subject == "p"
-    assert [r.getMessage() for r in caplog.records] == [
-        f"{tmp_path}/in/p: {N} files are copies, byte by byte, of files in {tmp_path}/in/p; "
-        "they are left out."
-    ]
-    assert lost == {
-        "q_series-2": f"{tmp_path}/in/q: {2 * N} files are copies, byte by byte, of files in "
-        f"{tmp_path}/in/p; they are left out."
-    }
+    word = (
+        "{0}/in/{1}: {2} files are copies, byte by byte, of files in {0}/in/{3}; they are left out."
+    )
+    within = [word.format(tmp_path, folder, N, folder) for folder in "pq"]
+    assert [r.getMessage() for r in caplog.records] == within
+    assert lost == {"q_series-2": word.format(tmp_path, "q", N, "p")}
+
+
+def test_a_copied_file_that_fills_a_gap_stays(tmp_path):
+    """Two series of one UID, of which some slices are the same: an empty slice, or a bad export."""
+    one = write_series(tmp_path / "in/one", PLACES)
+    shutil.copytree(tmp_path / "in/one", tmp_path / "in/two")
+    for path in sorted((tmp_path / "in/two").iterdir())[4:]:
+        d = pydicom.dcmread(path)
+        d.PixelData = bytes(len(d.PixelData))
+        d.save_as(path)
+    scans, lost = convert(tmp_path)
+    assert lost == {} and [s.subject for s in scans] == ["one", "two"]
+    assert_volume(scans[0], one)
+    assert_volume(scans[1], np.where(np.arange(N)[:, None, None] < 4, one, 0))
 
 
 def test_a_series_copied_under_new_uids_is_flagged_in_both(tmp_path):
