@@ -10,6 +10,7 @@ from benchmarks import performance as benchmark
 from pipelines import cli
 from pipelines.pages import performance, results
 from preprocessing.scans import InputError
+from tests.pipelines.pages.made_results import made_results, made_run
 
 
 def test_a_ratio_says_how_many_times_better():
@@ -149,7 +150,8 @@ def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, m
     )
     (tmp_path / "performance.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(results, "PERFORMANCE", tmp_path / "performance.json")
-    lines = [line for line in results._choices().splitlines() if "PRESET=" in line]
+    costs = results.costs_text(results.read_measured())
+    lines = [line for line in costs.splitlines() if "PRESET=" in line]
     assert len(lines) == len(rows) // 2 + 2
     assert all(
         line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines
@@ -194,31 +196,16 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     )
 
 
-def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
-    figures = {
-        key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")
-    }
-    for name, seconds, members in (
-        ("ensemble", (3, 5, 100), ["a", "b@z"]),
-        ("a", (20,), []),
-        ("b@z", (300, 100), []),
-    ):
-        runs = [{"training": {"seconds": s}} for s in seconds]
-        content = {
-            "config": {"model": {"members": [{"run": m} for m in members]} if members else {}},
-            "runs": runs,
-            "figures": figures,
-        }
-        (tmp_path / "set").mkdir(exist_ok=True)
-        (tmp_path / "set" / f"{name}.json").write_text(json.dumps(content))
-    choice = dict.fromkeys(("scan", "lesion", "budget", "command"), "x") | {
-        "measured": "set",
-        "model": "ensemble",
-    }
-    (tmp_path / "choose.yaml").write_text(json.dumps({"about": "", "choices": [choice]}))
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(results, "CHOICES", tmp_path / "choose.yaml")
-    assert results._choices().splitlines()[-1].endswith("| 225 | – | – |")  # medians 5 + 20 + 200
+def test_the_training_of_an_ensemble_counts_its_members(tmp_path):
+    members = {"config": {"name": "ensemble", "model": {"members": [{"run": "a"}, {"run": "b@z"}]}}}
+    seconds = {"ensemble": (3, 5, 100), "a": (20,), "b@z": (300, 100)}
+    runs = {}
+    for model, taken in seconds.items():
+        config = members if model == "ensemble" else {}
+        trainings = [{"data": "work/any", "seconds": s} for s in taken]
+        runs[model] = [made_run(training=training, **config) for training in trainings]
+    found = made_results(tmp_path / "set", runs)
+    assert results.training_seconds(found, "ensemble") == 225  # medians 5 + 20 + 200
 
 
 def test_a_process_that_fails_is_no_measurement(tmp_path):
