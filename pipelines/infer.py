@@ -10,11 +10,13 @@ from preprocessing.scans import NOTICE, SUFFIXES
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import detect_all, listed, make_job
+    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
 
-    out = cli.writable_folder(arguments.out)
+    source = existing_source(Path(arguments.input))
+    out = Path(arguments.out)
     job = make_job(Path(arguments.run), out, arguments.threshold, arguments.accelerator)
-    with listed(Path(arguments.input), job, shared=bool(arguments.executor)) as (scans, lost):
+    cli.writable_folder(out)
+    with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:
             print(spread.preview(arguments.executor, arguments.workers, len(scans)))
             return cli.OK

@@ -9,7 +9,8 @@ from PIL import Image
 from pipelines.study.results_file import Results
 from preprocessing import register
 from preprocessing.files import read_table
-from preprocessing.images import read_image
+from preprocessing.images import Grid, read_image
+from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 from preprocessing.tables import read_scans
 
@@ -130,7 +131,8 @@ def test_a_picture_lies_in_the_middle_of_its_frame_and_comes_back(shape):
         x, y = (np.array([-world[0, 3], -world[1, 3]])).astype(int)
         np.testing.assert_array_equal(framed[x : x + shape[0], y : y + shape[1]], image)
     np.testing.assert_allclose(np.argwhere(there).mean(0)[:2], 31.5, atol=0.51)
-    back = register.resample(framed, np.eye(4), shape, np.eye(4), np.linalg.inv(world))
+    grids = Grid(framed.shape, np.eye(4)), Grid(shape, np.eye(4))
+    back = resample(framed, *grids, np.linalg.inv(world))
     inside = mask.copy()
     inside[:10], inside[-10:] = False, False
     assert np.abs(back - image)[inside].max() < 0.1 * np.ptp(image)
