@@ -133,6 +133,6 @@ def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, 
 def test_what_it_cannot_be_made_of(data, tmp_path, capsys, settings, sentence):
     zero = ["--model", "zero", "--out", tmp_path / "zero"]
     ensemble = ["--model", "ensemble", "--out", tmp_path / "e", *settings]
-    assert run("train", "--data", data, "image_size=[32,32]", *zero) == 0
-    assert run("train", "--data", data, "image_size=[32,32]", *ensemble) == 2
+    assert run("train", "--data", data, *zero, "image_size=[32,32]") == 0
+    assert run("train", "--data", data, *ensemble, "image_size=[32,32]") == 2
     assert sentence in capsys.readouterr().err
