@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +24,58 @@ def row(
     peer_value: float | None = None,
     more: bool = False,
 ) -> Row:
-    """A figure and its peer's; `more` where a higher value is better."""
-    ratio = (
-        None
-        if not peer_value or not value
-        else (value / peer_value if more else peer_value / value)
-    )
-    shown = {"value": value, "peer_value": peer_value, "ratio": ratio}
-    made = {
+    """Return a figure beside its peer's, and print it; `more` where a higher value is better.
+
+    `ratio` says how many times better Norma is; None without a peer.
+    """
+    ratio = None
+    if value and peer_value:
+        ratio = value / peer_value if more else peer_value / value
+    figure = {
         "name": name,
+        "value": _four_digits(value),
         "unit": unit,
         "peer": peer,
-        **{k: None if v is None else float(f"{v:.4g}") for k, v in shown.items()},
+        "peer_value": _four_digits(peer_value),
+        "ratio": _four_digits(ratio),
     }
-    print(
-        f"{name}: {made['value']} {unit}"
-        + (f"; {peer}: {made['peer_value']}; ratio {made['ratio']}" if peer else ""),
-        flush=True,
-    )
-    return {k: made[k] for k in ("name", "value", "unit", "peer", "peer_value", "ratio")}
+    text = f"{name}: {figure['value']} {unit}"
+    if peer:
+        text += f"; {peer}: {figure['peer_value']}; ratio {figure['ratio']}"
+    print(text, flush=True)
+    return figure
+
+
+def _four_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def seconds(function: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def laps() -> tuple[dict[str, float], Callable[[str], None]]:
-    """Seconds by name, and a function that enters there what has passed since the last one."""
-    taken, clock = {}, time.perf_counter()
+    """Return seconds by name, and a function that enters what has passed since its last call."""
+    taken: dict[str, float] = {}
+    clock = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal clock
         now = time.perf_counter()
-        taken[name], clock = now - clock, now
+        taken[name] = now - clock
+        clock = now
 
     return taken, lap
 
 
 def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each of several functions, called in turn."""
+    """Return the median seconds of each of several functions, called in turn.
+
+    In turn, so that a change of the machine's load meets all of them.
+    """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -72,14 +84,16 @@ def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str
 
 
 def resident_mb() -> float:
-    """Memory of this process (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Return the memory of this process in MB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-@contextmanager
+@contextlib.contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """The highest memory of this process while the block runs, in MB, as the one entry of a list."""
-    peak, done = [resident_mb()], threading.Event()
+    """Yield a list whose one entry is the highest memory in MB while the block runs."""
+    peak = [resident_mb()]
+    done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
@@ -94,11 +108,8 @@ def peak_memory() -> Iterator[list[float]]:
         watcher.join()
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of loops that are only timed."""
-    import contextlib
-    import io
-
+    """Show no progress bars of loops that are only timed."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

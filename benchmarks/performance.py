@@ -1,9 +1,11 @@
-"""What Norma costs beside what users would run instead: `python -m benchmarks.performance --out JSON`.
+"""What Norma costs beside what users would run instead: `python -m benchmarks.performance`.
 
-Each figure is the median of runs that alternate with the peer's on the same work, in one process on one machine; `ratio` says how many
-times better Norma is. Absolute seconds belong to that machine at that moment. Nothing here decides pass or fail.
+Each figure is the median of runs that alternate with the peer's, on the same work, in one process,
+on one machine. `ratio` says how many times better Norma is. Absolute seconds belong to that machine
+at that moment. Nothing here decides pass or fail.
 
-`--t1` and `--ct` name raw scans (without `--t1` one of the demo's virtual cohort), `--only` one part. Peers that are not installed
+`--t1` and `--ct` name raw scans (without `--t1` it is one of the demo's virtual cohort), `--only`
+one part, `--out` the JSON file. Peers that are not installed
 (`pip install -r requirements-benchmark.txt`) are left out with a note.
 """
 
@@ -14,54 +16,70 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import nibabel as nib
 
 from benchmarks.inference import inference
+from benchmarks.loading import loading
 from benchmarks.measure import NOTES, Row
 from benchmarks.preprocessing import preprocessing
 from benchmarks.recommended import recommended
 from benchmarks.scale import scale, workers
-from benchmarks.training import loading, training
+from benchmarks.training import training
 from pipelines import cli
+from pipelines.versions import versions
+from preprocessing.datasets.virtual import draw, render
+from preprocessing.files import read_json, write_rows
+from preprocessing.images import read_image
 
 PARTS = ("preprocessing", "loading", "training", "inference", "recommended", "scale", "workers")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.versions import versions
-    from preprocessing.files import read_json, write_rows
-    from preprocessing.images import read_image
-
-    given = {
-        modality: path for modality, path in (("t1", arguments.t1), ("ct", arguments.ct)) if path
-    }
-    for path in given.values():
-        read_image(path)  # a scan that cannot be read is told now, not in half an hour
+    given = {"t1": arguments.t1, "ct": arguments.ct}
+    scans = {modality: path for modality, path in given.items() if path}
+    for path in scans.values():
+        read_image(path)  # what cannot be read fails now, not in half an hour
     with tempfile.TemporaryDirectory() as folder:
-        scans = given if "t1" in given else {"t1": virtual_scan(Path(folder)), **given}
-        made: dict[str, Callable[[], list[Row]]] = {
-            "preprocessing": lambda: preprocessing(scans, arguments.repeats),
-            "loading": lambda: loading(scans["t1"], arguments.repeats),
-            "training": lambda: training(scans["t1"], arguments.repeats),
-            "inference": lambda: inference(scans["t1"], arguments.repeats),
-            "recommended": lambda: recommended(arguments.repeats),
-            "scale": scale,
-            "workers": lambda: workers(max(1, arguments.repeats - 1)),
-        }
-        before = read_json(arguments.out) if arguments.out.is_file() else {}
+        if "t1" not in scans:
+            scans = {"t1": virtual_scan(Path(folder)), **scans}
+        content = read_json(arguments.out) if arguments.out.is_file() else {}
         for part in arguments.only or PARTS:
-            rows = [r for r in before.get("rows", []) if r["part"] != part] + [
-                {"part": part, **r} for r in made[part]()
-            ]
-            notes = sorted({*before.get("notes", []), *NOTES})
-            before = {"rows": rows, "notes": notes, "scans": {k: p.name for k, p in scans.items()}}
-            before |= {
+            rows = measured(part, scans, arguments.repeats)
+            content = with_part(content, part, rows) | {
+                "scans": {modality: path.name for modality, path in scans.items()},
                 "repeats": arguments.repeats,
                 "machine": {"cores": os.cpu_count()},
                 "versions": versions(),
             }
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(arguments.out, before)
+            write_rows(arguments.out, content)
     return cli.OK
+
+
+def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
+    """Return the rows of one part."""
+    t1 = scans["t1"]
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "preprocessing": lambda: preprocessing(scans, repeats),
+        "loading": lambda: loading(t1, repeats),
+        "training": lambda: training(t1, repeats),
+        "inference": lambda: inference(t1, repeats),
+        "recommended": lambda: recommended(repeats),
+        "scale": scale,
+        "workers": lambda: workers(max(1, repeats - 1)),
+    }
+    return parts[part]()
+
+
+def with_part(content: dict[str, Any], part: str, rows: list[Row]) -> dict[str, Any]:
+    """Return a results file's rows and notes with one part measured again."""
+    others = [one for one in content.get("rows", []) if one["part"] != part]
+    return {
+        "rows": [*others, *({"part": part, **one} for one in rows)],
+        "notes": sorted({*content.get("notes", []), *NOTES}),
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,14 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def virtual_scan(folder: Path) -> Path:
-    """A T1 scan of the demo's virtual cohort."""
-    import nibabel as nib
-
-    from preprocessing.datasets.virtual import draw, render
-
+    """Write a T1 scan of the demo's virtual cohort."""
     image, _, affine = render(draw(0, 0, "train", "healthy"), 0)
-    nib.save(nib.Nifti1Image(image, affine), folder / "virtual_T1w.nii.gz")
-    return folder / "virtual_T1w.nii.gz"
+    path = folder / "virtual_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(image, affine), path)
+    return path
 
 
 if __name__ == "__main__":

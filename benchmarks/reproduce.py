@@ -1,9 +1,11 @@
-"""Everything that docs/results.md is made of, in one command: `python -m benchmarks.reproduce --data FOLDER`.
+"""Everything that docs/results.md is made of, in one command: `python -m benchmarks.reproduce`.
 
-Reads benchmarks/reproduce.yaml, prints each command and runs it: tables, preprocessing, synthetic lesions, the ranking behind each
-default, comparisons, results page.
-What is done already is not done again. `--only NAME` takes one comparison or ranking, `--budget full` the models' own epochs for a machine
-with a GPU, `--dry-run` prints alone.
+It reads benchmarks/reproduce.yaml, prints each command and runs it: tables, preprocessing,
+synthetic lesions, the ranking behind each default, comparisons, results page. What is done already
+is not done again.
+
+`--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking.
+`--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
 from __future__ import annotations
@@ -15,130 +17,123 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines import cli
 from pipelines.config import ROOT, read_yaml
 from pipelines.study.compare import kind_of
 
+Plans = dict[str, Any]
+Command = list[str]
+PER_SCAN = 7  # synthetic lesions of a scan: one of each kind
+
 
 def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[str]:
-    """ "model.key=value" of every setting that concerns one of the models."""
-    concerned = {"all", *models, *(kind_of(m) for m in models)}
-    return [
-        f"{model}.{key}={value}"
-        for model, own in settings.items()
-        if model in concerned
-        for key, value in own.items()
-    ]
+    """Return "model.key=value" of every setting that concerns one of the models."""
+    concerned = {"all", *models, *(kind_of(model) for model in models)}
+    listed: list[str] = []
+    for model, values in settings.items():
+        if model in concerned:
+            listed += [f"{model}.{key}={value}" for key, value in values.items()]
+    return listed
 
 
-def compare_command(name: str, plan: dict[str, Any], full: bool) -> list[str]:
-    """The command of one comparison; its runs lie in runs/<data>, shared with every other comparison on that data."""
-    command = [
-        "pipelines.compare",
-        "--data",
-        f"work/{plan['data']}",
-        "--models",
-        " ".join(plan["models"]),
-        "--out",
-        f"runs/{plan['data']}",
-    ]
-    command += ["--test", f"work/{plan['test']}"] if "test" in plan else []
-    command += ["--name", name] if name != plan.get("test", plan["data"]) else []
+def compare_command(name: str, plan: Plans, full: bool) -> Command:
+    """Return the command of one comparison.
+
+    Its runs lie in runs/<data>, shared with every other comparison on that data.
+    """
+    command = ["pipelines.compare", "--data", f"work/{plan['data']}"]
+    command += ["--models", " ".join(plan["models"]), "--out", f"runs/{plan['data']}"]
+    if "test" in plan:
+        command += ["--test", f"work/{plan['test']}"]
+    if name != plan.get("test", plan["data"]):
+        command += ["--name", name]
     for key in ("protocol", "seeds", "baseline"):
-        command += [f"--{key}", str(plan[key])] if key in plan else []
+        if key in plan:
+            command += [f"--{key}", str(plan[key])]
     command += overrides(plan["settings"], plan["models"])
     return command if full else command + overrides(plan["budget"], plan["models"])
 
 
-def choose_commands(name: str, plan: dict[str, Any], full: bool) -> list[list[str]]:
-    """The trainings of one ranking, in runs/<name>, and the ranking itself."""
-    data, listed = ["--data", f"work/{plan['data']}"], []
+def choose_commands(name: str, plan: Plans, full: bool) -> list[Command]:
+    """Return the trainings of one ranking, in runs/<name>, and the ranking itself."""
+    data = ["--data", f"work/{plan['data']}"]
+    run_dirs = {run: f"runs/{name}/{run}" for run in plan["runs"]}
+    listed: list[Command] = []
     for run, settings in plan["runs"].items():
-        own = settings | ({} if full else plan["budget"].get(settings["model"], {}))
-        command = [
-            "pipelines.train",
-            *data,
-            "--out",
-            f"runs/{name}/{run}",
-            "--model",
-            own.pop("model"),
-        ]
-        listed.append([*command, *(f"{key}={value}" for key, value in own.items())])
+        values = dict(settings)
+        if not full:
+            values |= plan["budget"].get(settings["model"], {})
+        model = values.pop("model")
+        command = ["pipelines.train", *data, "--out", run_dirs[run], "--model", model]
+        listed.append([*command, *(f"{key}={value}" for key, value in values.items())])
+
     command = ["pipelines.choose", *data, "--kinds", plan["kinds"], "--volumes", plan["volumes"]]
-    command += ["--out", f"docs/results/{name}.tsv"]
-    return [*listed, [*command, "--runs", *(f"runs/{name}/{run}" for run in plan["runs"])]]
+    command += ["--out", f"docs/results/{name}.tsv", "--runs", *run_dirs.values()]
+    return [*listed, command]
 
 
-def commands(plans: dict[str, Any], data: Path, only: str | None, full: bool) -> list[list[str]]:
-    """Every command in order; with `only`, that comparison or ranking and what its data need."""
-    ranked, wanted = (
-        {k: v for k, v in plans[what].items() if only in (None, k)}
-        for what in ("choose", "compare")
-    )
-    sets = {
-        plan[key]
-        for plan in (*ranked.values(), *wanted.values())
-        for key in ("data", "test")
-        if key in plan
-    }
-    synthetic = {name: plan for name, plan in plans["synthesise"].items() if name in sets}
-    raw = {
-        name: plan
-        for name, plan in plans["preprocess"].items()
-        if not only or name in sets | {p["data"] for p in synthetic.values()}
-    }
-    listed = [["benchmarks.real_tables", "--data", str(data), "--out", "work/tables"]]
-    for name, plan in raw.items():
-        source = f"work/tables/{plan['table']}" if "table" in plan else str(data / plan["folder"])
-        listed.append(
-            [
-                "pipelines.preprocess",
-                "--input",
-                source,
-                "--modality",
-                plan["modality"],
-                "--out",
-                f"work/{name}",
-                *plan.get("settings", []),
-            ]
-        )
-    for name, plan in synthetic.items():
-        folder = f"work/synthetic/{plan['data']}"
-        listed.append(
-            [
-                "pipelines.synthesise",
-                "--data",
-                f"work/{plan['data']}",
-                "--out",
-                folder,
-                "--per-scan",
-                "7",
-            ]
-        )
-        listed.append(
-            [
-                "pipelines.preprocess",
-                "--input",
-                f"{folder}/cohort.tsv",
-                "--modality",
-                plan["modality"],
-                "--out",
-                f"work/{name}",
-            ]
-        )
-    listed += [
-        command for name, plan in ranked.items() for command in choose_commands(name, plan, full)
-    ]
-    listed += [compare_command(name, plan, full) for name, plan in wanted.items()]
-    folders = dict.fromkeys(
-        [
-            *(f"runs/{plan['data']}" for plan in wanted.values()),
-            *(f"work/{name}" for name in (*raw, *synthetic)),
-        ]
-    )
+def preprocess_command(source: str, modality: str, name: str) -> Command:
+    """Return the command that preprocesses a source into work/<name>."""
+    command = ["pipelines.preprocess", "--input", source, "--modality", modality]
+    return [*command, "--out", f"work/{name}"]
+
+
+def raw_command(name: str, plan: Plans, data: Path) -> Command:
+    """Return the command that preprocesses a public set."""
+    source = f"work/tables/{plan['table']}" if "table" in plan else str(data / plan["folder"])
+    return preprocess_command(source, plan["modality"], name) + plan.get("settings", [])
+
+
+def synthetic_commands(name: str, plan: Plans) -> list[Command]:
+    """Return the commands that plant synthetic lesions in a cohort and preprocess the result."""
+    folder = f"work/synthetic/{plan['data']}"
+    planted = ["pipelines.synthesise", "--data", f"work/{plan['data']}", "--out", folder]
     return [
-        *listed,
-        ["pipelines.results", *[part for folder in folders for part in ("--add", folder)]],
+        [*planted, "--per-scan", str(PER_SCAN)],
+        preprocess_command(f"{folder}/cohort.tsv", plan["modality"], name),
     ]
+
+
+def selected(plans: Plans, only: str | None) -> dict[str, Plans]:
+    """Return the plans of every kind; with `only`, that of one name and what its data need."""
+    chosen: dict[str, Plans] = {}
+    data: set[str] = set()
+    for kind in ("choose", "compare"):
+        chosen[kind] = {name: plan for name, plan in plans[kind].items() if only in (None, name)}
+        for plan in chosen[kind].values():
+            data |= {plan[key] for key in ("data", "test") if key in plan}
+
+    synthetic = {name: plan for name, plan in plans["synthesise"].items() if name in data}
+    data |= {plan["data"] for plan in synthetic.values()}
+    raw = plans["preprocess"]
+    if only:
+        raw = {name: plan for name, plan in raw.items() if name in data}
+    return {"preprocess": raw, "synthesise": synthetic, **chosen}
+
+
+def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Command]:
+    """Return every command in order; with `only`, that comparison or ranking and what it needs."""
+    chosen = selected(plans, only)
+    listed = [["benchmarks.real_tables", "--data", str(data), "--out", "work/tables"]]
+    for name, plan in chosen["preprocess"].items():
+        listed.append(raw_command(name, plan, data))
+    for name, plan in chosen["synthesise"].items():
+        listed += synthetic_commands(name, plan)
+    for name, plan in chosen["choose"].items():
+        listed += choose_commands(name, plan, full)
+    for name, plan in chosen["compare"].items():
+        listed.append(compare_command(name, plan, full))
+    return [*listed, results_command(chosen)]
+
+
+def results_command(chosen: dict[str, Plans]) -> Command:
+    """Return the command that writes the results page, with every folder once."""
+    folders = [f"runs/{plan['data']}" for plan in chosen["compare"].values()]
+    folders += [f"work/{name}" for name in (*chosen["preprocess"], *chosen["synthesise"])]
+    command = ["pipelines.results"]
+    for folder in dict.fromkeys(folders):
+        command += ["--add", folder]
+    return command
 
 
 def main() -> int:
@@ -156,14 +151,13 @@ def main() -> int:
         )
     for command in commands(plans, arguments.data, arguments.only, arguments.budget == "full"):
         print("python -m " + shlex.join(command), flush=True)
-        if not arguments.dry_run:
-            done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
-            if done.returncode not in (
-                0,
-                1,
-            ):  # 1: some scans failed, said in failures.tsv; the rest stands
-                return done.returncode
-    return 0
+        if arguments.dry_run:
+            continue
+        ended = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
+        # Where some scans failed, failures.tsv says which, and the rest stands.
+        if ended.returncode not in (cli.OK, cli.SOME_FAILED):
+            return ended.returncode
+    return cli.OK
 
 
 if __name__ == "__main__":

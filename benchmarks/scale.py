@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -9,95 +10,115 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from benchmarks.measure import Row, alternate, quiet, row
-from pipelines.config import ROOT, load_recipe
+from pipelines import spread
+from pipelines.cohort.cases import read_cases
+from pipelines.cohort.preprocess import Results, write_cohort
+from pipelines.cohort.store import recipe_digest, sidecar_of, try_preprocess
+from pipelines.config import ROOT, load_recipe, write_yaml
 from pipelines.detect.config import load_run_config
+from pipelines.detect.run import load_run
+from pipelines.study.evaluate import evaluate
+from pipelines.study.protocol import load_protocol
+from pipelines.training.fit import train
+from preprocessing import slices
+from preprocessing.datasets.virtual import make_cohort
+from preprocessing.files import write_json
+from preprocessing.recipe import Recipe
+from preprocessing.scans import Scan
+from preprocessing.slices import SliceStore
+from preprocessing.splits import assign_splits, check_leaks
+from preprocessing.tables import read_scans
+
+CONSTANT = ("peak memory", "2,000 random slices")  # however many scans
+EXTRAPOLATED = 100_000  # scans
+COSTS = """
+import json, sys
+from pathlib import Path
+from benchmarks.scale import cohort_costs
+print(json.dumps(cohort_costs(Path(sys.argv[1]))))
+"""
+ARITHMETIC = """
+import numpy as np
+a = np.random.default_rng(0).random(4096)
+for _ in range(400_000): a = a * 0.999 + 0.001
+"""
 
 
 def toy_cohort(out: Path, count: int, shape: tuple[int, int, int] = (32, 32, 12)) -> None:
-    """What `make preprocess` leaves of `count` small healthy volumes, every fifth of them for validation and every fifth for the test."""
-    import nibabel as nib
+    """Write what `make preprocess` leaves of `count` small volumes, with a toy brain in each.
 
-    from pipelines.cohort.preprocess import write_cohort
-    from pipelines.cohort.store import recipe_digest, sidecar_of
-    from pipelines.config import write_yaml
-    from preprocessing import slices
-    from preprocessing.files import write_json
-    from preprocessing.scans import Scan
-
-    rng, recipe = np.random.default_rng(0), load_recipe("t1")
-    mask = np.zeros(shape, bool)
-    mask[4:28, 4:28, 1:11] = True
-    z = slices.select(mask, 10)
-    raw = out / "raw"
-    raw.mkdir(parents=True)
+    Every fifth is for validation and every fifth for the test. Every second of the test is called
+    abnormal.
+    """
+    recipe = load_recipe("t1")
+    rng = np.random.default_rng(0)
+    brain = np.zeros(shape, bool)
+    brain[4:28, 4:28, 1:11] = True
+    (out / "raw").mkdir(parents=True)
     scans = []
     for i in range(count):
+        name = f"s{i:06d}"
         split = {3: "val", 4: "test"}.get(i % 5, "train")
-        scan = Scan(
-            f"s{i:06d}",
-            raw / f"s{i:06d}.nii",
-            f"s{i:06d}",
-            split,
-            "abnormal" if i % 10 == 4 else "healthy",
-        )
-        image = (0.5 + 0.1 * rng.normal(size=shape)).clip(0, 1).astype(np.float32) * mask
-        scan.image.write_bytes(b"raw")
-        folder = out / scan.subject
-        folder.mkdir()
-        for name, data in (("image", image), ("mask", mask.astype(np.uint8))):
-            nib.save(nib.Nifti1Image(data, np.eye(4)), folder / f"{name}.nii.gz")
-        slices.write_arrays(out / "slices", scan.id, image, mask, z)
-        files = {name: f"{scan.subject}/{name}.nii.gz" for name in ("image", "mask")}
-        stat = scan.image.stat()
-        about: dict[str, Any] = {
-            "settings": recipe_digest(recipe, []),
-            "stamps": [[str(scan.image), stat.st_size, stat.st_mtime_ns]],
-            "formats": [],
-        }
-        about |= {"fingerprint": str(i), "digest": str(i), "files": list(files.values()), **files}
-        about |= {
-            "world": np.eye(4),
-            "native_shape": shape,
-            "native_affine": np.eye(4),
-            "brain_method": "none",
-            "z": z,
-        }
-        write_json(
-            sidecar_of(scan, out),
-            about | {"brain_px": mask.sum((0, 1))[z], "checks": [], "flags": []},
-        )
+        label = "abnormal" if i % 10 == 4 else "healthy"
+        scan = Scan(name, out / "raw" / f"{name}.nii", name, split, label)
+        image = (0.5 + 0.1 * rng.normal(size=shape)).clip(0, 1).astype(np.float32) * brain
+        write_toy_scan(out, scan, image, brain, recipe, str(i))
         scans.append(scan)
-    write_cohort([(s, None) for s in scans], recipe, out)
+    write_cohort([(scan, None) for scan in scans], recipe, out)
     (out / "recipe.yaml").write_text(write_yaml(recipe))
 
 
-def cohort_costs(folder: Path) -> dict[str, float]:
-    """Seconds of each stage that grows with the cohort, and peak memory; in a process of its own."""
-    from pipelines.cohort.cases import read_cases
-    from pipelines.cohort.preprocess import write_cohort
-    from pipelines.cohort.store import try_preprocess
-    from pipelines.detect.run import load_run
-    from pipelines.study.evaluate import evaluate
-    from pipelines.study.protocol import load_protocol
-    from pipelines.training.fit import train
-    from preprocessing.slices import SliceStore
-    from preprocessing.splits import assign_splits, check_leaks
-    from preprocessing.tables import read_scans
+def write_toy_scan(
+    out: Path, scan: Scan, image: np.ndarray, brain: np.ndarray, recipe: Recipe, digest: str
+) -> None:
+    """Write a raw file that nobody reads, the preprocessed images, the slices and the sidecar."""
+    scan.image.write_bytes(b"raw")
+    (out / scan.subject).mkdir()
+    files = {name: f"{scan.subject}/{name}.nii.gz" for name in ("image", "mask")}
+    nib.save(nib.Nifti1Image(image, np.eye(4)), out / files["image"])
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), np.eye(4)), out / files["mask"])
+    z = slices.select(brain, 10)
+    slices.write_arrays(out / "slices", scan.id, image, brain, z)
 
-    data, recipe, taken = folder / "data", load_recipe("t1"), {}
-    (folder / "table.csv").write_text(
-        "image,id,subject,split,label\n"
-        + "".join(
-            f"{case.image},{case.id},{case.subject},{case.split},{case.label}\n"
-            for case in read_cases(data)
-        )
-    )
+    stat = scan.image.stat()
+    sidecar: dict[str, Any] = {
+        "settings": recipe_digest(recipe, []),
+        "stamps": [[str(scan.image), stat.st_size, stat.st_mtime_ns]],
+        "formats": [],
+        "fingerprint": digest,
+        "digest": digest,
+        "files": list(files.values()),
+        **files,
+        "world": np.eye(4),
+        "native_shape": image.shape,
+        "native_affine": np.eye(4),
+        "brain_method": "none",
+        "z": z,
+        "brain_px": brain.sum((0, 1))[z],
+        "checks": [],
+        "flags": [],
+    }
+    write_json(sidecar_of(scan, out), sidecar)
+
+
+def cohort_costs(folder: Path) -> dict[str, float]:
+    """Return seconds of each stage that grows with the cohort, and peak memory in MB.
+
+    It is called in a process of its own.
+    """
+    data = folder / "data"
+    table = folder / "table.csv"
+    recipe = load_recipe("t1")
+    write_table_of(data, table)
+    taken: dict[str, float] = {}
 
     def lap(name: str, function: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -105,32 +126,22 @@ def cohort_costs(folder: Path) -> dict[str, float]:
         taken[name] = time.perf_counter() - started
         return result
 
-    def listed() -> Any:
-        scans = assign_splits(read_scans(folder / "table.csv", "t1"))
-        check_leaks(scans)
-        return scans
-
-    scans = lap("list, split, check for leaks", listed)
-    failed = lap(
-        "resume a finished preprocess",
-        lambda: [f for f in (try_preprocess(s, recipe, data) for s in scans) if f],
-    )
+    scans = lap("list, split, check for leaks", lambda: listed(table))
+    failed = lap("resume a finished preprocess", lambda: resume(scans, recipe, data))
     assert not failed, failed[0]
-    lap(
-        "write tables, index and quality page",
-        lambda: write_cohort([(s, None) for s in scans], recipe, data),
-    )
+    results: Results = [(scan, None) for scan in scans]
+    lap("write tables, index and quality page", lambda: write_cohort(results, recipe, data))
     store = lap("open the slice index", lambda: SliceStore(data / "slices"))
-    order = np.random.default_rng(0).integers(0, len(store), 2000)
-    lap(
-        "2,000 random slices", lambda: [store.batch(part) for part in order.reshape(-1, 8).tolist()]
-    )
+    lap("2,000 random slices", lambda: read_random(store, 2000))
+
     settings = ["image_size=[32,32]", "loop.loader_workers=0", "postprocess.rim_mm=0"]
     config = load_run_config("atlas", settings)
+    protocol = load_protocol("volumes", ["resamples=100"])
+    run_dir = folder / "run"
+    run_dir.mkdir()
     with quiet():
-        lap("healthy reference and thresholds", lambda: train(config, data, _made(folder / "run")))
-        run = load_run(folder / "run", "cpu")
-        protocol = load_protocol("volumes", ["resamples=100"])
+        lap("healthy reference and thresholds", lambda: train(config, data, run_dir))
+        run = load_run(run_dir, "cpu")
         lap(
             "evaluate the test fifth",
             lambda: evaluate(run, data, folder / "evaluation", protocol, pictures=False),
@@ -139,124 +150,112 @@ def cohort_costs(folder: Path) -> dict[str, float]:
     return taken
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def write_table_of(data: Path, table: Path) -> None:
+    """Write a table of raw scans, as a user would, from a preprocessed cohort."""
+    lines = ["image,id,subject,split,label"]
+    for case in read_cases(data):
+        lines.append(f"{case.image},{case.id},{case.subject},{case.split},{case.label}")
+    table.write_text("\n".join(lines) + "\n")
 
 
-COSTS = """
-import json, sys
-from pathlib import Path
-from benchmarks.scale import cohort_costs
-print(json.dumps(cohort_costs(Path(sys.argv[1]))))
-"""
+def listed(table: Path) -> list[Scan]:
+    """Return the scans of a table, with splits, checked for leaks."""
+    scans = assign_splits(read_scans(table, "t1"))
+    check_leaks(scans)
+    return scans
 
 
-CONSTANT = ("peak memory", "2,000 random slices")  # however many scans
+def resume(scans: list[Scan], recipe: Recipe, out: Path) -> list[Any]:
+    """Preprocess scans that are done already; return the failures."""
+    results = [try_preprocess(scan, recipe, out) for scan in scans]
+    return [failure for failure in results if failure]
+
+
+def read_random(store: SliceStore, count: int) -> None:
+    """Read slices in random order, eight at a time."""
+    order = np.random.default_rng(0).integers(0, len(store), count)
+    for eight in order.reshape(-1, 8).tolist():
+        store.batch(eight)
 
 
 def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
-    """A simulated cohort that grows: the largest beside the smallest times as many, so that a ratio of 1 is linear time."""
-    import json
+    """Measure a simulated cohort that grows.
 
-    found = {}
-    for count in counts:
-        with tempfile.TemporaryDirectory() as folder:
-            toy_cohort(Path(folder) / "data", count)
-            done = subprocess.run(
-                [sys.executable, "-c", COSTS, folder],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            found[count] = json.loads(done.stdout.splitlines()[-1])
-    rows, first = [], counts[0]
-    for count in counts:
-        for name, value in found[count].items():
-            times = 1 if name in CONSTANT else count / first
-            peer = f"{first:,} scans" + ("" if name in CONSTANT else f", times {times:g}")
+    Each size stands beside the smallest, multiplied by the growth: a ratio of 1 is linear time.
+    """
+    costs = {count: costs_of(count) for count in counts}
+    smallest = counts[0]
+    rows: list[Row] = []
+    for count, taken in costs.items():
+        for name, value in taken.items():
+            growth = 1 if name in CONSTANT else count / smallest
+            peer = f"{smallest:,} scans"
+            if name not in CONSTANT:
+                peer += f", times {growth:g}"
             unit = "MB" if name == "peak memory" else "s"
-            rows.append(
-                row(f"{count:,} small scans: {name}", value, unit, peer, found[first][name] * times)
-            )
-    last = counts[-1]
-    for name in found[last]:
+            expected = costs[smallest][name] * growth
+            rows.append(row(f"{count:,} small scans: {name}", value, unit, peer, expected))
+
+    largest = counts[-1]
+    for name, value in costs[largest].items():
         if name not in CONSTANT:
-            rows.append(
-                row(
-                    f"100,000 small scans, extrapolated: {name}",
-                    found[last][name] * 100_000 / last,
-                    "s",
-                )
-            )
+            title = f"{EXTRAPOLATED:,} small scans, extrapolated: {name}"
+            rows.append(row(title, value * EXTRAPOLATED / largest, "s"))
     return rows
 
 
-def workers(repeats: int) -> list[Row]:
-    """Virtual scans preprocessed by one worker and by two, one thread each."""
-    from functools import partial
-
-    from pipelines import spread
-    from pipelines.cohort import store
-    from preprocessing.datasets.virtual import make_cohort
-    from preprocessing.tables import read_scans
-
-    recipe, names = load_recipe("t1"), iter(range(1000))
+def costs_of(count: int) -> dict[str, float]:
+    """Return `cohort_costs` of so many scans, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
+        toy_cohort(Path(folder) / "data", count)
+        command = [sys.executable, "-c", COSTS, folder]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise SystemExit(ended.stderr)
+        return json.loads(ended.stdout.splitlines()[-1])
+
+
+def workers(repeats: int) -> list[Row]:
+    """Measure virtual scans preprocessed by one worker and by two, one thread each."""
+    recipe = load_recipe("t1")
+    names = iter(range(1000))
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = Path(folder) / "cohort"
         table = make_cohort(
-            Path(folder) / "cohort",
-            seed=5,
-            n_train=12,
-            n_val=0,
-            n_test_healthy=0,
-            n_test_abnormal=0,
+            cohort, seed=5, n_train=12, n_val=0, n_test_healthy=0, n_test_abnormal=0
         )
         scans = read_scans(table, "t1")
-        os.environ["OMP_NUM_THREADS"] = "1"
 
         def run(count: int) -> None:
             out = Path(folder) / f"out{next(names)}"
-            work = partial(store.try_preprocess, recipe=recipe, out=out)
-            failed = [f for _, f, _ in spread.each(work, scans, "local", count) if f]
+            work = partial(try_preprocess, recipe=recipe, out=out)
+            results = spread.each(work, scans, "local", count)
+            failed = [failure for _, failure, _ in results if failure]
             assert not failed, failed[0]
 
+        os.environ["OMP_NUM_THREADS"] = "1"
         try:
             taken = alternate({"two": lambda: run(2), "one": lambda: run(1)}, repeats)
         finally:
             os.environ.pop("OMP_NUM_THREADS")
-    rate = {k: 3600 * len(scans) / v for k, v in taken.items()}
+
+    rate = {name: 3600 * len(scans) / value for name, value in taken.items()}
     alone = alternate({"two": lambda: compute(2), "one": lambda: compute(1)}, 2 * repeats + 1)
+    by_two = "twelve virtual T1 scans by two workers, start-up included"
+    limit = "arithmetic in the processor's cache by two processes, what this machine can give"
     return [
-        row(
-            "twelve virtual T1 scans by two workers, start-up included",
-            rate["two"],
-            "scans/h",
-            "by one",
-            rate["one"],
-            more=True,
-        ),
-        row(
-            "arithmetic in the processor's cache by two processes, what this machine can give",
-            2 / alone["two"],
-            "1/s",
-            "by one",
-            1 / alone["one"],
-            more=True,
-        ),
+        row(by_two, rate["two"], "scans/h", "by one", rate["one"], more=True),
+        row(limit, 2 / alone["two"], "1/s", "by one", 1 / alone["one"], more=True),
     ]
-
-
-ARITHMETIC = "import numpy as np\na = np.random.default_rng(0).random(4096)\nfor _ in range(400_000): a = a * 0.999 + 0.001"
 
 
 def compute(count: int) -> None:
-    """So many processes at once, each with the same arithmetic on 32 KB: no memory, no disk, no word between them."""
+    """Run so many processes at once, each with the same arithmetic on 32 KB.
+
+    They share no memory, no disk and no word, so that their speed is the machine's limit.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([sys.executable, "-c", ARITHMETIC], env=environment) for _ in range(count)
-    ]
+    command = [sys.executable, "-c", ARITHMETIC]
+    running = [subprocess.Popen(command, env=environment) for _ in range(count)]
     for process in running:
         process.wait()

@@ -1,157 +1,83 @@
-"""Loading, training steps, augmentation and start-up beside what users would run instead."""
+"""Training steps, augmentation and start-up beside what users would run instead."""
 
 from __future__ import annotations
 
+import logging
 import statistics
-import subprocess
-import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import monai.transforms as mt
 import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
-from benchmarks.measure import NOTES, Row, alternate, quiet, resident_mb, row, seconds
-from benchmarks.scale import toy_cohort
-from pipelines.config import ROOT, load_recipe
-from pipelines.detect.config import load_run_config
+from benchmarks.loading import cohort_of
+from benchmarks.measure import NOTES, Row, alternate, quiet, row, seconds
+from benchmarks.start_up import start_up
+from models.base import AnomalyModel, Batch
+from pipelines.detect.build import build_model
+from pipelines.detect.config import Augmentation, RunConfig, load_run_config
+from pipelines.training.augment import augment
+from pipelines.training.data import Batches, SliceDataset, as_it_is
+from pipelines.training.loop import Session, laid_out, stage_steps, train_epoch
 
-SIZE, BATCH = (128, 128), 64
-
-
-def cohort_of(scan: Path, modality: str, copies: int, out: Path) -> Path:
-    """A preprocessed cohort of one scan, entered many times in the slice store (train, the last one val)."""
-    from pipelines.cohort.store import preprocess_scan
-    from preprocessing import slices
-    from preprocessing.scans import Scan
-
-    recipe = load_recipe(modality)
-    preprocess_scan(Scan("scan", scan, "scan"), recipe, out)
-    image, mask = (np.load(out / "slices" / f"scan_{name}.npy") for name in ("image", "mask"))
-    rows = []
-    for i in range(copies):
-        for name, data in (("image", image), ("mask", mask)):
-            np.save(out / "slices" / f"c{i}_{name}.npy", data)
-        about = {
-            "scan": f"c{i}",
-            "subject": f"c{i}",
-            "split": "val" if i == copies - 1 else "train",
-            "label": "healthy",
-        }
-        rows += [about | {"row": k, "z": k, "brain_px": int(m.sum())} for k, m in enumerate(mask)]
-    slices.write_index(out / "slices", rows)
-    return out / "slices"
-
-
-def loading(scan: Path, repeats: int) -> list[Row]:
-    """Random slices per second of the store beside NIfTI per slice and MONAI's caches; memory as the cohort grows."""
-    import nibabel as nib
-    from monai.data import CacheDataset, PersistentDataset
-    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-
-    from preprocessing.slices import SliceStore
-
-    rng, rows = np.random.default_rng(0), []
-    with tempfile.TemporaryDirectory() as folder:
-        store = SliceStore(cohort_of(scan, "t1", 12, Path(folder)))
-        files = []
-        for i in range(len(store)):
-            files.append(Path(folder) / f"{i:05d}.nii.gz")
-            nib.save(
-                nib.Nifti1Image(store[i]["image"][0].astype(np.float32)[..., None], np.eye(4)),
-                files[-1],
-            )
-        order = rng.integers(0, len(store), 600)
-        chain = Compose(
-            [LoadImaged("image"), EnsureChannelFirstd("image", channel_dim="no_channel")]
-        )
-        items = [{"image": str(f)} for f in files]
-        kept = PersistentDataset(items, chain, cache_dir=Path(folder) / "cache")
-        cached = CacheDataset(items, chain, progress=False, num_workers=0)
-        for i in order:
-            kept[int(i)]
-        ways: dict[str, Callable[[], Any]] = {
-            "Norma": lambda: [store.batch(part) for part in order.reshape(-1, 8).tolist()],
-            "NIfTI per slice (nibabel)": lambda: [
-                np.asarray(nib.Nifti1Image.from_filename(files[int(i)]).dataobj) for i in order
-            ],
-            "MONAI PersistentDataset": lambda: [kept[int(i)] for i in order],
-            "MONAI CacheDataset": lambda: [cached[int(i)] for i in order],
-        }
-        taken = alternate(ways, repeats)
-        for name in taken:
-            if name != "Norma":
-                value, other = (len(order) / taken[k] for k in ("Norma", name))
-                rows.append(
-                    row("random slices, image and mask", value, "1/s", name, other, more=True)
-                )
-        ways.clear()
-        grown = []
-        for part in (2, 12):
-            small = SliceStore(store.folder, {f"c{i}" for i in range(part)})
-            before = resident_mb()
-            for eight in rng.integers(0, len(small), (375, 8)).tolist():
-                small.batch(eight)
-            grown.append(max(resident_mb() - before, 0.0))
-        rows.append(
-            row(
-                "memory that 3,000 random reads of 12 scans leave",
-                grown[1],
-                "MB",
-                "of 2 scans",
-                grown[0],
-            )
-        )
-    return rows
-
-
+SIZE = (128, 128)
+BATCH = 64
 TRAINING_SCANS = 10  # copies of a scan that training reads
+SPEED = (
+    "loop.channels_last=true",
+    "loop.compile=true",
+    "loop.precision=bf16-mixed",
+    "loop.loader_workers=1",
+)
+"""Settings for speed, each measured against a run without it."""
+
+
+def sized(height: int, width: int, *settings: str) -> RunConfig:
+    """Return the config of vae_cr at a size in pixels."""
+    return load_run_config("vae_cr", [f"image_size=[{height},{width}]", *settings])
 
 
 class Bare:
-    """The same network in a plain PyTorch loop, on the same loaded and augmented batches or on slices in memory at the network's size."""
+    """The same network in a plain PyTorch loop.
 
-    def __init__(self, folder: Path, model: Any) -> None:
-        import torch
+    It trains on the same loaded and augmented batches, or on slices in memory at the network's
+    size.
+    """
 
-        from pipelines.training.data import SliceDataset
-
-        scans, config = [f"c{i}" for i in range(TRAINING_SCANS)], load_run_config("vae_cr")
-        self.data = SliceDataset(folder, scans, SIZE, config.augmentation)
-        data = SliceDataset(folder, scans[:3], SIZE)
-        self.tensors = {
-            k: torch.stack([data[(i, i)][k] for i in range(len(data))])
-            for k in ("image", "mask", "z", "seed")
-        }
-        self.model, self.update = model, model.updates(model.stages[-1])[0]
+    def __init__(self, folder: Path, model: AnomalyModel) -> None:
+        scans = [f"c{i}" for i in range(TRAINING_SCANS)]
+        self.data = SliceDataset(folder, scans, SIZE, load_run_config("vae_cr").augmentation)
+        plain = SliceDataset(folder, scans[:3], SIZE)
+        items = [plain[(i, i)] for i in range(len(plain))]
+        self.tensors = stacked(items, ("image", "mask", "z", "seed"))
+        self.model = model
+        self.update = model.updates(model.stages[-1])[0]
         self.optimizer = torch.optim.Adam(list(self.update.parameters), lr=1e-4)
 
-    def loaded(self, steps: int) -> Any:
-        """A plain DataLoader over the same store, resized and augmented in the same way."""
-        from torch.utils.data import DataLoader
-
-        from pipelines.training.data import as_it_is
-
-        order = (
-            np.random.default_rng(0)
-            .permutation(len(self.data))[: steps * BATCH]
-            .reshape(steps, BATCH)
-        )
-        plan = [[(int(i), int(i)) for i in batch] for batch in order]
+    def loaded(self, steps: int) -> Iterable[Batch]:
+        """Return a plain DataLoader over the same store, resized and augmented in the same way."""
+        order = np.random.default_rng(0).permutation(len(self.data))[: steps * BATCH]
+        plan = []
+        for batch in order.reshape(steps, BATCH).tolist():
+            plan.append([(i, i) for i in batch])
         return DataLoader(self.data, batch_sampler=plan, collate_fn=as_it_is)
 
-    def in_memory(self, steps: int) -> Iterator[dict[str, Any]]:
-        import torch
-
+    def in_memory(self, steps: int) -> Iterator[Batch]:
+        """Yield random batches of the slices in memory, unchanged."""
         for _ in range(steps):
             at = torch.randint(len(self.tensors["image"]), (BATCH,))
-            yield {k: v[at] for k, v in self.tensors.items()}
+            yield {key: values[at] for key, values in self.tensors.items()}
 
-    def run(self, batches: Iterable[dict[str, Any]]) -> None:
-        import torch
-
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step per batch."""
         self.model.train()
         for batch in batches:
             loss = self.update.loss(batch)["loss"]
@@ -161,24 +87,26 @@ class Bare:
             self.optimizer.step()
 
 
+def stacked(items: list[dict[str, torch.Tensor]], keys: Iterable[str]) -> Batch:
+    """Return items as one batch."""
+    batch: Batch = {}
+    for key in keys:
+        batch[key] = torch.stack([item[key] for item in items])
+    return batch
+
+
 def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], float]:
-    """Norma's loop on the same slices: a function of a number of steps that gives their seconds, loading and augmentation included."""
-    import torch
-    from lightning_fabric import Fabric
+    """Return a function of a number of steps that gives the seconds of Norma's loop.
 
-    from pipelines.detect.build import build_model
-    from pipelines.training.data import Batches, SliceDataset
-    from pipelines.training.loop import Session, laid_out, stage_steps, train_epoch
-
-    config = load_run_config(
-        "vae_cr", [f"image_size={list(SIZE)}", f"loop.batch_size={BATCH}", *settings]
-    )
+    It trains on the same slices, loading and augmentation included.
+    """
+    config = sized(*SIZE, f"loop.batch_size={BATCH}", *settings)
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.loop.precision)
     torch.manual_seed(0)
     model = build_model(config)
     module = laid_out(model, config, fabric)
-    data = SliceDataset(folder, [f"c{i}" for i in range(TRAINING_SCANS)], SIZE, config.augmentation)
-
+    scans = [f"c{i}" for i in range(TRAINING_SCANS)]
+    data = SliceDataset(folder, scans, SIZE, config.augmentation)
     session = Session(model, module, config, data, data, fabric, folder, None)
     stage = stage_steps(session, "finetune", {})
 
@@ -192,66 +120,45 @@ def own_epoch(folder: Path, settings: tuple[str, ...] = ()) -> Callable[[int], f
 
 
 def training(scan: Path, repeats: int, steps: int = 20) -> list[Row]:
-    """Steps at 128 x 128 beside a bare loop and a Lightning Trainer; what the settings for speed bring; augmentation beside MONAI's."""
-    from pipelines.detect.build import build_model
-
-    rows = []
+    """Measure training steps, what the settings for speed bring, augmentation and start-up."""
     with tempfile.TemporaryDirectory() as folder:
         slices = cohort_of(scan, "t1", TRAINING_SCANS, Path(folder))
-        bare = Bare(slices, build_model(load_run_config("vae_cr", [f"image_size={list(SIZE)}"])))
         plain = own_epoch(slices)
-        ways: dict[str, Callable[[], Any]] = {
-            "Norma": lambda: plain(steps),
-            "bare PyTorch loop": lambda: bare.run(bare.loaded(steps)),
-            "bare loop on slices in memory, unchanged": lambda: bare.run(bare.in_memory(steps)),
-        }
-        if find_spec("lightning"):
-            ways["Lightning Trainer"] = lightning_epoch(bare, steps)
-        else:
-            NOTES.append("Lightning Trainer: lightning is not installed")
-        taken = alternate(ways, repeats)
-        for name in list(ways)[1:]:
-            value, other = taken["Norma"] / steps, taken[name] / steps
-            rows.append(
-                row(
-                    "training step of vae_cr, 64 slices of 128 x 128, loading and augmentation included",
-                    value,
-                    "s",
-                    name,
-                    other,
-                )
-            )
-        if not find_spec("anomalib"):
-            NOTES.append("anomalib: not installed (it needs torchvision)")
-        for setting in (
-            "loop.channels_last=true",
-            "loop.compile=true",
-            "loop.precision=bf16-mixed",
-            "loop.loader_workers=1",
-        ):
-            other_way = own_epoch(slices, (setting,))
-            both = alternate(
-                {"with": lambda: other_way(steps), "without": lambda: plain(steps)}, repeats
-            )  # noqa: B023
-            rows.append(
-                row(
-                    f"training step with {setting}",
-                    both["with"] / steps,
-                    "s",
-                    "without",
-                    both["without"] / steps,
-                )
-            )
+        rows = beside_other_loops(slices, plain, repeats, steps)
+        for setting in SPEED:
+            rows.append(with_setting(slices, plain, setting, repeats, steps))
         for side in (64, 128, 192):
             rows.append(row(f"training step of 64 slices of {side} x {side}", step_at(side), "s"))
-        rows += augmentation(slices, repeats)
+        rows.append(augmentation(slices, repeats))
     return rows + start_up(repeats)
 
 
-def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
-    import logging
-    import warnings
+def beside_other_loops(
+    slices: Path, plain: Callable[[int], float], repeats: int, steps: int
+) -> list[Row]:
+    """Measure a step of Norma's loop beside a bare loop and a Lightning Trainer."""
+    bare = Bare(slices, build_model(sized(*SIZE)))
+    ways: dict[str, Callable[[], Any]] = {
+        "Norma": lambda: plain(steps),
+        "bare PyTorch loop": lambda: bare.run(bare.loaded(steps)),
+        "bare loop on slices in memory, unchanged": lambda: bare.run(bare.in_memory(steps)),
+    }
+    if find_spec("lightning"):
+        ways["Lightning Trainer"] = lightning_epoch(bare, steps)
+    else:
+        NOTES.append("Lightning Trainer: lightning is not installed")
+    if not find_spec("anomalib"):
+        NOTES.append("anomalib: not installed (it needs torchvision)")
 
+    taken = alternate(ways, repeats)
+    own = taken.pop("Norma") / steps
+    name = "training step of vae_cr, 64 slices of 128 x 128, loading and augmentation included"
+    return [row(name, own, "s", peer, value / steps) for peer, value in taken.items()]
+
+
+def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
+    """Return a function that trains the bare loop's network by a Lightning Trainer."""
+    # A peer that may be missing.
     import lightning
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -285,141 +192,72 @@ def lightning_epoch(bare: Bare, steps: int) -> Callable[[], None]:
     return run
 
 
+def with_setting(
+    slices: Path, plain: Callable[[int], float], setting: str, repeats: int, steps: int
+) -> Row:
+    """Measure a step of Norma's loop with a setting and without it."""
+    ways: dict[str, Callable[[], Any]] = {
+        "with": partial(own_epoch(slices, (setting,)), steps),
+        "without": partial(plain, steps),
+    }
+    taken = alternate(ways, repeats)
+    name = f"training step with {setting}"
+    return row(name, taken["with"] / steps, "s", "without", taken["without"] / steps)
+
+
 def step_at(side: int, repeats: int = 3) -> float:
-    import torch
-
-    from pipelines.detect.build import build_model
-
+    """Return the seconds of a loss and its gradient on a batch of a side in pixels."""
     torch.manual_seed(0)
-    model = build_model(load_run_config("vae_cr", [f"image_size=[{side},{side}]"]))
-    update, x = model.updates("finetune")[0], torch.rand(BATCH, 1, side, side)
+    model = build_model(sized(side, side))
+    update = model.updates("finetune")[0]
+    x = torch.rand(BATCH, 1, side, side)
     batch = {
         "image": x,
         "mask": torch.ones_like(x),
         "z": torch.zeros(BATCH, dtype=torch.long),
         "seed": torch.arange(BATCH),
     }
-    return statistics.median(
-        seconds(lambda: update.loss(batch)["loss"].backward()) for _ in range(repeats)
-    )
+
+    def step() -> None:
+        update.loss(batch)["loss"].backward()
+
+    return statistics.median(seconds(step) for _ in range(repeats))
 
 
-def augmentation(folder: Path, repeats: int) -> list[Row]:
-    """The same random changes, batch by batch and by MONAI's transforms item by item."""
-    import monai.transforms as mt
-    import torch
-
-    from pipelines.training.augment import augment
-    from pipelines.training.data import SliceDataset
-
-    a = load_run_config("vae_cr").augmentation
+def augmentation(folder: Path, repeats: int) -> Row:
+    """Measure the same random changes, batch by batch and by MONAI's transforms item by item."""
+    asked = load_run_config("vae_cr").augmentation
     data = SliceDataset(folder, ["c0"], SIZE)
-    batch = {
-        k: torch.stack([data[(i, i)][k] for i in range(BATCH)])
-        for k in ("image", "mask", "z", "seed", "label")
+    items = [data[(i, i)] for i in range(BATCH)]
+    batch = stacked(items, ("image", "mask", "z", "seed", "label"))
+    pairs = [{"image": item["image"], "mask": item["mask"]} for item in items]
+    chain = by_monai(asked)
+    ways: dict[str, Callable[[], Any]] = {
+        "own": lambda: augment(batch, asked),
+        "monai": lambda: [chain(dict(pair)) for pair in pairs],
     }
-    keys, turn = ("image", "mask"), np.deg2rad(a.rotate)
-    shift = [a.translate * s for s in SIZE]
-    chain = mt.Compose(
+    taken = alternate(ways, 2 * repeats + 1)
+    name = "augmented slices of 128 x 128, one process"
+    rate = {way: BATCH / value for way, value in taken.items()}
+    return row(name, rate["own"], "1/s", "MONAI per item", rate["monai"], more=True)
+
+
+def by_monai(asked: Augmentation) -> mt.Compose:
+    """Return Norma's random changes as MONAI's transforms of one item."""
+    keys = ("image", "mask")
+    affine = mt.RandAffined(
+        keys,
+        prob=1,
+        rotate_range=np.deg2rad(asked.rotate),
+        translate_range=[asked.translate * side for side in SIZE],
+        scale_range=[asked.scale] * 2,
+        mode=("bilinear", "nearest"),
+        padding_mode="zeros",
+    )
+    return mt.Compose(
         [
-            mt.RandFlipd(keys, prob=a.flip, spatial_axis=0),
-            mt.RandAffined(
-                keys,
-                prob=1,
-                rotate_range=turn,
-                translate_range=shift,
-                scale_range=[a.scale] * 2,
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            mt.RandScaleIntensityd("image", factors=a.intensity, prob=1),
+            mt.RandFlipd(keys, prob=asked.flip, spatial_axis=0),
+            affine,
+            mt.RandScaleIntensityd("image", factors=asked.intensity, prob=1),
         ]
     )
-    items = [{k: batch[k][i] for k in keys} for i in range(BATCH)]
-    taken = alternate(
-        {"own": lambda: augment(batch, a), "monai": lambda: [chain(dict(item)) for item in items]},
-        2 * repeats + 1,
-    )
-    peer = "MONAI per item"
-    return [
-        row(
-            "augmented slices of 128 x 128, one process",
-            BATCH / taken["own"],
-            "1/s",
-            peer,
-            BATCH / taken["monai"],
-            more=True,
-        )
-    ]
-
-
-STEP = """
-import os, sys, torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
-register_optimizer_step_post_hook(lambda *a: os._exit(0))
-from pipelines import cli, train
-sys.argv = ["train", *sys.argv[1:]]
-cli.run(train.main, train.build_parser())
-"""
-BARE_STEP = """
-import sys, torch, numpy as np
-from models.vae_cr import VaeCr
-model = VaeCr()
-x = torch.from_numpy(np.load(sys.argv[1])[:64].astype(np.float32))
-x = torch.nn.functional.interpolate(x, (128, 128))
-update = model.updates("pretrain")[0]
-optimizer = torch.optim.Adam(update.parameters)
-update.loss({"image": x, "mask": torch.ones_like(x), "z": torch.zeros(64, dtype=int), "seed": torch.arange(64)})["loss"].backward()
-optimizer.step()
-"""
-
-
-def start_up(repeats: int) -> list[Row]:
-    """Seconds until --help is there, and until the first step of a training is done."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        toy_cohort(data, 4)
-        python = [sys.executable, "-m"]
-        call: dict[str, Any] = {
-            "cwd": ROOT,
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-            "check": True,
-        }
-        help_taken = alternate(
-            {"help": lambda: subprocess.run([*python, "pipelines.preprocess", "--help"], **call)},
-            2 * repeats + 1,
-        )
-        count = iter(range(1000))
-        batch = data / "slices" / "batch.npy"
-        np.save(batch, np.random.default_rng(0).random((64, 1, 32, 32)).astype(np.float16))
-        settings = ["image_size=[128,128]", "loop.batch_size=64", "loop.loader_workers=0"]
-
-        def train() -> None:
-            command = [
-                "-c",
-                STEP,
-                "--model",
-                "vae_cr",
-                "--data",
-                str(data),
-                "--out",
-                f"{folder}/run{next(count)}",
-                *settings,
-            ]
-            subprocess.run([sys.executable, *command], **call)
-
-        def bare() -> None:
-            subprocess.run([sys.executable, "-c", BARE_STEP, str(batch)], **call)
-
-        taken = alternate({"train": train, "bare": bare}, repeats)
-    return [
-        row("python -m pipelines.preprocess --help", help_taken["help"], "s"),
-        row(
-            "start of a training to its first step",
-            taken["train"],
-            "s",
-            "bare PyTorch script",
-            taken["bare"],
-        ),
-    ]

@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from models.base import AnomalyModel
+from models.base import AnomalyModel
 
 
 def model_names() -> list[str]:
-    """Names of the detectors: the files of this folder but the contract; what they share lies in `parts`."""
-    return sorted(
-        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base")
-    )
+    """Return the names of the detectors: the files of this folder without `base`."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(p.stem for p in files if p.stem not in ("__init__", "base"))
 
 
 def model_class(name: str) -> type[AnomalyModel]:
-    """The `AnomalyModel` class defined in models/<name>.py; ValueError for an unknown name."""
-    from models.base import AnomalyModel
-
+    """Return the `AnomalyModel` class defined in models/<name>.py; ValueError for another name."""
     if name not in model_names():
         raise ValueError(f"unknown model '{name}'; known: {', '.join(model_names())}")
     module = importlib.import_module(f"models.{name}")

@@ -1,4 +1,4 @@
-"""Adversarial autoencoder: an autoencoder whose codes of healthy slices follow a normal distribution (Makhzani et al. 2016)."""
+"""Adversarial autoencoder: codes of healthy slices follow a normal law (Makhzani et al. 2016)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import code_critic_loss, dense_coder, latent_critic, squared_error
+from models.parts.layers import dense_decoder, dense_encoder, latent_critic
+from models.parts.losses import code_critic_loss, squared_error
 
 
 class Aae(AnomalyModel):
-    """Autoencoder against a critic that tells its codes from normal numbers (Wasserstein, gradient penalty; Gulrajani et al. 2017).
+    """Autoencoder against a critic that tells its codes from normal numbers.
 
-    The critic is stepped on every batch, the autoencoder on every `n_critic`-th. Autoencoder's loss: squared error - D(E(x)), summed
-    per slice, divided by the number of pixels. Map: |x - reconstruction|.
+    The critic's loss is Wasserstein's with a gradient penalty (Gulrajani et al. 2017). It is
+    stepped on every batch, the autoencoder on every `n_critic`-th. The autoencoder's loss is
+    squared error - D(E(x)), summed per slice and divided by the number of pixels. Map:
+    |x - reconstruction|.
 
     Args:
         in_channels: image channels.
@@ -37,11 +40,12 @@ class Aae(AnomalyModel):
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(
-            in_channels, channels, latent, image_size, numbers=1
-        )
+        self.encoder = dense_encoder(in_channels, channels, latent, image_size)
+        self.decoder = dense_decoder(latent, channels, in_channels, image_size)
         self.critic = latent_critic(latent)
-        self.n_critic, self.penalty, self.adversarial = n_critic, penalty, adversarial
+        self.n_critic = n_critic
+        self.penalty = penalty
+        self.adversarial = adversarial
 
     def updates(self, stage: str) -> list[Update]:
         coder = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -51,24 +55,23 @@ class Aae(AnomalyModel):
         ]
 
     def critic_loss(self, batch: Batch) -> Losses:
-        """D(E(x)) - D(normal numbers) + penalty; no gradient reaches the encoder."""
+        """Return D(E(x)) - D(normal numbers) + penalty; no gradient reaches the encoder."""
         return code_critic_loss(batch, self.encoder, self.critic, self.penalty)
 
     def loss(self, batch: Batch) -> Losses:
-        """Squared error - adversarial * D(E(x)) per slice, over the number of pixels."""
+        """Return squared error - adversarial * D(E(x)) per slice, over the number of pixels."""
         return self.coded(batch)[2]
 
     def coded(self, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
-        """Codes, reconstructions and the loss of both."""
+        """Return codes, reconstructions and the loss of both."""
         x = batch["image"]
-        code, pixels = self.encoder(x), x[0].numel()
+        pixels = x[0].numel()
+        code = self.encoder(x)
         rebuilt = self.decoder(code)
-        error, judged = squared_error(rebuilt, x).mean() / pixels, self.critic(code).mean() / pixels
-        return (
-            code,
-            rebuilt,
-            {"loss": error - self.adversarial * judged, "squared_error": error, "judged": judged},
-        )
+        error = squared_error(rebuilt, x).mean() / pixels
+        judged = self.critic(code).mean() / pixels
+        loss = error - self.adversarial * judged
+        return code, rebuilt, {"loss": loss, "squared_error": error, "judged": judged}
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))

@@ -1,4 +1,7 @@
-"""Autoencoder that knows how sure it is: image and log-variance (Mao et al. 2020; as AE-U in MedIAnomaly, Cai et al. 2025)."""
+"""Autoencoder that gives image and log-variance (Mao et al. 2020).
+
+It is called AE-U in MedIAnomaly (Cai et al. 2025).
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,22 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import (
-    coarse_size,
-    decoder,
-    dense_code,
-    encoder,
-    full_precision,
-    weighted_error,
-)
+from models.parts.layers import coarse_size, decoder, dense_code, encoder
+from models.parts.losses import full_precision, weighted_error
 
 
 class Aeu(AnomalyModel):
-    """Autoencoder whose decoder gives a mean and a log-variance v for every pixel, so that edges it never rebuilds well count less.
+    """Autoencoder whose decoder gives a mean and a log-variance v for every pixel.
 
-    Loss: exp(-v) * (x - mean)^2 + v, mean over pixels. Map: exp(-v) * (x - mean)^2, about 1 for healthy tissue; not limited upwards.
+    So edges that it never rebuilds well count less. Loss: exp(-v) * (x - mean)^2 + v, mean over
+    pixels. Map: exp(-v) * (x - mean)^2, about 1 for healthy tissue; not limited upwards.
 
     Args:
         in_channels: image channels.
         channels: output channels of the encoder blocks; each halves the image.
         latent: length of the code.
-        image_size: height and width of the slices; ValueError unless divisible by 2 ** len(channels).
+        image_size: height and width of the slices; ValueError unless divisible by
+            2 ** len(channels).
     """
 
     def __init__(
@@ -46,10 +45,9 @@ class Aeu(AnomalyModel):
         return [Update("likelihood", self.loss, list(self.parameters()))]
 
     def loss(self, batch: Batch) -> Losses:
-        """-2 log N(x; mean, exp(v)) per pixel up to a constant; its two parts are logged."""
-        error, log_variance = (
-            part.mean() for part in weighted_error(self.net(batch["image"]), batch["image"])
-        )
+        """Return -2 log N(x; mean, exp(v)) per pixel up to a constant; its parts are logged."""
+        parts = weighted_error(self.net(batch["image"]), batch["image"])
+        error, log_variance = (part.mean() for part in parts)
         return {"loss": error + log_variance, "weighted_error": error, "log_variance": log_variance}
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""AnoVAEGAN: a VAE whose reconstructions a critic cannot tell from healthy slices (Baur et al. 2018)."""
+"""AnoVAEGAN: a VAE whose reconstructions a critic cannot tell from slices (Baur et al. 2018)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import (
-    critic_loss,
-    dense_coder,
-    drawn,
-    gaussian,
-    image_critic,
-    kl_divergence,
-)
+from models.parts.layers import dense_decoder, dense_encoder, image_critic
+from models.parts.losses import critic_loss, gaussian, kl_divergence
+from models.parts.randomness import draw_latent
 
 
 class AnoVaeGan(AnomalyModel):
-    """VAE with absolute error, and a Wasserstein critic of slices and their reconstructions (gradient penalty; Gulrajani et al. 2017).
+    """VAE with absolute error, and a Wasserstein critic of slices and their reconstructions.
 
-    The critic is stepped on every batch, the VAE on every `n_critic`-th. VAE's loss: absolute error + beta * KL - adversarial * D(x'),
-    summed per slice, divided by the number of pixels. The latent's mean is used at inference. Map: |x - reconstruction|.
+    The critic has a gradient penalty (Gulrajani et al. 2017). It is stepped on every batch, the
+    VAE on every `n_critic`-th. The VAE's loss is absolute error + beta * KL - adversarial * D(x'),
+    summed per slice and divided by the number of pixels. The latent's mean is used at inference.
+    Map: |x - reconstruction|.
 
     Args:
         in_channels: image channels.
@@ -48,15 +45,14 @@ class AnoVaeGan(AnomalyModel):
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
+        self.encoder = dense_encoder(in_channels, channels, 2 * latent, image_size)
+        self.decoder = dense_decoder(latent, channels, in_channels, image_size)
         features, judged = image_critic(in_channels, channels, image_size)
         self.critic = nn.Sequential(*features, judged)
-        self.beta, self.n_critic, self.penalty, self.adversarial = (
-            beta,
-            n_critic,
-            penalty,
-            adversarial,
-        )
+        self.beta = beta
+        self.n_critic = n_critic
+        self.penalty = penalty
+        self.adversarial = adversarial
 
     def updates(self, stage: str) -> list[Update]:
         vae = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -66,30 +62,34 @@ class AnoVaeGan(AnomalyModel):
         ]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        """Return mean and log-variance of the latent, each (B, latent, 1, 1)."""
         return gaussian(self.encoder(x))
 
     def decode(self, mean: Tensor, log_variance: Tensor, seeds: Tensor | None) -> Tensor:
-        """Reconstruction from a latent that is drawn in training, each slice's from its own seed, and its mean otherwise."""
-        return self.decoder(drawn(mean, log_variance, seeds) if self.training else mean)
+        """Return the reconstruction from a latent that is drawn in training, else from its mean.
+
+        Each slice's latent is drawn from its own seed.
+        """
+        return self.decoder(draw_latent(mean, log_variance, seeds) if self.training else mean)
 
     def critic_loss(self, batch: Batch) -> Losses:
-        """D(x') - D(x) + penalty; no gradient reaches the VAE."""
-        x, seeds = batch["image"], batch.get("seed")
+        """Return D(x') - D(x) + penalty; no gradient reaches the VAE."""
+        x = batch["image"]
+        seeds = batch.get("seed")
         with torch.no_grad():
             rebuilt = self.decode(*self.encode(x), seeds)
         return critic_loss(self.critic, x, rebuilt, self.penalty, seeds)
 
     def loss(self, batch: Batch) -> Losses:
-        """Absolute error + beta * KL - adversarial * D(x') per slice, over the number of pixels."""
-        x, pixels = batch["image"], batch["image"][0].numel()
+        """Return absolute error + beta * KL - adversarial * D(x') per slice, over its pixels."""
+        x = batch["image"]
+        pixels = x[0].numel()
         mean, log_variance = self.encode(x)
         rebuilt = self.decode(mean, log_variance, batch.get("seed"))
+
         error = F.l1_loss(rebuilt, x)
-        kl, judged = (
-            kl_divergence(mean, log_variance).mean() / pixels,
-            self.critic(rebuilt).mean() / pixels,
-        )
+        kl = kl_divergence(mean, log_variance).mean() / pixels
+        judged = self.critic(rebuilt).mean() / pixels
         return {
             "loss": error + self.beta * kl - self.adversarial * judged,
             "absolute_error": error,

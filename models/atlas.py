@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch
+from models.parts.filters import blur_inside, each_brain, robust_z, tail_of
 from models.parts.healthy_map import place_statistics, places
-from models.parts.layers import blur_inside, each_brain, robust_z, tail_of
 
 
 class Atlas(AnomalyModel):
-    """How many healthy standard deviations a pixel lies from the healthy mean of its place in the atlas, mean over channels.
+    """How many healthy standard deviations a pixel lies from the healthy mean of its place.
 
-    Mean and standard deviation are kept per slice index, channel and pixel, from smoothed slices. Where few healthy brains reach,
-    the variance is drawn towards that of the whole brain as if `prior` more scans had it, and the mean likewise.
+    The map is the mean over channels. Mean and standard deviation are those of smoothed slices,
+    per slice index, channel and pixel. Where few healthy brains reach, the variance is drawn
+    towards that of the whole brain, as if `prior` more scans had it. The mean is drawn likewise.
 
     Args:
         tail: "bright", "dark" or "both" sides of the mean.
-        smooth: sigma in pixels of a Gaussian inside the brain, over healthy slices and over the slice that is scored.
+        smooth: sigma in pixels of a Gaussian inside the brain, over healthy slices and over the
+            slice that is scored.
         prior: weight of the whole brain's mean and variance, in scans.
         mirror: also learn from every slice's mirror image.
-        standardise: "robust" takes the robust z of each slice's brain first, for intensities that are on no common scale.
+        standardise: "robust" takes the robust z of each slice's brain first, for intensities that
+            are on no common scale.
     """
 
     stages = ()
@@ -38,38 +41,37 @@ class Atlas(AnomalyModel):
         standardise: Literal["none", "robust"] = "none",
     ) -> None:
         super().__init__()
-        self.tail, self.smooth, self.prior, self.mirror, self.standardise = (
-            tail,
-            smooth,
-            prior,
-            mirror,
-            standardise,
-        )
+        self.tail = tail
+        self.smooth = smooth
+        self.prior = prior
+        self.mirror = mirror
+        self.standardise = standardise
         self.register_buffer("mean", torch.zeros(0, 0, 0))  # (slices * channels, H, W)
         self.register_buffer("deviation", torch.ones(0, 0, 0))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         device = self.get_buffer("mean").device
-        statistics = place_statistics(
-            batches,
-            lambda b: self._seen(b["image"], b["mask"].float()),
-            self.smooth,
-            self.prior,
-            self.mirror,
-        )
+
+        def values(batch: Batch) -> Tensor:
+            return self._values(batch["image"], batch["mask"].float())
+
+        statistics = place_statistics(batches, values, self.smooth, self.prior, self.mirror)
         self.mean, self.deviation = (v.flatten(0, 1).contiguous().to(device) for v in statistics)
 
-    def _seen(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What is compared with the atlas: the slice, standardised where asked for, smoothed inside the brain; (B, C, H, W)."""
+    def _values(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return what is compared with the atlas, (B, C, H, W).
+
+        That is the slice, standardised where asked for and smoothed inside the brain.
+        """
         x = x.float()
-        return blur_inside(
-            each_brain(x, mask, robust_z) if self.standardise == "robust" else x, mask, self.smooth
-        )
+        if self.standardise == "robust":
+            x = each_brain(x, mask, robust_z)
+        return blur_inside(x, mask, self.smooth)
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         mean, deviation = (
             self.get_buffer(name).unflatten(0, (-1, x.shape[1])) for name in ("mean", "deviation")
         )
         place = places(x, z, len(mean))
-        signed = (self._seen(x, mask.float()) - mean[place]) / deviation[place]
+        signed = (self._values(x, mask.float()) - mean[place]) / deviation[place]
         return tail_of(signed, self.tail).mean(1, keepdim=True) * mask

@@ -1,4 +1,4 @@
-"""Adversarial autoencoder that codes a slice and its reconstruction alike (Chen & Konukoglu 2018)."""
+"""Adversarial autoencoder that codes a slice like its reconstruction (Chen & Konukoglu 2018)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from models.aae import Aae
 from models.base import Batch, Losses
-from models.parts.layers import squared_error
+from models.parts.losses import squared_error
 
 
 class ConstrainedAae(Aae):
-    """`aae` with rho * |E(x) - E(x')|^2 in the autoencoder's loss, so that a strange image is coded like the healthy one that it becomes.
+    """`aae` with rho * |E(x) - E(x')|^2 in the autoencoder's loss.
+
+    So a strange image is coded like the healthy one that it becomes.
 
     Args:
         in_channels: image channels.
@@ -38,7 +40,7 @@ class ConstrainedAae(Aae):
         self.rho = rho
 
     def loss(self, batch: Batch) -> Losses:
-        """Squared error - adversarial * D(E(x)) + rho * |E(x) - E(x')|^2 per slice, over the number of pixels."""
+        """Return the loss of `aae` + rho * |E(x) - E(x')|^2 per slice, over its pixels."""
         code, rebuilt, losses = self.coded(batch)
         constraint = squared_error(self.encoder(rebuilt), code).mean() / batch["image"][0].numel()
         return losses | {"loss": losses["loss"] + self.rho * constraint, "constraint": constraint}

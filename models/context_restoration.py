@@ -1,4 +1,7 @@
-"""Context restoration alone as a detector (Chen et al. 2019; TUM thesis on self-supervised brain CT, 5.2)."""
+"""Context restoration alone as a detector (Chen et al. 2019).
+
+Chapter 5.2 of the TUM thesis on self-supervised brain CT.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from models.parts.pretext import swap_patches
 
 
 class ContextRestoration(AnomalyModel):
-    """Autoencoder that puts two swapped patches back; the map is the absolute residual of the slice as it is.
+    """Autoencoder that puts two swapped patches back.
+
+    The map is the absolute residual of the slice as it is.
 
     Args:
         in_channels: image channels.
@@ -35,7 +40,7 @@ class ContextRestoration(AnomalyModel):
         return [Update("restore", self.loss, list(self.parameters()))]
 
     def loss(self, batch: Batch) -> Losses:
-        """Mean squared error between the restored image and the image before the swap."""
+        """Return the mean squared error of the restored image to that before the swap."""
         swapped = swap_patches(
             batch["image"], batch["mask"], self.patch_fraction, batch.get("seed")
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import unet
 from models.parts.pretext import coarse_noise
+from models.parts.unet import unet
 
 
 class Dae(AnomalyModel):
-    """U-Net that takes coarse noise off healthy slices, and what it does not know off others, lesions as well.
+    """U-Net that takes coarse noise off healthy slices.
 
-    Loss: squared error to the slice without noise, mean over the brain. No noise at inference. Map: |x - f(x)|.
+    Off other slices it takes what it does not know, lesions as well. Loss: squared error to the
+    slice without noise, mean over the brain. No noise at inference. Map: |x - f(x)|.
 
     Args:
         in_channels: image channels.
@@ -28,14 +29,16 @@ class Dae(AnomalyModel):
         if coarse < 1:
             raise ValueError(f"coarse: expected at least 1 cell of noise, got {coarse}")
         self.net = unet(in_channels, in_channels, width)
-        self.noise, self.coarse = noise, coarse
+        self.noise = noise
+        self.coarse = coarse
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("denoise", self.loss, list(self.parameters()))]
 
     def loss(self, batch: Batch) -> Losses:
-        """Mean squared error in the brain between the denoised and the clean slice."""
-        x, mask = batch["image"], batch["mask"]
+        """Return the mean squared error in the brain of the denoised slice to the clean one."""
+        x = batch["image"]
+        mask = batch["mask"]
         noise = coarse_noise(x, mask, self.noise, self.coarse, batch.get("seed"))
         error = (self.net(x + noise) - x).square().mean(1, keepdim=True) * mask
         return {"loss": error.sum() / mask.sum().clamp(min=1)}

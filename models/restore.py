@@ -1,4 +1,7 @@
-"""Restoration of synthetic anomalies of known severity (FPI: Tan et al. 2020; PII: Tan et al. 2021; DISYRE: Marimont et al. 2024)."""
+"""Restoration of synthetic anomalies of known severity.
+
+FPI: Tan et al. 2020; PII: Tan et al. 2021; DISYRE: Marimont et al. 2024.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import rand, unet
-from models.parts.pretext import CORRUPTIONS, corrupt
+from models.parts.corruptions import CORRUPTIONS, corrupt
+from models.parts.randomness import rand
+from models.parts.unet import unet
 
 
 class Restore(AnomalyModel):
-    """U-Net that is told how severe an anomaly may be, and gives the slice without it and a severity per pixel.
+    """U-Net that gets a severity, and gives the slice without its anomaly and a severity per pixel.
 
-    Training: `corrupt` changes a place of the slice by one of `kinds`, with a severity alpha in [0.05, 0.95]; alpha fills an input channel,
-    a random one where nothing was changed. A foreign patch comes from the batch, so this model's training depends on how slices
-    are grouped. Loss: squared error to the clean slice + `weight` * binary cross-entropy of the severity, means over the brain.
-    Inference: mean over the assumed `severities`. Map: "restoration" |x - clean|, "severity" its predicted probability, or their "product".
+    Training: `corrupt` changes a place of the slice by one of `kinds`, with a severity alpha in
+    [0.05, 0.95]. Alpha fills an input channel; it is a random one where nothing was changed. A
+    foreign patch comes from the batch, so this model's training depends on how slices are grouped.
+    Loss: squared error to the clean slice + `weight` * binary cross-entropy of the severity, means
+    over the brain.
+
+    Inference: mean over the assumed `severities`. Map: "restoration" |x - clean|, "severity" its
+    predicted probability, or their "product".
 
     Args:
         in_channels: image channels.
         width: channels of the finest of five scales, a multiple of 8.
-        kinds: "foreign" (patch of another slice), "poisson" (the same, seamless), "intensity", "deformation".
+        kinds: "foreign" (patch of another slice), "poisson" (the same, seamless), "intensity",
+            "deformation".
         share: share of training slices that are changed, 0 to 1.
         weight: weight of the severity against the restoration.
         severities: assumed at inference, each in [0, 1]; one pass of the network for each.
@@ -55,35 +64,38 @@ class Restore(AnomalyModel):
         if not severities or min(severities) < 0 or max(severities) > 1:
             raise ValueError(f"severities: expected numbers from 0 to 1, got {list(severities)}")
         self.net = unet(in_channels + 1, in_channels + 1, width)
-        self.kinds, self.share, self.weight, self.severities, self.map_kind = (
-            tuple(kinds),
-            share,
-            weight,
-            tuple(severities),
-            map,
-        )
+        self.kinds = tuple(kinds)
+        self.share = share
+        self.weight = weight
+        self.severities = tuple(severities)
+        self.map_kind = map
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("restore", self.loss, list(self.parameters()))]
 
     def predict(self, x: Tensor, severity: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean slices (B, C, H, W) and logits of the severity (B, 1, H, W), for an assumed severity (B,) in [0, 1]."""
+        """Return clean slices (B, C, H, W) and logits of the severity (B, 1, H, W).
+
+        severity (B,) in [0, 1] is the one that is assumed.
+        """
         assumed = severity.to(x)[:, None, None, None].expand(-1, 1, *x.shape[-2:])
         clean, logits = self.net(torch.cat([x, assumed], dim=1)).split([x.shape[1], 1], dim=1)
         return clean, logits
 
     def loss(self, batch: Batch) -> Losses:
-        """Restoration + weight * severity, of slices changed from their own seeds."""
-        x, mask, seeds = batch["image"], batch["mask"], batch.get("seed")
+        """Return restoration + weight * severity, of slices changed from their own seeds."""
+        x = batch["image"]
+        mask = batch["mask"]
+        seeds = batch.get("seed")
         changed, severity = corrupt(x, mask, seeds, self.kinds, self.share)
         alpha = severity.flatten(1).amax(1)
         alpha = torch.where(alpha > 0, alpha, 0.05 + 0.9 * rand(alpha, seeds, stream=12))
         clean, logits = self.predict(changed, alpha)
+
         pixels = mask.sum().clamp(min=1)
         restoration = ((clean - x).square().mean(1, keepdim=True) * mask).sum() / pixels
-        cross = (
-            F.binary_cross_entropy_with_logits(logits, severity, reduction="none") * mask
-        ).sum() / pixels
+        entropy = F.binary_cross_entropy_with_logits(logits, severity, reduction="none")
+        cross = (entropy * mask).sum() / pixels
         return {
             "loss": restoration + self.weight * cross,
             "restoration": restoration,
@@ -91,14 +103,14 @@ class Restore(AnomalyModel):
         }
 
     def restored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean slices and severities in [0, 1], mean over the assumed severities."""
-        clean, severity = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        """Return clean slices and severities in [0, 1], mean over the assumed severities."""
+        count = len(self.severities)
+        clean = torch.zeros_like(x)
+        severity = torch.zeros_like(x[:, :1])
         for assumed in self.severities:
             image, logits = self.predict(x, x.new_full((len(x),), assumed))
-            clean, severity = (
-                clean + image / len(self.severities),
-                severity + logits.sigmoid() / len(self.severities),
-            )
+            clean = clean + image / count
+            severity = severity + logits.sigmoid() / count
         return clean, severity
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -107,6 +119,5 @@ class Restore(AnomalyModel):
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         clean, severity = self.restored(x)
         apart = (x - clean).abs().mean(1, keepdim=True)
-        return {"restoration": apart, "severity": severity, "product": apart * severity}[
-            self.map_kind
-        ] * mask
+        values = {"restoration": apart, "severity": severity, "product": apart * severity}
+        return values[self.map_kind] * mask

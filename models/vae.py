@@ -1,4 +1,7 @@
-"""Fully convolutional VAE with 256 latent variables (Chatterjee et al., abstract on MOOD and BraTS; Kingma & Welling 2014)."""
+"""Fully convolutional VAE with 256 latent variables (Kingma & Welling 2014).
+
+Chatterjee et al., abstract on MOOD and BraTS.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,14 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
+from models.parts.dropout import dropout_passes, passes_map
 from models.parts.flow import RealNvp
-from models.parts.layers import (
-    dense_coder,
-    dropout_passes,
+from models.parts.layers import dense_decoder, dense_encoder
+from models.parts.losses import (
     full_precision,
     gaussian,
     kl_divergence,
     negative_elbo,
-    passes_map,
     squared_error,
     uncertain_error,
     weighted_error,
@@ -26,26 +28,33 @@ from models.parts.restoration import map_restoration
 
 
 class Vae(AnomalyModel):
-    """VAE whose last convolution covers what the encoder leaves, so that `latent` numbers describe the slice or volume.
+    """VAE whose last convolution covers what the encoder leaves of the image.
 
-    Loss: squared error + beta * KL, summed per image, divided by the number of pixels. The latent's mean is used at inference.
-    Map: |x - reconstruction|; with `passes`, of that many reconstructions with dropout kept on (Gal & Ghahramani 2016); with
-    `restoration`, |x - restored| (Chen et al. 2020). Score: mean of the map; with the "flow" prior, -log p of the latent's mean under
-    a RealNVP (Dinh et al. 2017) that `fit_reference` fits to the training slices' means.
+    So `latent` numbers describe the slice or volume. Loss: squared error + beta * KL, summed per
+    image and divided by the number of pixels. The latent's mean is used at inference.
+
+    Map: |x - reconstruction|. With `passes` it is made of that many reconstructions with dropout
+    kept on (Gal & Ghahramani 2016). With `restoration` it is |x - restored| (Chen et al. 2020).
+
+    Score: mean of the map. With the "flow" prior it is -log p of the latent's mean under a RealNVP
+    (Dinh et al. 2017), which `fit_reference` fits to the training slices' means.
 
     Args:
         in_channels: image channels.
         channels: output channels of the encoder blocks; each halves the image.
         latent: number of latent variables.
         beta: weight of the KL term.
-        uncertainty: the decoder gives a log-variance too; the squared error and the map become those of `aeu`.
+        uncertainty: the decoder gives a log-variance too; the squared error and the map become
+            those of `aeu`.
         dropout: share of channels dropped in training, from 0 to below 1.
         passes: reconstructions with dropout at inference; 0 makes one without.
-        map: with `passes`, the mean "residual", the standard deviation over passes ("uncertainty") or their ratio ("normalised").
+        map: with `passes`, the mean "residual", the standard deviation over passes ("uncertainty")
+            or their ratio ("normalised").
         restoration: "map" climbs to the most likely slice near x; "none" decodes the latent's mean.
         rho: weight of the restoration's total variation.
         schedule: pairs of a number of restoration steps and their size.
-        prior: what the score holds the latent's mean against, "normal" (nothing, the map is the score) or a fitted "flow".
+        prior: what the score holds the latent's mean against: "normal" (nothing, the map is the
+            score) or a fitted "flow".
         image_size: height and width of the slices, or the three sides of volumes.
         spatial_dims: 2 for slices (B, C, H, W), 3 for volumes (B, C, X, Y, Z).
     """
@@ -81,35 +90,46 @@ class Vae(AnomalyModel):
         if restoration == "map" and spatial_dims == 3:
             raise ValueError("restoration: 'map' works on slices; leave spatial_dims at 2")
         outputs = (1 + uncertainty) * in_channels
-        self.encoder, self.decoder = dense_coder(
-            in_channels,
-            channels,
-            latent,
-            image_size,
-            spatial_dims,
-            outputs=outputs,
-            dropout=dropout,
+        self.encoder = dense_encoder(
+            in_channels, channels, 2 * latent, image_size, spatial_dims, dropout
         )
+        self.decoder = dense_decoder(latent, channels, outputs, image_size, spatial_dims, dropout)
         self.flow = RealNvp(latent) if prior == "flow" else None
-        self.beta, self.uncertainty, self.passes, self.map = beta, uncertainty, passes, map
-        self.restoration, self.rho, self.schedule = restoration, rho, schedule
+        self.beta = beta
+        self.uncertainty = uncertainty
+        self.passes = passes
+        self.map = map
+        self.restoration = restoration
+        self.rho = rho
+        self.schedule = schedule
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("elbo", self.loss, [*self.encoder.parameters(), *self.decoder.parameters()])]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent, each (B, latent, 1, 1), or with one more 1 for volumes."""
+        """Return mean and log-variance of the latent, each (B, latent, 1, 1).
+
+        With one more 1 for volumes.
+        """
         return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
-        """Negative evidence lower bound per pixel, with a Gaussian of unit or (uncertainty) learned variance up to constants."""
-        x, error = batch["image"], uncertain_error if self.uncertainty else squared_error
+        """Return the negative evidence lower bound per pixel, up to constants.
+
+        The Gaussian of x has unit variance, or with `uncertainty` a learned one.
+        """
+        x = batch["image"]
+        seeds = batch.get("seed")
+        error = uncertain_error if self.uncertainty else squared_error
         return negative_elbo(
-            x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta, error
+            x, self.encode(x), self.decoder, seeds, self.training, self.beta, error
         )
 
     def elbo(self, x: Tensor) -> Tensor:
-        """What the loss lowers, with its sign turned, at the latent's mean and per slice, (B,)."""
+        """Return what the loss lowers, with its sign turned, per slice (B,).
+
+        The latent is its mean.
+        """
         mean, log_variance = self.encode(x)
         return -squared_error(self.decoder(mean), x) - self.beta * kl_divergence(mean, log_variance)
 
@@ -117,17 +137,19 @@ class Vae(AnomalyModel):
         return self.decoder(self.encode(x)[0])[:, : x.shape[1]]
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        """The flow of all training slices' latent means."""
-        if self.flow is not None:
-            device = self.flow.get_buffer("centre").device
-            with torch.no_grad():
-                codes = torch.cat(
-                    [self.encode(b["image"].to(device))[0].flatten(1) for b in batches]
-                )
-            self.flow.fit(codes)
+        """Fit the flow to all training slices' latent means."""
+        if self.flow is None:
+            return
+        device = self.flow.get_buffer("centre").device
+        with torch.no_grad():
+            codes = [self.encode(b["image"].to(device))[0].flatten(1) for b in batches]
+        self.flow.fit(torch.cat(codes))
 
     def score(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
-        """Mean of the map inside the mask; with the flow prior -log p(mean) in nats, which may be negative."""
+        """Return the mean of the map inside the mask.
+
+        With the flow prior -log p(mean) in nats, which may be negative.
+        """
         if self.flow is None:
             return super().score(x, mask, z)
         with torch.autocast(x.device.type, enabled=False):
@@ -138,15 +160,10 @@ class Vae(AnomalyModel):
             decoded = full_precision(lambda y: self.decoder(self.encode(y)[0]), x)
             return weighted_error(decoded, x)[0].mean(1, keepdim=True) * mask
         if self.passes:
-            return (
-                passes_map(
-                    x, dropout_passes(self, lambda: self.reconstruct(x), self.passes), self.map
-                )
-                * mask
-            )
-        healthy = (
-            map_restoration(x, mask, self.elbo, self.rho, self.schedule)
-            if self.restoration == "map"
-            else self.reconstruct(x)
-        )
+            results = dropout_passes(self, lambda: self.reconstruct(x), self.passes)
+            return passes_map(x, results, self.map) * mask
+        if self.restoration == "map":
+            healthy = map_restoration(x, mask, self.elbo, self.rho, self.schedule)
+        else:
+            healthy = self.reconstruct(x)
         return (x - healthy).abs().mean(1, keepdim=True) * mask

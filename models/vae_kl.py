@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from models.base import AnomalyModel, Batch, Losses, Update
-from models.parts.layers import (
-    dense_coder,
+from models.parts.filters import gaussian_blur, mean_inside
+from models.parts.layers import dense_decoder, dense_encoder
+from models.parts.losses import (
     gaussian,
-    gaussian_blur,
     input_gradient,
     kl_divergence,
-    mean_inside,
     negative_elbo,
     squared_error,
 )
@@ -24,9 +23,10 @@ from models.parts.layers import (
 class VaeKl(AnomalyModel):
     """VAE with a dense latent; four anomaly maps, chosen by `map`.
 
-    "rec": squared error of the reconstruction. "kl": |d KL / dx|, how an input pixel pulls the latent away from the prior. "elbo":
-    |d (squared error / 2 + beta KL) / dx|. "combi": smoothed "kl", divided by its healthy mean, times "rec". Gradients are
-    smoothed by a Gaussian of `smooth` pixels.
+    "rec": squared error of the reconstruction. "kl": |d KL / dx|, how an input pixel pulls the
+    latent away from the prior. "elbo": |d (squared error / 2 + beta KL) / dx|. "combi": smoothed
+    "kl", divided by its healthy mean, times "rec". Gradients are smoothed by a Gaussian of `smooth`
+    pixels.
 
     Args:
         in_channels: image channels.
@@ -51,46 +51,51 @@ class VaeKl(AnomalyModel):
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = dense_coder(in_channels, channels, latent, image_size)
-        self.beta, self.map, self.smooth = beta, map, smooth
+        self.encoder = dense_encoder(in_channels, channels, 2 * latent, image_size)
+        self.decoder = dense_decoder(latent, channels, in_channels, image_size)
+        self.beta = beta
+        self.map = map
+        self.smooth = smooth
         self.register_buffer("healthy_gradient", torch.ones(()))
 
     def updates(self, stage: str) -> list[Update]:
         return [Update("elbo", self.loss, list(self.parameters()))]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent, each (B, latent, 1, 1)."""
+        """Return mean and log-variance of the latent, each (B, latent, 1, 1)."""
         return gaussian(self.encoder(x))
 
     def loss(self, batch: Batch) -> Losses:
-        """Squared error + beta * KL, summed per slice, mean over the batch; divided by the number of pixels."""
+        """Return squared error + beta * KL, summed per slice, over the number of pixels.
+
+        It is the mean over the batch.
+        """
         x = batch["image"]
-        return negative_elbo(
-            x, *self.encode(x), self.decoder, batch.get("seed"), self.training, self.beta
-        )
+        seeds = batch.get("seed")
+        return negative_elbo(x, self.encode(x), self.decoder, seeds, self.training, self.beta)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decoder(self.encode(x)[0])
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        """Mean smoothed KL gradient of healthy brain pixels, the unit of "combi"."""
-        self.healthy_gradient = mean_inside(
-            batches, self.kl_gradient, self.get_buffer("healthy_gradient").device
-        )
+        """Take the mean smoothed KL gradient of healthy brain pixels, the unit of "combi"."""
+        device = self.get_buffer("healthy_gradient").device
+        self.healthy_gradient = mean_inside(batches, self.kl_gradient, device)
 
     def kl_gradient(self, x: Tensor) -> Tensor:
-        """|d KL / dx| averaged over channels and smoothed, (B, 1, H, W)."""
+        """Return |d KL / dx| averaged over channels and smoothed, (B, 1, H, W)."""
         return self._smoothed(input_gradient(x, lambda y: kl_divergence(*self.encode(y)).sum()))
 
     def elbo_gradient(self, x: Tensor) -> Tensor:
-        """|d (squared error / 2 + beta KL) / dx| averaged over channels and smoothed, (B, 1, H, W); the mean is decoded."""
+        """Return |d (squared error / 2 + beta KL) / dx| as `kl_gradient` does.
+
+        The latent's mean is decoded.
+        """
 
         def elbo(y: Tensor) -> Tensor:
             mean, log_variance = self.encode(y)
-            return (
-                0.5 * squared_error(self.decoder(mean), y)
-                + self.beta * kl_divergence(mean, log_variance)
-            ).sum()
+            error = 0.5 * squared_error(self.decoder(mean), y)
+            return (error + self.beta * kl_divergence(mean, log_variance)).sum()
 
         return self._smoothed(input_gradient(x, elbo))
 

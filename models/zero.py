@@ -1,4 +1,4 @@
-"""The map that marks nothing: what a method must beat to say anything."""
+"""The map that marks nothing: what every method must beat."""
 
 from __future__ import annotations
 

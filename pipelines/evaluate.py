@@ -18,12 +18,12 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.pages.evaluation import evaluation_page
     from pipelines.pages.text import value_text
     from pipelines.study.evaluate import evaluate
-    from pipelines.study.protocol import protocol_for
+    from pipelines.study.protocol import existing_data, protocol_for
 
-    data = Path(arguments.data)
-    protocol = protocol_for(data, arguments.protocol, arguments.overrides)
+    data = existing_data(Path(arguments.data))
     run = load_run(arguments.run, arguments.accelerator)
     out = cli.writable_folder(arguments.out or run.folder / "evaluation" / data.name)
+    protocol = protocol_for(data, arguments.protocol, arguments.overrides)
     result = evaluate(run, data, out, protocol, arguments.point, page=evaluation_page)
     if not result:
         print("error: no test scan could be evaluated.", file=sys.stderr)

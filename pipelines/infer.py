@@ -10,9 +10,9 @@ from preprocessing.scans import NOTICE, SUFFIXES
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import detect_all, listed, make_job
+    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
 
-    source = Path(arguments.input)
+    source = existing_source(Path(arguments.input))
     out = Path(arguments.out)
     given = (arguments.threshold, arguments.accelerator, arguments.keep_nifti)
     job = make_job(Path(arguments.run), source, out, *given)

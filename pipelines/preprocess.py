@@ -11,7 +11,12 @@ from pipelines.config import DEMO, ConfigError, load_recipe
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.demo import demo_table
-    from pipelines.cohort.preprocess import Workers, list_input, preprocess_cohort
+    from pipelines.cohort.preprocess import (
+        Workers,
+        existing_input,
+        list_input,
+        preprocess_cohort,
+    )
     from pipelines.pages.quality import quality_page
     from preprocessing import register
 
@@ -22,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
 
-    source = Path(arguments.input or demo_table(arguments.seed))
+    source = existing_input(Path(arguments.input or demo_table(arguments.seed)))
     default = Path("work") / modality if arguments.input else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
     given = list_input(source, modality, out, arguments.seed)

@@ -1,10 +1,6 @@
-"""`make results`: docs/results.md from the files in docs/results, and from nothing else.
+"""`make results`: docs/results.md, a page per data set, docs/performance.md, from committed files.
 
-docs/results/<data>/<model>.json is the file that `compare` writes per model (`<data>_<model>.json`), comparison.json its
-comparison, preprocess.json the file that `preprocess` writes into its OUT: copies that `--add FOLDER` makes, no hand in between.
-docs/results/choose_*.json are files of `make choose`. docs/performance.md and its plots come from docs/results/performance.json, the
-file of `make benchmark`. docs/results/choose.yaml says which model of which comparison stands for which kind of scan, lesion and budget;
-its figures come from those files too.
+docs/results holds those files; pipelines/pages/results.py says what each is and who writes it.
 """
 
 from __future__ import annotations
@@ -18,12 +14,13 @@ from pipelines import cli
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.config import ROOT
     from pipelines.pages.performance import PERFORMANCE, performance_figure, performance_page
-    from pipelines.pages.results import PAGE, add, results_page
+    from pipelines.pages.results import PAGE, add, all_pages
     from preprocessing.files import write_atomic
 
     for folder in arguments.add:
         add(Path(folder))
-    write_atomic(PAGE, results_page())
+    for path, text in all_pages().items():
+        write_atomic(path, text)
     if PERFORMANCE.is_file():
         write_atomic(ROOT / "docs" / "performance.md", performance_page())
         write_atomic(ROOT / "docs" / "images" / "performance.png", performance_figure())
@@ -32,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    p = cli.parser("results", "Write docs/results.md from the files in docs/results.")
+    p = cli.parser("results", "Write docs/results.md and its pages from the files in docs/results.")
     p.add_argument(
         "--add",
         action="append",

@@ -53,18 +53,13 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
-        return voxel_sizes(self.affine)
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
 
     def every(self, step: int) -> Grid:
         """The grid of every `step`-th voxel along each axis, the first one included."""
         x, y, z = (-(-n // step) for n in self.shape)
         return Grid((x, y, z), self.affine @ np.diag([step, step, step, 1]))
-
-
-def voxel_sizes(affine: np.ndarray) -> tuple[float, float, float]:
-    """Voxel size in mm along each array axis."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(x), float(y), float(z)
 
 
 def array_axis(affine: np.ndarray, world_axis: int) -> int:

@@ -72,16 +72,21 @@ class Workers:
 HERE = Workers()  # this process
 
 
-def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
-    """The scans of `source`, split by subject where it says nothing of splits.
-
-    InputError for a leak or nothing to read. DICOM folders are converted below `out`.
-    """
+def existing_input(source: Path) -> Path:
+    """The input as it is given; InputError where there is none."""
     if not source.exists():
         raise InputError(
             f"{source}: no such file or folder; "
             "give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
         )
+    return source
+
+
+def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
+    """The scans of `source`, split by subject where it says nothing of splits.
+
+    InputError for a leak or nothing to read. DICOM folders are converted below `out`.
+    """
     scans, lost = list_scans(source, modality, out)
     check_people(source, scans)
     given = all(scan.split for scan in scans)

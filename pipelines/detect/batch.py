@@ -89,6 +89,16 @@ def make_job(
     return Job(run.folder, out, threshold, digest, accelerator, root, keep_nifti)
 
 
+def existing_source(source: Path) -> Path:
+    """The input as it is given; InputError where there is none."""
+    if not source.exists():
+        raise InputError(
+            f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM "
+            "folder."
+        )
+    return source
+
+
 @contextmanager
 def listed(
     source: Path, job: Job, shared: bool = False
@@ -98,14 +108,9 @@ def listed(
     `shared`: convert below the job's `out`, which every worker sees, and not in this machine's
     temporary folder.
     """
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM "
-            "folder."
-        )
     parent = job.out if shared else None
     with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
-        yield list_scans(source, job.run.recipe.name, Path(folder))
+        yield list_scans(existing_source(source), job.run.recipe.name, Path(folder))
 
 
 def detect_all(

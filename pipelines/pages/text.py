@@ -22,7 +22,6 @@ COMPARED = (
     "healthy_false_positive_ml",
 )
 
-
 SHORT = {
     "scan_auroc": "AUROC scan",
     "scan_ap": "AP scan",
@@ -77,9 +76,13 @@ def value_text(value: float | None) -> str:
 
 
 def short_number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Three significant digits, or a whole number with its thousands parted."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with these heads."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -26,10 +26,11 @@ from pipelines.study.evaluate import Page, evaluate
 from pipelines.study.evaluation import Evaluation
 from pipelines.study.folds import Unit, units, write_folds
 from pipelines.study.protocol import Protocol
-from pipelines.study.results_file import results_file
+from pipelines.study.results_file import ENDING
+from pipelines.study.results_writer import write_results
 from pipelines.training.fit import train
 from pipelines.versions import command_line, versions
-from preprocessing.files import nearest, plain, write_json, write_rows, write_table
+from preprocessing.files import nearest, plain, write_json, write_table
 from preprocessing.scans import InputError
 
 
@@ -136,9 +137,9 @@ def question(data: Path, names: list[str], protocol: Protocol, **given: Any) -> 
 def compare(
     asked: Question, run_configs: dict[str, RunConfig], out: Path, page: Page | None = None
 ) -> Answer:
-    """Train what is missing, evaluate all, write the comparison and each model's results to `out`.
+    """Train what is missing, evaluate all, write the comparison and its results folder to `out`.
 
-    Files are <name>_comparison.tsv, <name>_comparison.json and <name>_<model>.json. Runs lie in
+    Files are <name>_comparison.tsv, <name>_comparison.json and <name>_results/. Runs lie in
     `out`/<model>/<seed or fold>. A finished run is not trained again, an evaluation that stands is
     read, and variants that differ only after training are trained once. `page` makes the page of
     each evaluation.
@@ -160,21 +161,30 @@ def compare(
             run, result = run_unit(asked, model, config, unit, out, page, pictures=first)
             first_run = run if first else first_run
             results[model].append(result)
-        evaluations = [result.evaluation for result in results[model]]
+        evaluations = evaluations_of(results[model])
         figures, draws[model] = figures_over_runs(evaluations, asked.protocol)
         entries.append(entry_of(model, results[model], figures))
-        rows = [result.as_row() for result in results[model]]
-        content = results_file(rows, figures, command, asked.protocol, versions())
-        write_rows(out / f"{asked.name}_{model}.json", content)
 
-    by_model = {model: [r.evaluation for r in runs] for model, runs in results.items()}
+    by_model = {model: evaluations_of(runs) for model, runs in results.items()}
     comparison = comparison_of(asked, command, by_model, entries, draws)
     write_json(out / f"{asked.name}_comparison.json", comparison)
     write_table(out / f"{asked.name}_comparison.tsv", table_rows(comparison))
+    rows = {model: rows_of(runs) for model, runs in results.items()}
+    write_results(out / f"{asked.name}{ENDING}", comparison, rows)
     images: dict[str, Images] = {}
     for model, runs in results.items():
         images[model] = case_images(out / model / runs[0].unit.name, asked.test)
     return Answer(comparison, by_model, images, first_run)
+
+
+def evaluations_of(runs: list[UnitResult]) -> list[Evaluation]:
+    """The evaluation of each run of a model."""
+    return [run.evaluation for run in runs]
+
+
+def rows_of(runs: list[UnitResult]) -> list[dict[str, Any]]:
+    """Each run of a model as the results file takes it."""
+    return [run.as_row() for run in runs]
 
 
 def run_unit(

@@ -38,13 +38,18 @@ def load_protocol(name: str, overrides: list[str] | None = None) -> Protocol:
     return validate(Protocol, {"name": name} | merge(read_yaml(path), overrides or []), path)
 
 
-def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol:
-    """The named protocol; by default "pictures" for pictures and "volumes" for all else."""
+def existing_data(data: Path) -> Path:
+    """A preprocessed cohort's folder as it is given; InputError where there is none."""
     if not data.is_dir():
         raise InputError(
             f"{data}: no such folder; give the OUT folder of 'make preprocess' as DATA."
         )
+    return data
+
+
+def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol:
+    """The named protocol; by default "pictures" for pictures and "volumes" for all else."""
     if name is None:
-        modality = read_yaml(data / "recipe.yaml").get("modality")
+        modality = read_yaml(existing_data(data) / "recipe.yaml").get("modality")
         name = "pictures" if modality == "picture" else "volumes"
     return load_protocol(name, overrides)

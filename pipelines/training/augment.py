@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.parts.layers import generator
+from models.parts.randomness import generator
 from pipelines.detect.config import Augmentation
 
 STREAM = 100  # of each sample's seed; models draw from lower ones

@@ -133,14 +133,14 @@ def render(
     voxel = np.array(subject.voxel_mm)
     image, inside = _healthy(subject, at, rng)
 
-    mask = np.zeros(shape, bool)
+    lesion_mask = np.zeros(shape, bool)
     marks = np.random.default_rng([seed, int(subject.id[4:]), 2])
     for lesion in subject.lesions if lesions else []:
         soft, core = lesion_shape(lesion, at, inside, voxel, marks)
         value = lesion_value(lesion, image, core, subject.tissue, voxel, marks)
         image = image * (1 - soft) + soft * value
         lesion.measured_ml = float((soft > 0.5).sum() * voxel.prod() / 1000)
-        mask |= soft > 0.5
+        lesion_mask |= soft > 0.5
 
     bias = smooth_noise(rng, 35.0 / voxel, shape)
     bias -= bias[inside].mean()
@@ -150,7 +150,7 @@ def render(
     imaginary = subject.noise * rng.normal(size=shape)
     image = np.hypot(real, imaginary)
     scaled = image * subject.white_matter / subject.tissue[2]
-    return np.where(inside, scaled, 0).astype(np.float32), mask, affine
+    return np.where(inside, scaled, 0).astype(np.float32), lesion_mask, affine
 
 
 def _healthy(
@@ -266,7 +266,7 @@ def make_cohort(
 
 def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
     """Render a subject and write its files; its row of the table."""
-    data, mask, affine = render(subject, seed)
+    data, lesion_mask, affine = render(subject, seed)
     (out / subject.id).mkdir(parents=True, exist_ok=True)
     image = _nifti(data, affine)
     if subject.stored_as == "int16":
@@ -282,7 +282,7 @@ def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
     }
     if subject.lesions:
         row["mask"] = f"{subject.id}/{subject.id}_lesion_mask.nii.gz"
-        save_nifti(_nifti(mask.astype(np.uint8), affine), out / row["mask"])
+        save_nifti(_nifti(lesion_mask.astype(np.uint8), affine), out / row["mask"])
     return row
 
 

@@ -1,15 +1,16 @@
-"""`make benchmark`: what its parts measure runs on a small scale, and the page shows the numbers of the file."""
+"""`make benchmark`: its parts run on a small scale, and the page shows the file's numbers."""
 
 import json
 import time
 
 import pytest
 
-from benchmarks import measure, recommended, scale
+from benchmarks import measure, recommended, scale, start_up
 from benchmarks import performance as benchmark
 from pipelines import cli
 from pipelines.pages import performance, results
 from preprocessing.scans import InputError
+from tests.pipelines.pages.made_results import made_results, made_run
 
 
 def test_a_ratio_says_how_many_times_better():
@@ -24,7 +25,8 @@ def test_a_ratio_says_how_many_times_better():
 
 
 def test_runs_alternate_and_their_median_counts(monkeypatch):
-    clock, called = iter([0, 1, 1, 11, 11, 14, 14, 20, 20, 22, 22, 24]), []
+    clock = iter([0, 1, 1, 11, 11, 14, 14, 20, 20, 22, 22, 24])
+    called = []
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     ways = {"a": lambda: called.append("a"), "b": lambda: called.append("b")}
     assert measure.alternate(ways, 3) == {"a": 2, "b": 6}  # a: 1, 3, 2 s; b: 10, 6, 2 s
@@ -37,15 +39,8 @@ def test_runs_alternate_and_their_median_counts(monkeypatch):
 def test_a_scan_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsys, name, content):
     if content:
         (tmp_path / name).write_bytes(content)
-    given = [
-        "performance",
-        "--t1",
-        str(tmp_path / name),
-        "--out",
-        str(tmp_path / "out.json"),
-        "--only",
-        "loading",
-    ]
+    given = ["performance", "--t1", str(tmp_path / name), "--only", "loading"]
+    given += ["--out", str(tmp_path / "out.json")]
     monkeypatch.setattr("sys.argv", given)
     with pytest.raises(SystemExit, match="2"):
         cli.run(benchmark.main, benchmark.build_parser())
@@ -59,7 +54,7 @@ def test_a_scan_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, capsy
 
 
 def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
-    """Twenty small volumes: preprocess takes them for done, and the rest learns from and scores them."""
+    """Twenty small volumes: preprocess takes them for done, the rest learns from them."""
     scale.toy_cohort(tmp_path / "data", 20)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").glob("s0*/*")}
     costs = scale.cohort_costs(tmp_path)
@@ -69,23 +64,28 @@ def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
     assert evaluation["summary"]["n_scans"] == 4 and not evaluation["failures"]
 
 
+def test_the_help_of_every_command_is_measured(monkeypatch):
+    called = []
+    monkeypatch.setattr(start_up, "run_python", called.append)
+    rows = start_up.help_of_doors(2)
+    verbs = {"preprocess", "train", "infer", "evaluate", "compare", "choose", "synthesise", "demo"}
+    assert verbs | {"results"} <= set(start_up.doors())
+    assert not {"cli", "config", "spread", "versions", "__init__"} & set(start_up.doors())
+    assert [r["name"] for r in rows] == [
+        f"python -m pipelines.{door} --help" for door in start_up.doors()
+    ]
+    assert called == [["-m", f"pipelines.{door}", "--help"] for door in start_up.doors()] * 2
+
+
 def test_the_performance_page_and_its_plots_show_the_file(tmp_path, monkeypatch):
-    rows = [
-        {
-            "part": "scale",
-            **measure.row(f"{n:,} small scans: resume", n / 100, "s", "1,000 scans, times", n / 50),
-        }
-        for n in (1000, 3000)
-    ]
-    rows += [
-        {"part": "training", **measure.row("training step of 64 slices of 64 x 64", 0.25, "s")}
-    ]
-    rows += [
-        {
-            "part": "workers",
-            **measure.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True),
-        }
-    ]
+    rows = []
+    for n in (1000, 3000):
+        name = f"{n:,} small scans: resume"
+        one = measure.row(name, n / 100, "s", "1,000 scans, times", n / 50)
+        rows.append({"part": "scale", **one})
+    step = measure.row("training step of 64 slices of 64 x 64", 0.25, "s")
+    eight = measure.row("eight scans", 700.0, "scans/h", "by one", 400.0, more=True)
+    rows += [{"part": "training", **step}, {"part": "workers", **eight}]
     content = {
         "rows": rows,
         "notes": ["peer: not there"],
@@ -124,7 +124,7 @@ def test_the_committed_page_is_the_one_that_the_file_makes():
 
 
 def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, monkeypatch):
-    """Medians of three alternating processes, by hand; a choice without a finished run here is left out by name."""
+    """Medians of three alternating processes, by hand; a run that is missing is named."""
     costs = {"intensity": iter([(4.0, 900.0), (6.0, 910.0), (5.0, 920.0)] * 9)}
     monkeypatch.setattr(
         recommended,
@@ -149,7 +149,8 @@ def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, m
     )
     (tmp_path / "performance.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(results, "PERFORMANCE", tmp_path / "performance.json")
-    lines = [line for line in results._choices().splitlines() if "PRESET=" in line]
+    costs = results.costs_text(results.read_measured())
+    lines = [line for line in costs.splitlines() if "PRESET=" in line]
     assert len(lines) == len(rows) // 2 + 2
     assert all(
         line.endswith("| – | – |" if "picture" in line else "| 20 s | 2,500 MB |") for line in lines
@@ -157,7 +158,7 @@ def test_what_a_recommended_run_costs_stands_in_the_table_of_choices(tmp_path, m
 
 
 def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monkeypatch):
-    """One whose cohort is gone and one whose process fails are named; what the others cost is kept."""
+    """One whose cohort is gone and one whose process fails are named; the others are measured."""
 
     def process(run, scan, out):
         if run.parent.name == "patchcore":
@@ -183,42 +184,25 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
         "MODEL=atlas PRESET=ct",
     ]
     said = "\n".join(recommended.NOTES)
-    assert (
-        len(recommended.NOTES) == 4
-        and "`MODEL=patchcore PRESET=picture`: python -m pipelines.infer ended with 2; run it to see why."
-        in said
-    )
+    failed = "python -m pipelines.infer ended with 2; run it to see why."
+    assert len(recommended.NOTES) == 4
+    assert f"`MODEL=patchcore PRESET=picture`: {failed}" in said
     assert (
         said.count(f"{tmp_path / 'ds002748' / 'scans.tsv'}: No such file or directory.") == 2
         and "has no test scan" in said
     )
 
 
-def test_the_training_of_an_ensemble_counts_its_members(tmp_path, monkeypatch):
-    figures = {
-        key: {"mean": None} for key in ("scan_auroc", "slicewise_auroc", "voxel_ap", "dice_pooled")
-    }
-    for name, seconds, members in (
-        ("ensemble", (3, 5, 100), ["a", "b@z"]),
-        ("a", (20,), []),
-        ("b@z", (300, 100), []),
-    ):
-        runs = [{"training": {"seconds": s}} for s in seconds]
-        content = {
-            "config": {"model": {"members": [{"run": m} for m in members]} if members else {}},
-            "runs": runs,
-            "figures": figures,
-        }
-        (tmp_path / "set").mkdir(exist_ok=True)
-        (tmp_path / "set" / f"{name}.json").write_text(json.dumps(content))
-    choice = dict.fromkeys(("scan", "lesion", "budget", "command"), "x") | {
-        "measured": "set",
-        "model": "ensemble",
-    }
-    (tmp_path / "choose.yaml").write_text(json.dumps({"about": "", "choices": [choice]}))
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(results, "CHOICES", tmp_path / "choose.yaml")
-    assert results._choices().splitlines()[-1].endswith("| 225 | – | – |")  # medians 5 + 20 + 200
+def test_the_training_of_an_ensemble_counts_its_members(tmp_path):
+    members = {"config": {"name": "ensemble", "model": {"members": [{"run": "a"}, {"run": "b@z"}]}}}
+    seconds = {"ensemble": (3, 5, 100), "a": (20,), "b@z": (300, 100)}
+    runs = {}
+    for model, taken in seconds.items():
+        config = members if model == "ensemble" else {}
+        trainings = [{"data": "work/any", "seconds": s} for s in taken]
+        runs[model] = [made_run(training=training, **config) for training in trainings]
+    found = made_results(tmp_path / "set", runs)
+    assert results.training_seconds(found, "ensemble") == 225  # medians 5 + 20 + 200
 
 
 def test_a_process_that_fails_is_no_measurement(tmp_path):

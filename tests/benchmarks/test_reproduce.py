@@ -25,7 +25,8 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
         for c in listed
         if c[0] in ("pipelines.preprocess", "pipelines.synthesise")
     }
-    names, trained = set(), {}
+    names = set()
+    trained = {}
     for command in listed:
         if command[0] == "pipelines.preprocess":
             overrides = [part for part in command[1:] if "=" in part]
@@ -72,13 +73,13 @@ def test_one_comparison_takes_its_own_data_alone():
 
 
 def test_the_full_budget_keeps_settings_and_drops_what_two_cores_bear():
-    short, full = (
-        next(c for c in commands(PLANS, Path("sets"), "ct_ich", f) if c[0] == "pipelines.compare")
-        for f in (False, True)
-    )
-    assert set(full) < set(short) and "vae_cr.stages.finetune.max_epochs=7" in set(short) - set(
-        full
-    )
+    def comparison(full):
+        listed = commands(PLANS, Path("sets"), "ct_ich", full)
+        return next(set(c) for c in listed if c[0] == "pipelines.compare")
+
+    short = comparison(False)
+    full = comparison(True)
+    assert full < short and "vae_cr.stages.finetune.max_epochs=7" in short - full
     assert "vae_cr@z.reference.kind=z" in full
 
 
@@ -87,7 +88,7 @@ CHOICES = read_yaml(CHOICES_FILE)["choices"]
 
 @pytest.mark.parametrize("choice", CHOICES, ids=[c["command"] for c in CHOICES])
 def test_what_is_recommended_is_what_was_measured(choice):
-    """The settings of `make train <command>` are those of the run that stands beside it, members of an ensemble one by one."""
+    """`make train <command>` has the settings of the run beside it, and so has each member."""
     plan = PLANS["compare"][choice["measured"]]
     given = dict(part.split("=", 1) for part in shlex.split(choice["command"]))
     settings = overrides(plan["settings"], plan["models"]) + overrides(
@@ -102,16 +103,16 @@ def test_what_is_recommended_is_what_was_measured(choice):
     members = [c.model.pop("members", []) for c in pairs[0]]
     pairs += [(asked(a), measured[b]) for a, b in zip(*members, strict=True)]
     for own, theirs in pairs:
-        loop = (
-            {"seed", "loader_workers"} if own.stages else True
-        )  # without training, slices at a time change nothing
+        # without training, slices at a time change nothing
+        loop = {"seed", "loader_workers"} if own.stages else True
         assert own.model_dump(exclude={"loop": loop}) == theirs.model_dump(exclude={"loop": loop})
 
 
 @pytest.mark.parametrize("name", PLANS["choose"])
 def test_the_committed_rankings_are_of_the_listed_runs(name):
     """What ranked is what `make reproduce` trains and ranks, with the same lesions."""
-    ranking, plan = read_json(CHOICES_FILE.parent / f"{name}.json"), PLANS["choose"][name]
+    ranking = read_json(CHOICES_FILE.parent / f"{name}.json")
+    plan = PLANS["choose"][name]
     listed = choose_commands(name, plan, False)
     assert ranking["data"] == plan["data"] and ",".join(ranking["kinds"]) == plan["kinds"]
     assert ranking["volumes_ml"] == [float(v) for v in plan["volumes"].split(",")]

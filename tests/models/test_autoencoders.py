@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import distributions as D
 from torch import nn
 
 from models import create_model
-from models.parts.layers import input_gradient, kl_divergence
+from models.parts.losses import input_gradient, kl_divergence
 from models.parts.pretext import cover_squares, swap_patches
 
 SIDE = (16, 24)
@@ -21,12 +22,10 @@ def batch(n=4, seed=0):
 
 def make(name, **arguments):
     torch.manual_seed(0)
-    arguments = (
-        {"channels": (4, 8, 8)}
-        | ({} if name in ("ssae", "context_restoration") else {"image_size": SIDE})
-        | arguments
-    )
-    return create_model(name, **arguments)
+    small = {"channels": (4, 8, 8)}
+    if name not in ("ssae", "context_restoration"):
+        small["image_size"] = SIDE
+    return create_model(name, **(small | arguments))
 
 
 @pytest.mark.parametrize("name", ["vae", "vae_kl", "ce_vae"])
@@ -34,29 +33,27 @@ def test_a_vae_decodes_the_mean_of_its_latent_at_inference(name):
     model = make(name).eval()
     x = batch()["image"]
     with torch.no_grad():
-        one, two = model.reconstruct(x), model.reconstruct(x)
+        one = model.reconstruct(x)
+        two = model.reconstruct(x)
         torch.testing.assert_close(one, model.decoder(model.encode(x)[0]), rtol=0, atol=0)
     assert torch.equal(one, two) and one.shape == x.shape
 
 
 @pytest.mark.parametrize("name", ["vae", "vae_kl"])
 def test_the_loss_is_the_negative_elbo_per_pixel(name):
-    """Eval mode, against torch.distributions: -log N(x; D(mean), 1) up to its constant, doubled, plus beta times KL."""
+    """In evaluation mode, against torch.distributions.
+
+    -log N(x; D(mean), 1) up to its constant, doubled, plus beta times KL.
+    """
     model = make(name, beta=0.7).double().eval()
     b = {k: v.double() if v.is_floating_point() else v for k, v in batch().items()}
     mean, log_variance = model.encode(b["image"])
     assert mean.shape == (4, 256, 1, 1)
-    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = (
-        torch.distributions.kl_divergence(
-            normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
-        )
-        .flatten(1)
-        .sum(1)
-    )
-    log_p = (
-        torch.distributions.Normal(model.decoder(mean), 1).log_prob(b["image"]).flatten(1).sum(1)
-    )
+
+    normal = D.Normal(mean, (0.5 * log_variance).exp())
+    prior = D.Normal(torch.zeros_like(mean), 1)
+    kl = D.kl_divergence(normal, prior).flatten(1).sum(1)
+    log_p = D.Normal(model.decoder(mean), 1).log_prob(b["image"]).flatten(1).sum(1)
     pixels = SIDE[0] * SIDE[1]
     error = -2 * (log_p + 0.5 * pixels * np.log(2 * np.pi))
     torch.testing.assert_close(model.loss(b)["loss"], ((error + 0.7 * kl) / pixels).mean())
@@ -91,10 +88,8 @@ def test_the_elbo_gradient_is_that_of_finite_differences():
 
     def elbo(y):
         mean, log_variance = model.encode(y)
-        return (
-            0.5 * (model.decoder(mean) - y).square().sum()
-            + 0.3 * kl_divergence(mean, log_variance).sum()
-        )
+        error = 0.5 * (model.decoder(mean) - y).square().sum()
+        return error + 0.3 * kl_divergence(mean, log_variance).sum()
 
     step = torch.zeros_like(x)
     step[1, 0, 6, 11] = 1e-5
@@ -145,12 +140,10 @@ def test_the_combined_map_is_zero_where_the_slice_is_rebuilt_and_scaled_by_healt
 def test_each_map_of_vae_kl_can_be_chosen(kind):
     b = batch()
     got = make("vae_kl", map=kind).eval().anomaly_map(b["image"], b["mask"])
-    assert (
-        got.shape == b["image"].shape
-        and (got >= 0).all()
-        and got[b["mask"] == 0].abs().max() == 0
-        and got.max() > 0
-    )
+    assert got.shape == b["image"].shape
+    assert (got >= 0).all()
+    assert got[b["mask"] == 0].abs().max() == 0
+    assert got.max() > 0
 
 
 def test_without_context_ce_vae_is_a_vae():
@@ -163,14 +156,16 @@ def test_without_context_ce_vae_is_a_vae():
 
 
 def test_the_context_branch_has_the_clean_slice_as_target_and_no_kl():
-    model, b = make("ce_vae", context=1.0).eval(), batch()
+    model = make("ce_vae", context=1.0).eval()
+    b = batch()
     covered = cover_squares(b["image"], seeds=b["seed"]) * b["mask"]
     want = (model.reconstruct(covered) - b["image"]).square().mean()
     torch.testing.assert_close(model.loss(b)["loss"], want)
 
 
 def test_squares_cover_only_squares_up_to_half_the_width():
-    image, seeds = torch.full((300, 1, *SIDE), 2.0), torch.arange(300)
+    image = torch.full((300, 1, *SIDE), 2.0)
+    seeds = torch.arange(300)
     out = cover_squares(image, seeds=seeds)
     changed = (out != image)[:, 0]
     assert torch.equal(out, cover_squares(image, seeds=seeds)) and image.min() == 2
@@ -184,14 +179,15 @@ def test_squares_cover_only_squares_up_to_half_the_width():
 @pytest.mark.parametrize("bottleneck", ["dense", "spatial"])
 @pytest.mark.parametrize("loss", ["mae", "mse"])
 def test_cae_scores_by_its_own_error(bottleneck, loss):
-    model, b = make("cae", bottleneck=bottleneck, loss=loss).eval(), batch()
+    model = make("cae", bottleneck=bottleneck, loss=loss).eval()
+    b = batch()
     apart = (model.reconstruct(b["image"]) - b["image"]).abs()
     want = apart if loss == "mae" else apart.square()
     torch.testing.assert_close(model.loss(b)["loss"], want.mean())
     torch.testing.assert_close(model.anomaly_map(b["image"], b["mask"]), want * b["mask"])
 
 
-def test_a_dense_code_is_as_long_as_told_and_sees_the_whole_slice():
+def test_a_dense_code_has_its_length_and_depends_on_the_whole_slice():
     model = make("cae", bottleneck="dense", latent=5).eval()
     assert model.code[1].out_features == 5
     x = batch(1)["image"]
@@ -212,7 +208,8 @@ def test_dropout_works_in_training_alone():
 
 
 def test_context_restoration_sees_the_swapped_and_is_held_to_the_whole_slice():
-    model, b = make("context_restoration").eval(), batch()
+    model = make("context_restoration").eval()
+    b = batch()
     swapped = swap_patches(b["image"], b["mask"], 0.125, b["seed"])
     torch.testing.assert_close(
         model.loss(b)["loss"], (model.reconstruct(swapped) - b["image"]).square().mean()
@@ -240,7 +237,8 @@ def test_a_pyramid_of_identities_rebuilds_the_slice_exactly(side):
 
 
 def test_every_level_of_the_pyramid_counts_in_the_loss():
-    model, b = make("ssae", levels=2).eval(), batch()
+    model = make("ssae", levels=2).eval()
+    b = batch()
     levels = model.pyramid(b["image"])
     errors = [
         (a - g).square().mean()

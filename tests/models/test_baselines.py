@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
+from sklearn.decomposition import PCA
 
 from models import create_model
-from models.parts.layers import blur_inside, gaussian_blur
+from models.parts.filters import blur_inside, gaussian_blur
 
 
 def slices(n=40, side=(20, 24), seed=0):
@@ -54,9 +55,8 @@ def test_robust_z_is_scipy_s_median_absolute_deviation(tail):
     got = create_model("intensity", mode="z", tail=tail).anomaly_map(image, mask)
     for i in range(3):
         values = image[i][mask[i] > 0].numpy()
-        apart = (
-            values - np.sort(values)[(values.size - 1) // 2]
-        )  # torch's median is the lower middle
+        middle = np.sort(values)[(values.size - 1) // 2]  # torch's median is the lower middle
+        apart = values - middle
         z = apart / np.median(np.abs(apart)) / 1.4826
         want = {"bright": np.maximum(z, 0), "dark": np.maximum(-z, 0), "both": np.abs(z)}[tail]
         np.testing.assert_allclose(got[i][mask[i] > 0].numpy(), want, rtol=2e-2, atol=1e-4)
@@ -85,24 +85,20 @@ def test_equalised_intensity_does_not_see_a_change_of_scale():
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_pca_is_scikit_learn_s(mirror):
-    from sklearn.decomposition import PCA
-
     image, mask = slices(40)
     image = image + 0.05 * torch.rand_like(image) * mask
     model = create_model("pca", n_components=5, mirror=mirror)
     model.fit_reference(batches(image, mask))
-    rows = image.flatten(1).numpy()
+    slices_ = image.flatten(1).numpy()
     if mirror:
-        rows = np.concatenate([rows, image.flip(2).flatten(1).numpy()])
-    want = PCA(5, svd_solver="full").fit(rows)
+        slices_ = np.concatenate([slices_, image.flip(2).flatten(1).numpy()])
+    want = PCA(5, svd_solver="full").fit(slices_)
     back = want.inverse_transform(want.transform(image.flatten(1).numpy())).reshape(image.shape)
     np.testing.assert_allclose(model.reconstruct(image).numpy(), back, atol=1e-4)
 
 
 def test_pca_rebuilds_what_lies_in_its_span_and_in_bounded_memory(monkeypatch):
-    import models.pca as pca
-
-    monkeypatch.setattr(pca, "ROWS", 8)
+    monkeypatch.setattr("models.pca.STEP", 8)
     image, mask = slices(40)
     model = create_model("pca", n_components=3, mirror=False)
     model.fit_reference(batches(image, mask, size=5))
@@ -121,9 +117,13 @@ def test_pca_says_when_there_are_too_few_slices():
 
 
 def test_the_atlas_keeps_mean_and_spread_of_each_place():
-    """Without smoothing and prior: numpy's mean and standard deviation over the scans, slice index by slice index."""
+    """Without smoothing and prior: numpy's mean and standard deviation over the scans.
+
+    Slice index by slice index.
+    """
     rng = np.random.default_rng(0)
-    scans, mask = rng.random((9, 2, 12, 10)).astype(np.float32), np.ones((9, 2, 12, 10), np.float32)
+    scans = rng.random((9, 2, 12, 10)).astype(np.float32)
+    mask = np.ones((9, 2, 12, 10), np.float32)
     image, inside = (torch.tensor(v).flatten(0, 1)[:, None] for v in (scans, mask))
     z = torch.arange(2).repeat(9)
     order = torch.randperm(18)
@@ -138,7 +138,8 @@ def test_the_atlas_keeps_mean_and_spread_of_each_place():
 
 
 def test_the_atlas_looks_at_the_slice_s_own_place():
-    image, mask = torch.zeros(20, 1, 8, 8), torch.ones(20, 1, 8, 8)
+    image = torch.zeros(20, 1, 8, 8)
+    mask = torch.ones(20, 1, 8, 8)
     z = torch.arange(20) % 2
     image[z == 1] = 0.8
     image += 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
@@ -148,9 +149,8 @@ def test_the_atlas_looks_at_the_slice_s_own_place():
         model.anomaly_map(image[:2], mask[:2], place).mean() for place in (z[:2], 1 - z[:2])
     )
     assert wrong > 10 * right
-    beyond = model.anomaly_map(
-        image[1:2], mask[1:2], torch.tensor([7])
-    )  # a slice that no healthy scan had: the last known one
+    # A slice that no healthy scan had: the last known one.
+    beyond = model.anomaly_map(image[1:2], mask[1:2], torch.tensor([7]))
     torch.testing.assert_close(beyond, model.anomaly_map(image[1:2], mask[1:2], torch.tensor([1])))
 
 
@@ -167,10 +167,10 @@ def test_a_standardised_atlas_does_not_see_a_change_of_scale():
     image, mask = slices(20)
     model = create_model("atlas", smooth=1, prior=1, standardise="robust")
     model.fit_reference(batches(image, mask))
-    one, two = model.anomaly_map(image, mask), model.anomaly_map(0.5 * image + 0.2 * mask, mask)
+    one = model.anomaly_map(image, mask)
+    two = model.anomaly_map(0.5 * image + 0.2 * mask, mask)
     torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
     plain = create_model("atlas", smooth=1, prior=1)
     plain.fit_reference(batches(image, mask))
-    assert (
-        plain.anomaly_map(image, mask) - plain.anomaly_map(0.5 * image + 0.2 * mask, mask)
-    ).abs().max() > 0.1
+    scaled = plain.anomaly_map(0.5 * image + 0.2 * mask, mask)
+    assert (plain.anomaly_map(image, mask) - scaled).abs().max() > 0.1

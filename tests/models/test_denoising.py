@@ -1,25 +1,28 @@
 """dae, aeu, restore and the pretexts they learn from, by the properties that define them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from scipy.stats import norm
+from torch import distributions as D
 from torch import nn
 from torch.nn import functional as F
 
 from models import create_model
-from models.parts.layers import uncertain_error, weighted_error
-from models.parts.pretext import (
+from models.parts.corruptions import (
     CORRUPTIONS,
     VISIBLE,
     _regions,
     _solve_poisson,
-    coarse_noise,
     corrupt,
     foreign_patch,
 )
+from models.parts.losses import uncertain_error, weighted_error
+from models.parts.pretext import coarse_noise
 
 SIDE = (40, 48)
 
@@ -28,27 +31,22 @@ def batch(n=8, seed=0, channels=1):
     """Smooth slices between 0.3 and 0.7 in an ellipse."""
     source = torch.Generator().manual_seed(seed)
     rows, columns = (torch.linspace(-1, 1, k) for k in SIDE)
-    mask = (
-        ((rows[:, None] / 0.9) ** 2 + (columns[None] / 0.8) ** 2 < 1)
-        .float()
-        .expand(n, 1, *SIDE)
-        .contiguous()
-    )
-    smooth = F.interpolate(
-        torch.rand(n, channels, 8, 10, generator=source), size=SIDE, mode="bilinear"
-    )
+    ellipse = (rows[:, None] / 0.9) ** 2 + (columns[None] / 0.8) ** 2 < 1
+    mask = ellipse.float().expand(n, 1, *SIDE).contiguous()
+    coarse = torch.rand(n, channels, 8, 10, generator=source)
+    smooth = F.interpolate(coarse, size=SIDE, mode="bilinear")
     return {"image": (0.3 + 0.4 * smooth) * mask, "mask": mask, "seed": torch.arange(n)}
 
 
 class Fixed(nn.Module):
-    """Keeps what it is given, and answers by a function."""
+    """Remembers its input, and answers by a function."""
 
     def __init__(self, answer):
         super().__init__()
         self.answer = answer
 
     def forward(self, x):
-        self.seen = x
+        self.input = x
         return self.answer(x)
 
 
@@ -56,8 +54,12 @@ class Fixed(nn.Module):
 
 
 def test_coarse_noise_has_the_spread_and_correlation_of_interpolated_white_noise():
-    """A triangle kernel at a random place: its autocorrelation is the cubic B-spline, 2/3, 23/48, 1/6, 0 at 0, 1/2, 1, 2 cells."""
-    n, cell = 1500, 8
+    """A triangle kernel at a random place: its autocorrelation is the cubic B-spline.
+
+    That is 2/3, 23/48, 1/6 and 0 at distances of 0, 1/2, 1 and 2 cells.
+    """
+    n = 1500
+    cell = 8
     noise = coarse_noise(
         torch.zeros(n, 1, 40, 64), torch.ones(n, 1, 40, 64), 0.2, 8, torch.arange(n)
     )[:, 0].double()
@@ -66,45 +68,42 @@ def test_coarse_noise_has_the_spread_and_correlation_of_interpolated_white_noise
     for lag, want in ((cell // 2, 23 / 32), (cell, 1 / 4), (2 * cell, 0), (3 * cell, 0)):
         along = (noise[..., lag:] * noise[..., :-lag]).mean() / noise.var()
         across = (noise[:, lag:] * noise[:, :-lag]).mean() / noise.var()
-        assert along.item() == pytest.approx(want, abs=0.03) and across.item() == pytest.approx(
-            want, abs=0.03
-        )
+        assert along.item() == pytest.approx(want, abs=0.03)
+        assert across.item() == pytest.approx(want, abs=0.03)
     for axis in (1, 2):  # neither seams nor places that are noisier than others
         step = noise.diff(dim=axis).square().mean((0, 3 - axis))
-        assert (
-            step.max() < 1.2 * step.mean() and noise.var((0, 3 - axis)).max() < 1.15 * noise.var()
-        )
+        assert step.max() < 1.2 * step.mean()
+        assert noise.var((0, 3 - axis)).max() < 1.15 * noise.var()
 
 
 @pytest.mark.parametrize("side", [(33, 50), (64, 64), (20, 7)])
 def test_coarse_noise_lies_in_the_foreground_and_follows_the_seed(side):
     mask = torch.zeros(3, 1, *side)
     mask[:, :, 5:15, 1:6] = 1
-    image, seeds = torch.rand(3, 2, *side), torch.tensor([4, 5, 4])
+    image = torch.rand(3, 2, *side)
+    seeds = torch.tensor([4, 5, 4])
     noise = coarse_noise(image, mask, 0.2, 16, seeds)
     assert noise.shape == image.shape and noise[(mask == 0).expand_as(noise)].abs().max() == 0
     assert (noise[(mask > 0).expand_as(noise)] != 0).all()
-    assert (
-        torch.equal(noise[0], noise[2])
-        and not torch.equal(noise[0], noise[1])
-        and not torch.equal(noise[0, 0], noise[0, 1])
-    )
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0, 0], noise[0, 1])
     torch.testing.assert_close(
         coarse_noise(image[1:2], mask[1:2], 0.2, 16, seeds[1:2])[0], noise[1], rtol=0, atol=0
     )
 
 
-def test_the_autoencoder_sees_noise_in_training_and_none_at_inference():
-    model, b = create_model("dae", noise=0.3, coarse=8), batch()
+def test_the_autoencoder_gets_noise_in_training_and_none_at_inference():
+    model = create_model("dae", noise=0.3, coarse=8)
+    b = batch()
     model.net = Fixed(lambda x: x)
     noise = coarse_noise(b["image"], b["mask"], 0.3, 8, b["seed"])
     inside = b["mask"] > 0
     torch.testing.assert_close(model.loss(b)["loss"], noise[inside].square().mean())
-    torch.testing.assert_close(model.net.seen, b["image"] + noise, rtol=0, atol=0)
+    torch.testing.assert_close(model.net.input, b["image"] + noise, rtol=0, atol=0)
     model.train()  # the map has no noise even then
-    assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0 and torch.equal(
-        model.net.seen, b["image"]
-    )
+    assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0
+    assert torch.equal(model.net.input, b["image"])
     model.net = Fixed(lambda x: x - torch.tensor([0.2, -0.4])[:, None, None])
     two = batch(channels=2)
     torch.testing.assert_close(model.anomaly_map(two["image"], two["mask"]), 0.3 * two["mask"])
@@ -113,11 +112,11 @@ def test_the_autoencoder_sees_noise_in_training_and_none_at_inference():
 
 @pytest.mark.parametrize(("name", "side"), [("dae", (19, 35)), ("restore", (50, 37))])
 def test_the_u_net_takes_any_size(name, side):
-    model, x = create_model(name, width=8, in_channels=2).eval(), torch.rand(1, 2, *side)
+    model = create_model(name, width=8, in_channels=2).eval()
+    x = torch.rand(1, 2, *side)
     with torch.no_grad():
-        assert model.reconstruct(x).shape == x.shape and model.anomaly_map(
-            x, torch.ones(1, 1, *side)
-        ).shape == (1, 1, *side)
+        assert model.reconstruct(x).shape == x.shape
+        assert model.anomaly_map(x, torch.ones(1, 1, *side)).shape == (1, 1, *side)
     with pytest.raises(ValueError, match="multiple of 8"):
         create_model(name, width=12)
 
@@ -134,7 +133,8 @@ def decoded(seed=0, channels=2):
 def test_the_loss_is_the_gaussian_negative_log_likelihood_of_scipy():
     both, x = decoded()
     error, log_variance = weighted_error(both, x)
-    mean, scale = both[:, :2].numpy(), np.exp(0.5 * both[:, 2:].numpy())
+    mean = both[:, :2].numpy()
+    scale = np.exp(0.5 * both[:, 2:].numpy())
     want = -2 * norm.logpdf(x.numpy(), mean, scale) - np.log(2 * np.pi)
     np.testing.assert_allclose((error + log_variance).numpy(), want, rtol=1e-10)
     np.testing.assert_allclose(error.numpy(), ((x.numpy() - mean) / scale) ** 2, rtol=1e-10)
@@ -145,12 +145,8 @@ def test_its_gradient_is_that_of_finite_differences():
     both, x = decoded(1)
     both.requires_grad_()
     uncertain_error(both, x).sum().backward()
-    for at in (
-        (0, 0, 1, 2),
-        (1, 1, 3, 4),
-        (2, 2, 0, 0),
-        (0, 3, 2, 1),
-    ):  # two means, two log-variances
+    # Two means, two log-variances.
+    for at in ((0, 0, 1, 2), (1, 1, 3, 4), (2, 2, 0, 0), (0, 3, 2, 1)):
         step = torch.zeros_like(both)
         step[at] = 1e-6
         with torch.no_grad():
@@ -170,30 +166,28 @@ def test_the_variance_that_is_learned_is_that_of_the_noise():
         optimizer.step()
     torch.testing.assert_close((0.5 * both[:, 1:]).exp(), scale, rtol=0.05, atol=0)
     torch.testing.assert_close(both[:, :1], torch.full_like(scale, 0.5), rtol=0.05, atol=0)
-    assert weighted_error(both.expand(4000, -1, -1, -1), x)[0].mean(
-        (0, 1, 2)
-    ).tolist() == pytest.approx([1, 1], rel=0.05)
+    error, _ = weighted_error(both.expand(4000, -1, -1, -1), x)
+    assert error.mean((0, 1, 2)).tolist() == pytest.approx([1, 1], rel=0.05)
 
 
 def test_no_variance_is_without_limit():
     both = torch.tensor([0.0, -1e4]).view(1, 2, 1, 1)
-    assert weighted_error(both, torch.full((1, 1, 1, 1), 0.1))[0].item() == pytest.approx(
-        0.01 * np.exp(10), rel=1e-5
-    )
+    error, _ = weighted_error(both, torch.full((1, 1, 1, 1), 0.1))
+    assert error.item() == pytest.approx(0.01 * np.exp(10), rel=1e-5)
 
 
 def test_a_cae_with_uncertainty_is_an_aeu():
     shape = {"channels": (4, 8), "latent": 5, "image_size": SIDE, "in_channels": 2}
-    b, aeu, cae = (
-        batch(channels=2),
-        create_model("aeu", **shape).eval(),
-        create_model("cae", uncertainty=True, **shape).eval(),
-    )
+    b = batch(channels=2)
+    aeu = create_model("aeu", **shape).eval()
+    cae = create_model("cae", uncertainty=True, **shape).eval()
     names = {"encoder": "net.0", "code": "net.1", "decoder": "net.2"}
-    own = aeu.state_dict()
-    cae.load_state_dict(
-        {k: own[names[k.split(".", 1)[0]] + "." + k.split(".", 1)[1]] for k in cae.state_dict()}
-    )
+    weights = {}
+    for key in cae.state_dict():
+        part, rest = key.split(".", 1)
+        weights[key] = aeu.state_dict()[f"{names[part]}.{rest}"]
+    cae.load_state_dict(weights)
+
     torch.testing.assert_close(aeu.loss(b)["loss"], cae.loss(b)["loss"])
     for method in (
         lambda m: m.anomaly_map(b["image"], b["mask"]),
@@ -209,28 +203,23 @@ def test_a_cae_with_uncertainty_is_an_aeu():
 
 def test_a_vae_with_uncertainty_against_torch_distributions():
     torch.manual_seed(0)
-    model = (
-        create_model("vae", channels=(4, 8), latent=6, beta=0.7, uncertainty=True, image_size=SIDE)
-        .double()
-        .eval()
+    model = create_model(
+        "vae", channels=(4, 8), latent=6, beta=0.7, uncertainty=True, image_size=SIDE
     )
+    model.double().eval()
     b = {k: v.double() if v.is_floating_point() else v for k, v in batch().items()}
     mean, log_variance = model.encode(b["image"])
-    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(
-        normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
-    ).sum()
+    normal = D.Normal(mean, (0.5 * log_variance).exp())
+    kl = D.kl_divergence(normal, D.Normal(torch.zeros_like(mean), 1)).sum()
     out, v = model.decoder(mean).chunk(2, 1)
-    log_p = torch.distributions.Normal(out, (0.5 * v).exp()).log_prob(b["image"])
-    torch.testing.assert_close(
-        model.loss(b)["loss"],
-        (-2 * log_p - np.log(2 * np.pi)).mean() + 0.7 * kl / b["image"].numel(),
-    )
+    log_p = D.Normal(out, (0.5 * v).exp()).log_prob(b["image"])
+    loss = (-2 * log_p - np.log(2 * np.pi)).mean() + 0.7 * kl / b["image"].numel()
+    torch.testing.assert_close(model.loss(b)["loss"], loss)
     torch.testing.assert_close(model.reconstruct(b["image"]), out)
+
     got = model.float().anomaly_map(b["image"].float(), b["mask"].float())
-    torch.testing.assert_close(
-        got, ((b["image"] - out).square() / v.exp() * b["mask"]).float(), rtol=1e-3, atol=1e-4
-    )
+    want = (b["image"] - out).square() / v.exp() * b["mask"]
+    torch.testing.assert_close(got, want.float(), rtol=1e-3, atol=1e-4)
 
 
 # ---- synthetic anomalies
@@ -242,32 +231,28 @@ def test_a_corruption_stays_in_its_region_and_its_severity_says_where_something_
     kind, channels
 ):
     b = batch(60, channels=channels)
-    kept = b["image"].clone()
+    before = b["image"].clone()
     out, severity = CORRUPTIONS[kind](b["image"], b["mask"], b["seed"])
     again, same = CORRUPTIONS[kind](b["image"], b["mask"], b["seed"])
-    assert torch.equal(out, again) and torch.equal(severity, same) and torch.equal(b["image"], kept)
-    change = (out - kept).abs().amax(1, keepdim=True)
-    assert (
-        change[b["mask"] == 0].max() == 0
-        and out.shape == kept.shape
-        and severity.shape == b["mask"].shape
-    )
+    assert torch.equal(out, again)
+    assert torch.equal(severity, same)
+    assert torch.equal(b["image"], before)
+
+    change = (out - before).abs().amax(1, keepdim=True)
+    assert change[b["mask"] == 0].max() == 0
+    assert out.shape == before.shape
+    assert severity.shape == b["mask"].shape
     assert torch.equal(severity > 0, change > VISIBLE)
-    assert (
-        out.min() >= 0
-        and out.max() <= 1
-        and severity.max() <= 0.95
-        and (severity.flatten(1).amax(1) > 0).float().mean() > 0.8
-    )
-    spans = [
-        (change[:, 0] > 0).any(2 - axis).float() for axis in (0, 1)
-    ]  # a region is no wider than it may be, 0.4 of 48 pixels and its rim
+    assert out.min() >= 0 and out.max() <= 1 and severity.max() <= 0.95
+    assert (severity.flatten(1).amax(1) > 0).float().mean() > 0.8
+
+    # A region is no wider than it may be, 0.4 of 48 pixels and its rim.
+    spans = [(change[:, 0] > 0).any(2 - axis).float() for axis in (0, 1)]
     for span in spans:
         widths = [int(row.nonzero().max() - row.nonzero().min() + 1) for row in span if row.any()]
         assert max(widths) < 32 and min(widths) >= 1 and len(set(widths)) > 5
-    assert (
-        len({round(s, 5) for s in severity.flatten(1).amax(1).tolist()}) > 40
-    )  # alpha differs from slice to slice
+    # Alpha differs from slice to slice.
+    assert len({round(s, 5) for s in severity.flatten(1).amax(1).tolist()}) > 40
 
 
 @pytest.mark.parametrize("kind", list(CORRUPTIONS))
@@ -288,9 +273,9 @@ def test_alpha_is_recovered_from_a_foreign_patch():
     b = batch(40)
     source = b["image"].flip(0) * 0.5 + 0.4 * b["mask"]
     out, severity = foreign_patch(b["image"], b["mask"], b["seed"], source)
-    seen = severity > 0
-    share = (out - b["image"])[seen] / (source - b["image"])[seen]
-    torch.testing.assert_close(share, severity[seen], rtol=1e-3, atol=1e-3)
+    changed = severity > 0
+    share = (out - b["image"])[changed] / (source - b["image"])[changed]
+    torch.testing.assert_close(share, severity[changed], rtol=1e-3, atol=1e-3)
     each = [s[s > 0] for s in severity]
     assert all(len(s.unique()) <= 1 for s in each)
     alphas = torch.stack([s.max() for s in each if len(s)])
@@ -307,10 +292,8 @@ def test_without_a_source_the_patch_is_from_the_next_slice_and_never_from_its_ba
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     half = b["image"].roll(-1, 0) * (torch.arange(SIDE[1]) < 24)
     for kind in ("foreign", "poisson"):
-        assert torch.equal(
-            CORRUPTIONS[kind](b["image"], b["mask"], b["seed"], half)[0][..., 24:],
-            b["image"][..., 24:],
-        )
+        out, _ = CORRUPTIONS[kind](b["image"], b["mask"], b["seed"], half)
+        assert torch.equal(out[..., 24:], b["image"][..., 24:])
 
 
 def test_the_poisson_solution_is_that_of_a_sparse_solver():
@@ -338,44 +321,41 @@ def test_the_poisson_solution_is_that_of_a_sparse_solver():
 
 def test_a_poisson_blend_keeps_the_border_and_takes_the_gradient_of_the_source():
     b = batch(40)
-    b["image"] = (0.5 + 0.2 * (b["image"] - 0.5)) * b[
-        "mask"
-    ]  # so flat that nothing is held to [0, 1]
+    # So flat that nothing is held to [0, 1].
+    b["image"] = (0.5 + 0.2 * (b["image"] - 0.5)) * b["mask"]
     torch.manual_seed(3)
-    source = (
-        0.6 + 0.05 * F.interpolate(torch.randn(40, 1, 14, 16), size=SIDE, mode="bilinear")
-    ) * b["mask"]
+    smooth = F.interpolate(torch.randn(40, 1, 14, 16), size=SIDE, mode="bilinear")
+    source = (0.6 + 0.05 * smooth) * b["mask"]
     depth, draws, _ = _regions(b["mask"], b["seed"], True)
-    inside, alpha = depth > 0, (0.05 + 0.9 * draws[:, 5])[:, None, None, None]
+    inside = depth > 0
+    alpha = (0.05 + 0.9 * draws[:, 5])[:, None, None, None]
     out, _ = CORRUPTIONS["poisson"](b["image"], b["mask"], b["seed"], source)
     cut, _ = foreign_patch(b["image"], b["mask"], b["seed"], source)
     assert torch.equal(out[~inside], b["image"][~inside])
+
     mixed = (1 - alpha) * b["image"] + alpha * source
-    both, edge = (
-        inside[..., 1:] & inside[..., :-1],
-        (inside[..., 1:] ^ inside[..., :-1]) & (b["mask"][..., 1:] * b["mask"][..., :-1] > 0),
-    )
-    got, want = out.diff(dim=-1), mixed.diff(dim=-1)
+    both = inside[..., 1:] & inside[..., :-1]
+    edge = (inside[..., 1:] ^ inside[..., :-1]) & (b["mask"][..., 1:] * b["mask"][..., :-1] > 0)
+    got = out.diff(dim=-1)
+    want = mixed.diff(dim=-1)
     assert np.corrcoef(got[both], want[both])[0, 1] > 0.9
-    assert (got - want)[both].square().mean() < 0.2 * (want - b["image"].diff(dim=-1))[
-        both
-    ].square().mean()
+    unmixed = (want - b["image"].diff(dim=-1))[both].square().mean()
+    assert (got - want)[both].square().mean() < 0.2 * unmixed
     jump, seam = ((x.diff(dim=-1) - b["image"].diff(dim=-1))[edge].abs().mean() for x in (out, cut))
-    assert jump < 0.4 * seam  # nothing to be seen of the border, as against a patch that is cut out
+    assert jump < 0.4 * seam  # the border does not show, as that of a patch that is cut out does
+
     curve = (mixed - out).double()
-    around = sum(curve.roll(s, a) for a in (2, 3) for s in (1, -1)) - 4 * curve
+    shifts = ((1, 2), (-1, 2), (1, 3), (-1, 3))
+    around = sum(curve.roll(step, axis) for step, axis in shifts) - 4 * curve
     deep = F.max_pool2d(1.0 - inside.float(), 3, 1, 1) == 0
     assert around[deep].abs().max() < 5e-3 * 0.6  # what is left of the difference is harmonic
-    raised, _ = CORRUPTIONS["poisson"](
-        b["image"], b["mask"], b["seed"], (b["image"] + 0.2) * b["mask"]
-    )
-    free = (
-        (F.max_pool2d(inside.float(), 3, 1, 1) <= b["mask"]).flatten(1).all(1)
-    )  # regions with tissue all around
+
+    # A source that only lies higher changes nothing, where tissue is all around the region.
+    higher = (b["image"] + 0.2) * b["mask"]
+    raised, _ = CORRUPTIONS["poisson"](b["image"], b["mask"], b["seed"], higher)
+    free = (F.max_pool2d(inside.float(), 3, 1, 1) <= b["mask"]).flatten(1).all(1)
     assert free.sum() > 5
-    torch.testing.assert_close(
-        raised[free], b["image"][free], rtol=0, atol=1e-5
-    )  # a source that only lies higher changes nothing
+    torch.testing.assert_close(raised[free], b["image"][free], rtol=0, atol=1e-5)
 
 
 def test_an_intensity_change_moves_towards_one_value_with_soft_edges():
@@ -385,10 +365,8 @@ def test_an_intensity_change_moves_towards_one_value_with_soft_edges():
     signs = [
         (a - x)[s > 0].sign().unique().tolist() for a, x, s in zip(out, flat, severity, strict=True)
     ]
-    assert all(len(s) <= 1 for s in signs) and {v for s in signs for v in s} == {
-        1,
-        -1,
-    }  # lesions brighter and darker than tissue
+    assert all(len(s) <= 1 for s in signs)
+    assert set(itertools.chain(*signs)) == {1, -1}  # lesions brighter and darker than tissue
     levels = []
     for a, s in zip(out, severity, strict=True):
         if (s > 0).any():
@@ -399,7 +377,10 @@ def test_an_intensity_change_moves_towards_one_value_with_soft_edges():
 
 
 def test_a_deformation_moves_by_what_was_drawn_and_stays_in_the_range():
-    """On a ramp linear interpolation is exact, so that the place each pixel was taken from can be read off."""
+    """On a ramp linear interpolation is exact.
+
+    So the place that each pixel was taken from can be read off.
+    """
     b = batch(40)
     ramp = (torch.arange(SIDE[0]) / 100)[:, None].expand(40, 1, *SIDE).contiguous()
     depth, draws, centre = _regions(b["mask"], b["seed"])
@@ -412,23 +393,20 @@ def test_a_deformation_moves_by_what_was_drawn_and_stays_in_the_range():
     )
     torch.testing.assert_close(out, torch.where(depth > 0, want, ramp), rtol=0, atol=1e-5)
     moved, _ = CORRUPTIONS["deformation"](b["image"], b["mask"], b["seed"])
-    assert (
-        moved.min() >= b["image"].min()
-        and moved.amax((1, 2, 3)).le(b["image"].amax((1, 2, 3)) + 1e-6).all()
-    )
+    assert moved.min() >= b["image"].min()
+    assert moved.amax((1, 2, 3)).le(b["image"].amax((1, 2, 3)) + 1e-6).all()
     deep = 0.5 * torch.ones_like(b["image"])
     still, severity = CORRUPTIONS["deformation"](deep, b["mask"], b["seed"])
     torch.testing.assert_close(still, deep)
-    assert severity.abs().max() == 0  # nothing to see in flat tissue
+    assert severity.abs().max() == 0  # nothing shows in flat tissue
 
 
 def test_each_slice_gets_one_kind_and_a_share_is_left_alone():
     b = batch(200)
     out, severity = corrupt(b["image"], b["mask"], b["seed"], share=0.7)
     touched = ((out - b["image"]).abs().amax((1, 2, 3)) > 0).float().mean()
-    assert (
-        0.55 < touched < 0.8 and severity[(out == b["image"]).all(1, keepdim=True)].abs().max() == 0
-    )
+    assert 0.55 < touched < 0.8
+    assert severity[(out == b["image"]).all(1, keepdim=True)].abs().max() == 0
     assert torch.equal(corrupt(b["image"], b["mask"], b["seed"], share=0)[0], b["image"])
     alone = [f(b["image"], b["mask"], b["seed"]) for f in CORRUPTIONS.values()]
     out, severity = corrupt(b["image"], b["mask"], b["seed"])
@@ -448,23 +426,26 @@ def test_each_slice_gets_one_kind_and_a_share_is_left_alone():
 # ---- the network that undoes them
 
 
-def test_the_restoration_is_told_the_severity_and_held_to_clean_slice_and_severity():
-    model, b = create_model("restore", width=8, weight=0.3), batch(12)
+def test_the_restoration_gets_the_severity_and_is_held_to_clean_slice_and_severity():
+    model = create_model("restore", width=8, weight=0.3)
+    b = batch(12)
     changed, severity = corrupt(b["image"], b["mask"], b["seed"], share=0.8)
     model.net = Fixed(lambda x: torch.cat([x[:, :1] * 0 + 0.4, x[:, :1] - 1], 1))
     got = model.loss(b)
-    inside, logits = b["mask"] > 0, changed - 1
+    inside = b["mask"] > 0
+    logits = changed - 1
     p = logits.sigmoid().double()
     cross = -(severity * p.log() + (1 - severity) * (1 - p).log())[inside].mean().float()
     torch.testing.assert_close(
         got["loss"], (b["image"] - 0.4)[inside].square().mean() + 0.3 * cross
     )
-    torch.testing.assert_close(model.net.seen[:, :1], changed, rtol=0, atol=0)
-    told, alpha = model.net.seen[:, 1], severity.amax((1, 2, 3))
-    assert (told == told[:, :1, :1]).all()
+    torch.testing.assert_close(model.net.input[:, :1], changed, rtol=0, atol=0)
+    assumed = model.net.input[:, 1]
+    alpha = severity.amax((1, 2, 3))
+    assert (assumed == assumed[:, :1, :1]).all()
     hit = alpha > 0
-    torch.testing.assert_close(told[hit, 0, 0], alpha[hit])
-    assert (~hit).any() and ((told[~hit, 0, 0] >= 0.05) & (told[~hit, 0, 0] <= 0.95)).all()
+    torch.testing.assert_close(assumed[hit, 0, 0], alpha[hit])
+    assert (~hit).any() and ((assumed[~hit, 0, 0] >= 0.05) & (assumed[~hit, 0, 0] <= 0.95)).all()
     for bad in (
         {"kinds": []},
         {"kinds": ["cut"]},
@@ -478,11 +459,13 @@ def test_the_restoration_is_told_the_severity_and_held_to_clean_slice_and_severi
 
 @pytest.mark.parametrize("kind", ["restoration", "severity", "product"])
 def test_each_map_is_the_mean_over_the_assumed_severities(kind):
-    model, b = create_model("restore", width=8, severities=(0.2, 0.6), map=kind), batch(3)
+    model = create_model("restore", width=8, severities=(0.2, 0.6), map=kind)
+    b = batch(3)
     model.net = Fixed(
         lambda x: torch.cat([x[:, :1] - x[:, 1:], 3 * x[:, 1:]], 1)
-    )  # takes off the severity it is told
-    restoration, severity = torch.tensor(0.4), torch.tensor([0.6, 1.8]).sigmoid().mean()
+    )  # takes off the severity that it gets
+    restoration = torch.tensor(0.4)
+    severity = torch.tensor([0.6, 1.8]).sigmoid().mean()
     want = {"restoration": restoration, "severity": severity, "product": restoration * severity}[
         kind
     ]
@@ -490,7 +473,10 @@ def test_each_map_is_the_mean_over_the_assumed_severities(kind):
 
 
 def anatomy(n, seed):
-    """Brains of one kind: an ellipse with a darker centre and stripes, varied in size, brightness and place of the stripes."""
+    """Brains of one kind: an ellipse with a darker centre and stripes.
+
+    They vary in size, brightness and place of the stripes.
+    """
     source = torch.Generator().manual_seed(seed)
     at = torch.linspace(-1, 1, 40)
     r = (at[:, None] / 0.9) ** 2 + (at / 0.8) ** 2
@@ -504,11 +490,8 @@ def anatomy(n, seed):
 @pytest.fixture(scope="module", params=["dae", "restore"])
 def brief(request):
     torch.manual_seed(0)
-    model = create_model(
-        request.param,
-        width=8,
-        **({"kinds": ["foreign", "intensity"]} if request.param == "restore" else {}),
-    )
+    arguments = {"kinds": ["foreign", "intensity"]} if request.param == "restore" else {}
+    model = create_model(request.param, width=8, **arguments)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(160):
         optimizer.zero_grad()
@@ -523,7 +506,8 @@ def test_a_planted_lesion_stands_out_after_a_brief_training(brief, value):
     lesion = torch.zeros(40, 40, dtype=torch.bool)
     lesion[14:20, 26:32] = True
     ill = torch.where(lesion, torch.tensor(value), b["image"])
-    for kind in ("restoration", "severity", "product") if hasattr(brief, "map_kind") else ("",):
+    kinds = ("restoration", "severity", "product") if hasattr(brief, "map_kind") else ("",)
+    for kind in kinds:
         brief.map_kind = kind
         with torch.no_grad():
             healthy, found = (brief.anomaly_map(x, b["mask"])[:, 0] for x in (b["image"], ill))

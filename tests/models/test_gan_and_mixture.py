@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from models import create_model
-from models.parts.layers import gradient_penalty
+from models.parts.losses import gradient_penalty
 
 SIDE = (16, 16)
 
@@ -19,6 +19,11 @@ def batch(n=8, seed=0):
     return {"image": torch.rand(n, 1, *SIDE) * mask, "mask": mask, "seed": torch.arange(n)}
 
 
+def part(b, start, end):
+    """The slices of a batch from `start` to `end`."""
+    return {k: v[start:end] for k, v in b.items()}
+
+
 def gan(**arguments):
     torch.manual_seed(0)
     return create_model(
@@ -27,7 +32,7 @@ def gan(**arguments):
 
 
 class Always(torch.nn.Module):
-    """Gives one tensor whatever it is asked."""
+    """Gives one tensor for every input."""
 
     def __init__(self, value):
         super().__init__()
@@ -70,14 +75,16 @@ def test_without_feature_weight_izif_is_izi():
 
 
 def test_the_score_is_zero_for_a_perfect_reconstruction_alone(monkeypatch):
-    model, b = gan().eval(), batch()
+    model = gan().eval()
+    b = batch()
     assert (model.score(b["image"], b["mask"]) > 0).all()
     monkeypatch.setattr(model, "reconstruct", lambda x: x)
     assert model.score(b["image"], b["mask"]).abs().max() == 0
 
 
 def test_the_score_is_image_plus_kappa_times_feature_error():
-    model, b = gan(kappa=0.3).eval(), batch()
+    model = gan(kappa=0.3).eval()
+    b = batch()
     rebuilt = model.reconstruct(b["image"]) * b["mask"]
     image = (rebuilt - b["image"]).square().mean((1, 2, 3))
     feature = (model.features(rebuilt) - model.features(b["image"])).square().mean((1, 2, 3))
@@ -86,7 +93,8 @@ def test_the_score_is_image_plus_kappa_times_feature_error():
 
 def test_the_gradient_penalty_of_a_linear_critic_is_known():
     """D(x) = w . x has gradient w everywhere: the penalty is (|w| - 1)^2."""
-    model, b = gan(), batch()
+    model = gan()
+    b = batch()
     weights = torch.randn(1, *SIDE)
     model.judge = lambda x: (x * weights).flatten(1).sum(1)
     want = (weights.norm() - 1).square()
@@ -97,20 +105,21 @@ def test_the_gradient_penalty_of_a_linear_critic_is_known():
 
 
 def test_the_critic_loss_is_the_wasserstein_distance_and_the_penalty():
-    model, b = gan(penalty=7.0).eval(), batch()
+    model = gan(penalty=7.0).eval()
+    b = batch()
     got = model.critic_loss(b)
     fake = model.generator(model.noise(b)).detach()
     distance = model.judge(b["image"]).mean() - model.judge(fake).mean()
     penalty = gradient_penalty(model.judge, b["image"], fake, b["seed"])
     torch.testing.assert_close(got["loss"], -distance + 7 * penalty)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.critic_loss(b)["loss"], -distance
-        )  # validation has no gradients
+        # Validation has no gradients.
+        torch.testing.assert_close(model.critic_loss(b)["loss"], -distance)
 
 
 def test_a_collapsed_generator_shows_in_the_diversity(monkeypatch):
-    model, b = gan(), batch()
+    model = gan()
+    b = batch()
     healthy = model.generator_loss(b)["diversity"]
     monkeypatch.setattr(model, "noise", lambda batch, stream=3: torch.ones(8, 6, 1, 1))
     assert model.generator_loss(b)["diversity"] < 1e-6 < healthy
@@ -126,9 +135,8 @@ def test_generated_slices_are_the_same_at_every_call():
 def test_two_channels_and_another_size():
     model = gan(in_channels=2, image_size=(32, 16)).eval()
     x = torch.rand(2, 2, 32, 16)
-    assert model.reconstruct(x).shape == x.shape and model.anomaly_map(
-        x, torch.ones(2, 1, 32, 16)
-    ).shape == (2, 1, 32, 16)
+    assert model.reconstruct(x).shape == x.shape
+    assert model.anomaly_map(x, torch.ones(2, 1, 32, 16)).shape == (2, 1, 32, 16)
 
 
 def mixture(**arguments):
@@ -159,9 +167,8 @@ def test_the_energy_is_scipy_s_mixture_log_density():
 def test_the_energy_stays_finite_far_away_and_for_singular_covariances():
     phi, mu, covariance = random_mixture()
     far = torch.full((2, 5), 1e4, dtype=torch.float64)
-    assert torch.isfinite(
-        mixture().energy(far, *(torch.tensor(v) for v in (phi, mu, covariance)))
-    ).all()
+    energy = mixture().energy(far, *(torch.tensor(v) for v in (phi, mu, covariance)))
+    assert torch.isfinite(energy).all()
     flat = torch.zeros(3, 5, 5, dtype=torch.float64)
     energy = mixture().energy(far, torch.tensor(phi), torch.tensor(mu), flat)
     assert torch.isfinite(energy).all() and (energy > 1e6).all()
@@ -169,7 +176,8 @@ def test_the_energy_stays_finite_far_away_and_for_singular_covariances():
 
 def test_the_mixture_is_that_of_weighted_numpy_moments():
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(30, 4)), rng.dirichlet(np.ones(2), 30)
+    x = rng.normal(size=(30, 4))
+    w = rng.dirichlet(np.ones(2), 30)
     phi, mu, covariance = mixture().mixture(torch.tensor(x), torch.tensor(w))
     assert float(phi.sum()) == pytest.approx(1)
     np.testing.assert_allclose(phi, w.mean(0))
@@ -179,7 +187,8 @@ def test_the_mixture_is_that_of_weighted_numpy_moments():
 
 
 def test_features_hold_code_relative_error_and_cosine():
-    model, b = mixture().eval(), batch()
+    model = mixture().eval()
+    b = batch()
     features, rebuilt = model.features(b["image"])
     x, y = (v.flatten(1).detach().numpy() for v in (b["image"], rebuilt))
     np.testing.assert_allclose(
@@ -193,13 +202,14 @@ def test_features_hold_code_relative_error_and_cosine():
 
 
 def test_the_reference_mixture_is_fitted_on_all_slices_and_strange_ones_have_a_higher_energy():
-    model, b = mixture().eval(), batch(60)
-    parts = [{k: v[i : i + 16] for k, v in b.items()} for i in range(0, 60, 16)]
-    model.fit_reference(parts)
+    model = mixture().eval()
+    b = batch(60)
+    model.fit_reference([part(b, i, i + 16) for i in range(0, 60, 16)])
     features, _ = model.features(b["image"])
     membership = model.estimation(features).softmax(1)
     want = model.mixture(features, membership)
     for name, value in zip(("phi", "mu", "covariance"), want, strict=True):
         torch.testing.assert_close(getattr(model, name), value.detach())
-    usual, strange = model.score(b["image"], b["mask"]), model.score(1 - b["image"], b["mask"])
+    usual = model.score(b["image"], b["mask"])
+    strange = model.score(1 - b["image"], b["mask"])
     assert strange.mean() > usual.mean() + 3 * usual.std()

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from monai.networks.schedulers import DDPMScheduler
 from scipy import stats
+from scipy.interpolate import RegularGridInterpolator
 
 from models import create_model
 from models.patched_ddpm import PERIODS, smooth_noise
@@ -23,6 +25,11 @@ def batch(n=4, seed=0, channels=1):
     mask = torch.zeros(n, 1, *SIDE)
     mask[:, :, 2:14, 3:20] = 1
     return {"image": torch.rand(n, channels, *SIDE) * mask, "mask": mask, "seed": torch.arange(n)}
+
+
+def part(b, start, end):
+    """The slices of a batch from `start` to `end`."""
+    return {k: v[start:end] for k, v in b.items()}
 
 
 def tokenizer(**arguments):
@@ -58,27 +65,26 @@ def vectors(z):
 
 def test_the_vqvae_loss_is_error_and_commitment():
     """Against numpy: mean |x' - x| of the nearest entries decoded, plus beta * mean (z - e)^2."""
-    model, b = tokenizer(beta=0.4).eval(), batch()
+    model = tokenizer(beta=0.4).eval()
+    b = batch()
     z = model.vqvae.encode(b["image"])
     codebook = quantizer(model).embedding.weight.numpy()
     flat = vectors(z)
     chosen = codebook[nearest(flat, codebook)]
     places = torch.tensor(chosen).reshape(4, 4, 6, 5).permute(0, 3, 1, 2)
     error = np.abs(model.vqvae.decode(places).detach().numpy() - b["image"].numpy()).mean()
+    commitment = 0.4 * np.square(flat - chosen).mean()
     got = model.vqvae_loss(b)
-    assert float(got["commitment"].detach()) == pytest.approx(
-        0.4 * np.square(flat - chosen).mean(), rel=1e-5
-    )
-    assert float(got["loss"].detach()) == pytest.approx(
-        error + 0.4 * np.square(flat - chosen).mean(), rel=1e-5
-    )
+    assert float(got["commitment"].detach()) == pytest.approx(commitment, rel=1e-5)
+    assert float(got["loss"].detach()) == pytest.approx(error + commitment, rel=1e-5)
     used = np.bincount(nearest(flat, codebook), minlength=12) / len(flat)
     assert float(got["perplexity"]) == pytest.approx(math.exp(stats.entropy(used)), rel=1e-5)
 
 
 def test_the_gradient_passes_the_code_unchanged_and_the_commitment_pulls_z_alone():
     """d loss / dz = d error / de + 2 beta (z - e) / n: the straight-through estimate."""
-    model, b = tokenizer(beta=0.4).eval(), batch()
+    model = tokenizer(beta=0.4).eval()
+    b = batch()
     z = model.vqvae.encode(b["image"]).detach().requires_grad_()
     model.vqvae.encode = lambda x: z
     (got,) = torch.autograd.grad(model.vqvae_loss(b)["loss"], z)
@@ -88,14 +94,19 @@ def test_the_gradient_passes_the_code_unchanged_and_the_commitment_pulls_z_alone
 
 
 def test_the_codebook_moves_to_the_running_means_that_minimise_its_own_term():
-    """decay 0: each used entry becomes the mean of the z that chose it, where sum (sg(z) - e)^2 has its minimum; else a running mean."""
-    model, b = tokenizer(decay=0.0).train(), batch()
+    """With decay 0 each used entry becomes the mean of the z that chose it.
+
+    There sum (sg(z) - e)^2 has its minimum. With another decay it becomes a running mean.
+    """
+    model = tokenizer(decay=0.0).train()
+    b = batch()
     before = quantizer(model).embedding.weight.clone().numpy()
-    seen = []
-    model.vqvae.encoder.register_forward_hook(lambda m, i, o: seen.append(vectors(o)))
+    outputs = []
+    model.vqvae.encoder.register_forward_hook(lambda m, i, o: outputs.append(vectors(o)))
     model.vqvae_loss(b)
-    (z,) = seen
-    index, after = nearest(z, before), quantizer(model).embedding.weight.numpy()
+    (z,) = outputs
+    index = nearest(z, before)
+    after = quantizer(model).embedding.weight.numpy()
     assert 2 < len(set(index)) < 12
     for k in set(index):
         np.testing.assert_allclose(after[k], z[index == k].mean(0), rtol=1e-3, atol=1e-4)
@@ -110,17 +121,18 @@ def test_the_codebook_moves_to_the_running_means_that_minimise_its_own_term():
 
 
 def test_the_codebook_moves_in_training_mode_alone_and_no_gradient_reaches_it():
-    model, b = tokenizer(), batch()
+    model = tokenizer()
+    b = batch()
     start = quantizer(model).embedding.weight.clone()
     with torch.no_grad():
-        model.eval().vqvae_loss(b), model.train().tokens(b["image"]), model.transformer_loss(b)
+        model.eval().vqvae_loss(b)
+        model.train().tokens(b["image"])
+        model.transformer_loss(b)
     model.eval().anomaly_map(b["image"], b["mask"])
     assert torch.equal(quantizer(model).embedding.weight, start)
     model.train().vqvae_loss(b)["loss"].backward()
-    assert (
-        not torch.equal(quantizer(model).embedding.weight, start)
-        and quantizer(model).embedding.weight.grad is None
-    )
+    assert not torch.equal(quantizer(model).embedding.weight, start)
+    assert quantizer(model).embedding.weight.grad is None
 
 
 def test_the_second_stage_leaves_the_vqvae_as_it_is():
@@ -156,7 +168,9 @@ from lightning_fabric.strategies import DDPStrategy
 from tests.models.test_generative import batch, tokenizer
 world = int(sys.argv[1])
 torch.set_num_threads(1)
-strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo") if world > 1 else "auto"
+strategy = "auto"
+if world > 1:
+    strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
 fabric = Fabric(accelerator="cpu", devices=world, strategy=strategy)
 fabric.launch()
 model = tokenizer()
@@ -167,7 +181,8 @@ optimizer = fabric.setup_optimizers(torch.optim.SGD(list(update.parameters), lr=
 for step in range(4):
     module.train()
     optimizer.zero_grad()
-    fabric.backward(module.vqvae_loss({k: v[fabric.global_rank :: world] for k, v in batch(8, step).items()})["loss"])
+    share = {k: v[fabric.global_rank :: world] for k, v in batch(8, step).items()}
+    fabric.backward(module.vqvae_loss(share)["loss"])
     optimizer.step()
 if fabric.is_global_zero:
     torch.save(model.state_dict(), sys.argv[2])
@@ -187,12 +202,8 @@ def test_two_processes_learn_the_codebook_that_one_does(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     weights = []
     for world in (1, 2):
-        command = [
-            sys.executable,
-            str(tmp_path / "script.py"),
-            str(world),
-            str(tmp_path / f"{world}.pt"),
-        ]
+        arguments = [tmp_path / "script.py", world, tmp_path / f"{world}.pt"]
+        command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
@@ -250,9 +261,8 @@ def test_the_transformer_learns_the_frequencies_of_the_first_token():
         optimizer.zero_grad()
         model.surprise(tokens).mean().backward()
         optimizer.step()
-    torch.testing.assert_close(
-        model.logits(tokens)[0, 0].softmax(0), torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0
-    )
+    found = model.logits(tokens)[0, 0].softmax(0)
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
     assert model.surprise(tokens)[:, 1].max() < 0.1  # the second follows from the first
 
 
@@ -274,7 +284,8 @@ def test_healing_leaves_likely_tokens_as_they_are():
 def test_healed_tokens_are_the_likeliest_after_the_healed_ones_before():
     """Against one token at a time, one sequence at a time."""
     model = tokenizer().eval()
-    tokens, unlikely = torch.randint(12, (3, 24)), torch.rand(3, 24) < 0.4
+    tokens = torch.randint(12, (3, 24))
+    unlikely = torch.rand(3, 24) < 0.4
     want = tokens.clone()
     with torch.no_grad():
         for row in range(3):
@@ -285,14 +296,14 @@ def test_healed_tokens_are_the_likeliest_after_the_healed_ones_before():
 
 
 def test_the_threshold_is_the_healthy_quantile_of_the_brain_s_tokens():
-    model, b = tokenizer(quantile=0.9).eval(), batch(20)
-    model.fit_reference([{k: v[i : i + 8] for k, v in b.items()} for i in range(0, 20, 8)])
+    model = tokenizer(quantile=0.9).eval()
+    b = batch(20)
+    model.fit_reference([part(b, i, i + 8) for i in range(0, 20, 8)])
     with torch.no_grad():
         surprise = model.on_grid(model.surprise(model.tokens(b["image"])))
+    # Rows 2..13 touch all four squares of 4 pixels, columns 3..19 the first five of six.
     brain = torch.zeros(20, 4, 6, dtype=torch.bool)
-    brain[:, :, :5] = (
-        True  # rows 2..13 touch all four squares of 4 pixels, columns 3..19 the first five of six
-    )
+    brain[:, :, :5] = True
     want = np.quantile(surprise[brain].numpy(), 0.9, method="inverted_cdf")
     assert float(model.threshold) == pytest.approx(float(want), rel=1e-6)
     share = float((surprise[brain] > model.threshold).float().mean())
@@ -301,49 +312,43 @@ def test_the_threshold_is_the_healthy_quantile_of_the_brain_s_tokens():
 
 @pytest.mark.parametrize("kind", ["likelihood", "healing", "product"])
 def test_maps_are_made_of_surprise_residual_and_healed_places(kind):
-    model, b = tokenizer(map=kind, quantile=0.8).eval(), batch()
+    model = tokenizer(map=kind, quantile=0.8).eval()
+    b = batch()
     model.fit_reference([b])
-    x, mask = b["image"], b["mask"]
+    x = b["image"]
+    mask = b["mask"]
     with torch.no_grad():
         got = model.anomaly_map(x, mask)
         tokens = model.tokens(x)
         surprise = model.surprise(tokens)
         residual = (x - model.reconstruct(x)).abs()
 
-    def at_centres(
-        values,
-    ):  # interpolation passes through the middle of each square of 4 pixels: mean of the 4 pixels there
+    def at_centres(values):
+        """The mean of the 4 pixels amid each square, through which interpolation passes."""
         return torch.nn.functional.avg_pool2d(values[..., 1:-1, 1:-1], 2, 4)[:, 0]
 
     inside = at_centres(mask) == 1
     grid = model.on_grid(surprise)
     if kind == "likelihood":
-        torch.testing.assert_close(
-            at_centres(got)[inside], _smooth(grid)[inside], rtol=1e-4, atol=1e-5
-        )
+        found = at_centres(got)[inside]
+        torch.testing.assert_close(found, _smooth(grid)[inside], rtol=1e-4, atol=1e-5)
     if kind == "product":
-        torch.testing.assert_close(got, residual * _interpolated(grid) * mask, rtol=1e-4, atol=1e-5)
+        want = residual * _interpolated(grid) * mask
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     if kind == "healing":
-        torch.testing.assert_close(
-            got,
-            residual * _interpolated((grid > model.threshold).float()) * mask,
-            rtol=1e-4,
-            atol=1e-5,
-        )
+        want = residual * _interpolated((grid > model.threshold).float()) * mask
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         assert 0 < (got > 0).float().mean() < mask.mean()  # only where tokens were healed
     assert (got >= 0).all()
 
 
 def _interpolated(grid):
     """Linear interpolation between the squares' centres by scipy, constant beyond them."""
-    from scipy.interpolate import RegularGridInterpolator
-
     rows, columns = (np.clip(np.arange(n) + 0.5, 2, n - 2) for n in SIDE)
     at = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
     centres = [np.arange(n // 4) * 4 + 2.0 for n in SIDE]
-    return torch.tensor(
-        np.stack([RegularGridInterpolator(centres, g)(at) for g in grid.numpy()])[:, None]
-    ).float()
+    values = [RegularGridInterpolator(centres, g)(at) for g in grid.numpy()]
+    return torch.tensor(np.stack(values)[:, None]).float()
 
 
 def _smooth(grid):
@@ -351,26 +356,24 @@ def _smooth(grid):
 
 
 def test_the_score_is_the_mean_surprise_of_the_brain():
-    model, b = tokenizer().eval(), batch()
+    model = tokenizer().eval()
+    b = batch()
     mask = torch.zeros_like(b["mask"])
-    mask[0, :, :4, :4], mask[1, :, :8, :4], mask[2, :, 2:4, :12] = 1, 1, 1
+    mask[0, :, :4, :4] = 1
+    mask[1, :, :8, :4] = 1
+    mask[2, :, 2:4, :12] = 1
     with torch.no_grad():
         grid = model.on_grid(model.surprise(model.tokens(b["image"])))
         got = model.score(b["image"], mask)
-    torch.testing.assert_close(
-        got,
-        torch.stack(
-            [grid[0, 0, 0], grid[1, :2, 0].mean(), grid[2, 0, :3].mean(), torch.tensor(0.0)]
-        ),
-    )
+    want = [grid[0, 0, 0], grid[1, :2, 0].mean(), grid[2, 0, :3].mean(), torch.tensor(0.0)]
+    torch.testing.assert_close(got, torch.stack(want))
 
 
 def test_two_channels_and_sizes_that_do_not_divide():
     model = tokenizer(in_channels=2).eval()
     b = batch(channels=2)
-    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(
-        b["image"], b["mask"]
-    ).shape == (4, 1, *SIDE)
+    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE)
+    assert model.anomaly_map(b["image"], b["mask"]).shape == (4, 1, *SIDE)
     with pytest.raises(ValueError, match="must be divisible by 4"):
         tokenizer(image_size=(16, 18))
 
@@ -381,9 +384,8 @@ def test_two_channels_and_sizes_that_do_not_divide():
 def ddpm(**arguments):
     torch.manual_seed(0)
     model = create_model("patched_ddpm", **({"channels": (4, 8), "image_size": SIDE} | arguments))
-    for layer in (
-        model.net.modules()
-    ):  # not as near to 0 as training starts, so that the prediction shows what went in
+    # Not as near to 0 as training starts, so that the prediction shows what went in.
+    for layer in model.net.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.reset_parameters()
     return model
@@ -403,23 +405,27 @@ def test_noise_is_standard_normal_in_every_pixel(kind):
 
 @pytest.mark.parametrize("kind", PERIODS)
 def test_forward_noising_has_the_closed_form_mean_and_variance(kind):
-    """x_t = sqrt(a) x + sqrt(1 - a) noise with a the product of 1 - beta_s, s = 0..t, beta linear from 1e-4 to 0.02."""
+    """x_t = sqrt(a) x + sqrt(1 - a) noise with a the product of 1 - beta_s, s = 0..t.
+
+    beta is linear from 1e-4 to 0.02.
+    """
     model = ddpm(noise=kind)
     x = 2 * torch.rand(1, 1, *SIDE) - 1
     noise = smooth_noise((3000, *SIDE), PERIODS[kind], torch.Generator().manual_seed(1))[:, None]
     for t in (0, 300, 999):
-        kept = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: t + 1])
-        got = model.noised(
-            x.expand(3000, -1, -1, -1), noise, torch.full((3000,), t), torch.ones(1, 1, *SIDE)
-        ).double()
-        spread = math.sqrt((1 - kept) / 3000)
-        assert (got.mean(0) - math.sqrt(kept) * x[0]).abs().max() < 5 * spread + 1e-5
-        assert (got.var(0) / (1 - kept) - 1).abs().max() < 5 * math.sqrt(2 / 3000)
+        signal = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: t + 1])
+        step = torch.full((3000,), t)
+        got = model.noised(x.expand(3000, -1, -1, -1), noise, step, torch.ones(1, 1, *SIDE))
+        got = got.double()
+        spread = math.sqrt((1 - signal) / 3000)
+        assert (got.mean(0) - math.sqrt(signal) * x[0]).abs().max() < 5 * spread + 1e-5
+        assert (got.var(0) / (1 - signal) - 1).abs().max() < 5 * math.sqrt(2 / 3000)
 
 
 def test_only_the_patch_is_noised():
     model = ddpm(grid=2)
-    x, noise = 2 * torch.rand(4, 1, *SIDE) - 1, torch.randn(4, 1, *SIDE)
+    x = 2 * torch.rand(4, 1, *SIDE) - 1
+    noise = torch.randn(4, 1, *SIDE)
     patches = model.patches(x)
     assert patches.shape == (4, 1, *SIDE) and torch.equal(patches.sum(0), torch.ones(1, *SIDE))
     assert patches[1, 0, :8, 12:].all() and patches[1].sum() == 8 * 12
@@ -434,20 +440,20 @@ def test_a_bfloat16_slice_does_not_round_the_schedule():
     model.anomaly_map(x, torch.ones(2, 1, *SIDE))
     model.loss({"image": x, "seed": torch.arange(2)})
     model.noised(x, x, torch.tensor([500, 500]), torch.ones(1, 1, *SIDE))
-    assert model.scheduler.alphas_cumprod.dtype == torch.float32 and torch.equal(
-        model.scheduler.alphas_cumprod, before
-    )
+    assert model.scheduler.alphas_cumprod.dtype == torch.float32
+    assert torch.equal(model.scheduler.alphas_cumprod, before)
 
 
 # patched_ddpm: loss and reconstruction
 
 
 class Predicts(torch.nn.Module):
-    """Stands in for the network: remembers what it was given and answers with what a function makes of it."""
+    """Stands in for the network: remembers its inputs and answers by a function of them."""
 
     def __init__(self, answer):
         super().__init__()
-        self.answer, self.given = answer, []
+        self.answer = answer
+        self.given = []
 
     def forward(self, x, timesteps):
         self.given.append((x, timesteps))
@@ -455,8 +461,12 @@ class Predicts(torch.nn.Module):
 
 
 def test_the_loss_is_the_error_inside_one_patch_of_the_grid():
-    """A prediction of zero has the mean absolute value of the target there; what is outside does not count."""
-    model, b = ddpm(), batch(64)
+    """A prediction of zero has the mean absolute value of the target in the patch.
+
+    What is outside does not count.
+    """
+    model = ddpm()
+    b = batch(64)
     model.net = Predicts(torch.zeros_like)
     got = float(model.loss(b)["loss"])
     ((noisy, step),) = model.net.given
@@ -467,30 +477,25 @@ def test_the_loss_is_the_error_inside_one_patch_of_the_grid():
         rows, columns = np.nonzero(changed[i, 0].numpy())
         corner = rows.min() // 8 * 8, columns.min() // 12 * 12
         inside = x[i, 0, corner[0] : corner[0] + 8, corner[1] : corner[1] + 12]
-        assert changed[i].sum() == 96 and (rows.max(), columns.max()) == (
-            corner[0] + 7,
-            corner[1] + 11,
-        )
+        assert changed[i].sum() == 96
+        assert (rows.max(), columns.max()) == (corner[0] + 7, corner[1] + 11)
         errors.append((corner, inside.abs().mean().item()))
     assert got == pytest.approx(np.mean([e for _, e in errors]), rel=1e-5)
-    assert (
-        len({c for c, _ in errors}) == 4
-        and step.min() < 200
-        and step.max() > 800
-        and step.max() < 1000
-    )
+    assert len({c for c, _ in errors}) == 4
+    assert step.min() < 200 and 800 < step.max() < 1000
 
 
 @pytest.mark.parametrize("predict", ["sample", "epsilon"])
 def test_a_perfect_network_has_no_loss_and_no_map(predict):
-    model, b = ddpm(predict=predict).eval(), batch()
+    model = ddpm(predict=predict).eval()
+    b = batch()
     x = 2 * b["image"] - 1
 
     def perfect(noisy):
         if predict == "sample":
             return x
-        kept = model.scheduler.alphas_cumprod[step].view(-1, 1, 1, 1)
-        return (noisy - kept.sqrt() * x) / (1 - kept).sqrt()
+        signal = model.scheduler.alphas_cumprod[step].view(-1, 1, 1, 1)
+        return (noisy - signal.sqrt() * x) / (1 - signal).sqrt()
 
     model.net = Predicts(perfect)
     step = torch.tensor([model.test_step])
@@ -502,21 +507,25 @@ def test_a_perfect_network_has_no_loss_and_no_map(predict):
 
 @pytest.mark.parametrize("predict", ["sample", "epsilon"])
 def test_the_clean_image_is_that_of_monai_s_scheduler(predict):
-    from monai.networks.schedulers import DDPMScheduler
-
     model = ddpm(predict=predict)
-    predicted, noisy = torch.randn(2, 1, *SIDE), torch.randn(2, 1, *SIDE)
+    predicted = torch.randn(2, 1, *SIDE)
+    noisy = torch.randn(2, 1, *SIDE)
     _, want = DDPMScheduler(1000, prediction_type=predict).step(predicted, 500, noisy)
     torch.testing.assert_close(model.clean(predicted, noisy), want)
 
 
 def test_the_stitched_slice_takes_each_patch_from_its_own_prediction():
-    """Four forward passes, each with another patch noised to the test step, and a network that numbers its answers."""
-    model, b = ddpm(), batch()
+    """Four forward passes, each with another patch noised to the test step.
+
+    The network numbers its answers.
+    """
+    model = ddpm()
+    b = batch()
     model.net = Predicts(lambda x: torch.full_like(x, len(model.net.given) / 10))
     got = model.reconstruct(b["image"])
     for k, (noisy, step) in enumerate(model.net.given):
-        top, left = 8 * (k // 2), 12 * (k % 2)
+        top = 8 * (k // 2)
+        left = 12 * (k % 2)
         patch = torch.zeros(*SIDE, dtype=torch.bool)
         patch[top : top + 8, left : left + 12] = True
         assert torch.equal((noisy != 2 * b["image"] - 1).all(0)[0], patch) and (step == 500).all()
@@ -525,7 +534,8 @@ def test_the_stitched_slice_takes_each_patch_from_its_own_prediction():
 
 
 def test_a_patch_is_predicted_from_the_rest_of_the_slice_and_mapped_as_absolute_difference():
-    model, b = ddpm().eval(), batch()
+    model = ddpm().eval()
+    b = batch()
     with torch.no_grad():
         one = model.reconstruct(b["image"])
         changed = b["image"].clone()
@@ -538,7 +548,8 @@ def test_a_patch_is_predicted_from_the_rest_of_the_slice_and_mapped_as_absolute_
 
 
 def test_inference_is_deterministic_and_the_same_for_a_slice_alone():
-    model, b = ddpm().eval(), batch()
+    model = ddpm().eval()
+    b = batch()
     with torch.no_grad():
         torch.manual_seed(1)
         one = model.reconstruct(b["image"])
@@ -550,7 +561,8 @@ def test_inference_is_deterministic_and_the_same_for_a_slice_alone():
 
 
 def test_training_noise_follows_from_each_slice_s_own_seed():
-    model, b = ddpm().eval(), batch()
+    model = ddpm().eval()
+    b = batch()
     one, two, other = (
         model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9)
     )
@@ -576,8 +588,8 @@ def test_settings_that_cannot_be(arguments, message):
 
 
 def test_two_channels():
-    model, b = ddpm(in_channels=2).eval(), batch(channels=2)
-    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE) and model.anomaly_map(
-        b["image"], b["mask"]
-    ).shape == (4, 1, *SIDE)
+    model = ddpm(in_channels=2).eval()
+    b = batch(channels=2)
+    assert model.reconstruct(b["image"]).shape == (4, 2, *SIDE)
+    assert model.anomaly_map(b["image"], b["mask"]).shape == (4, 1, *SIDE)
     assert torch.isfinite(model.loss(b)["loss"])

@@ -1,4 +1,7 @@
-"""gmvae, aae, constrained_aae, ano_vae_gan, the options of vae, restoration and the flow by the properties that define them."""
+"""gmvae, aae, constrained_aae, ano_vae_gan, the options of vae, restoration and the flow.
+
+Each by the properties that define it.
+"""
 
 import numpy as np
 import pytest
@@ -9,14 +12,10 @@ from torch import distributions as D
 from torch import nn
 
 from models import create_model
+from models.parts.dropout import dropout_passes, passes_map
 from models.parts.flow import RealNvp
-from models.parts.layers import (
-    dropout_passes,
-    gradient_penalty,
-    input_gradient,
-    latent_critic,
-    passes_map,
-)
+from models.parts.layers import latent_critic
+from models.parts.losses import gradient_penalty, input_gradient
 from models.parts.restoration import map_restoration, total_variation
 
 SIDE = (16, 24)
@@ -29,6 +28,11 @@ def batch(n=4, seed=0):
     return {"image": torch.rand(n, 1, *SIDE) * mask, "mask": mask, "seed": torch.arange(n)}
 
 
+def part(b, start, end):
+    """The slices of a batch from `start` to `end`."""
+    return {k: v[start:end] for k, v in b.items()}
+
+
 def double(b):
     return {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
 
@@ -39,7 +43,7 @@ def make(name, **arguments):
 
 
 class Always(nn.Module):
-    """Gives one tensor whatever it is asked."""
+    """Gives one tensor for every input."""
 
     def __init__(self, value):
         super().__init__()
@@ -65,15 +69,20 @@ def test_total_variation_is_numpy_s_sum_of_steps():
     step = torch.zeros_like(x)
     step[0, 0, 2, 3] = 1e-6
     slope = float(total_variation(x + step) - total_variation(x - step)) / 2e-6
-    assert input_gradient(x, lambda y: total_variation(y).sum())[
-        0, 0, 2, 3
-    ].item() == pytest.approx(slope, abs=1e-6)
+    gradient = input_gradient(x, lambda y: total_variation(y).sum())
+    assert gradient[0, 0, 2, 3].item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_change():
-    """A concave ELBO -|y - t|^2: the optimum of -|y - t|^2 - rho TV(x - y) by L-BFGS. TV(y - t), a known mistake, would end at t."""
-    rng, rho, smooth = np.random.default_rng(0), 0.3, 0.01
-    x, t = rng.random((6, 7)), rng.random((6, 7))
+    """A concave ELBO -|y - t|^2: the optimum of -|y - t|^2 - rho TV(x - y) by L-BFGS.
+
+    TV(y - t), a known mistake, would end at t.
+    """
+    rng = np.random.default_rng(0)
+    rho = 0.3
+    smooth = 0.01
+    x = rng.random((6, 7))
+    t = rng.random((6, 7))
 
     def objective(flat):
         y = flat.reshape(x.shape)
@@ -102,7 +111,8 @@ def test_restoration_finds_scipy_s_optimum_with_the_total_variation_of_the_chang
 def test_one_step_is_that_of_the_formula_clipped_and_masked():
     b = batch(2)  # seeds what follows
     slope = torch.randn(1, 1, *SIDE) * 80
-    slope[0, 0, 5, 5], slope[0, 0, 6, 6] = 5e3, -5e3
+    slope[0, 0, 5, 5] = 5e3
+    slope[0, 0, 6, 6] = -5e3
     got = map_restoration(
         b["image"], b["mask"], lambda y: (y * slope).flatten(1).sum(1), 0.0, [(1, 1e-3)]
     )
@@ -112,24 +122,23 @@ def test_one_step_is_that_of_the_formula_clipped_and_masked():
 
 @pytest.mark.parametrize("name", ["vae", "gmvae"])
 def test_a_large_rho_leaves_the_slice_as_it_is_and_less_changes_the_larger_it_is(name):
-    model, b = make(name, restoration="map").eval(), batch()
-    changes = [
-        (map_restoration(b["image"], b["mask"], model.elbo, rho, [(50, 0.1)]) - b["image"])
-        .abs()
-        .max()
-        .item()
-        for rho in (0, 0.3, 3, 1e6)
-    ]
-    assert (
-        changes[0] > changes[1] > changes[2] > changes[3] and changes[0] > 0.1 and changes[3] < 1e-5
-    )
+    model = make(name, restoration="map").eval()
+    b = batch()
+    changes = []
+    for rho in (0, 0.3, 3, 1e6):
+        restored = map_restoration(b["image"], b["mask"], model.elbo, rho, [(50, 0.1)])
+        changes.append((restored - b["image"]).abs().max().item())
+    assert changes[0] > changes[1] > changes[2] > changes[3]
+    assert changes[0] > 0.1 and changes[3] < 1e-5
 
 
 @pytest.mark.parametrize("size", [0.01, 5.0])
 @pytest.mark.parametrize("name", ["vae", "gmvae"])
 def test_the_objective_never_falls_and_nothing_outside_the_mask_changes(name, size):
-    model, b = make(name).double().eval(), double(batch())
-    x, values = b["image"] + 0.3 * (1 - b["mask"]), []
+    model = make(name).double().eval()
+    b = double(batch())
+    x = b["image"] + 0.3 * (1 - b["mask"])
+    values = []
     for count in range(8):
         y = map_restoration(x, b["mask"], model.elbo, 0.1, [(count, size)])
         assert torch.equal(y[b["mask"] == 0], x[b["mask"] == 0])
@@ -141,7 +150,8 @@ def test_the_objective_never_falls_and_nothing_outside_the_mask_changes(name, si
 
 @pytest.mark.parametrize("name", ["vae", "gmvae"])
 def test_restoration_works_in_inference_mode_slice_by_slice_and_at_half_precision(name):
-    model, b = make(name, restoration="map", schedule=[(10, 0.1)]).eval(), batch()
+    model = make(name, restoration="map", schedule=[(10, 0.1)]).eval()
+    b = batch()
     outside = model.anomaly_map(b["image"], b["mask"])
     restored = map_restoration(b["image"], b["mask"], model.elbo, model.rho, model.schedule)
     torch.testing.assert_close(outside, (b["image"] - restored).abs() * b["mask"])
@@ -161,7 +171,8 @@ def test_restoration_works_in_inference_mode_slice_by_slice_and_at_half_precisio
 
 def test_the_elbo_is_the_loss_with_its_sign_turned():
     for name in ("vae", "gmvae"):
-        model, b = make(name, beta=0.4).eval(), batch()
+        model = make(name, beta=0.4).eval()
+        b = batch()
         torch.testing.assert_close(
             model.elbo(b["image"]).mean() / (SIDE[0] * SIDE[1]), -model.loss(b)["loss"]
         )
@@ -171,10 +182,8 @@ def test_the_elbo_is_the_loss_with_its_sign_turned():
 
 
 def test_the_terms_of_the_mixture_are_those_of_torch_distributions():
-    model, b = (
-        make("gmvae", dim_z=3, dim_w=2, dim_c=5, c_lambda=0.0, beta=0.3).double().eval(),
-        double(batch()),
-    )
+    model = make("gmvae", dim_z=3, dim_w=2, dim_c=5, c_lambda=0.0, beta=0.3).double().eval()
+    b = double(batch())
     features = model.encoder(b["image"])
     halves = [v.chunk(2, dim=1) for v in (model.to_z(features), model.to_w(features))]
     z, w = (D.Normal(m, (0.5 * v).exp()) for m, v in halves)
@@ -200,51 +209,45 @@ def test_the_terms_of_the_mixture_are_those_of_torch_distributions():
 
 
 def test_the_component_term_counts_at_least_c_lambda_at_each_place():
-    free, held = make("gmvae", c_lambda=0.0).eval(), make("gmvae", c_lambda=0.5).eval()
+    free = make("gmvae", c_lambda=0.0).eval()
+    held = make("gmvae", c_lambda=0.5).eval()
     x = batch()["image"]
     assert (free.terms(x)["c"] < 0.5 * 6).all()
     torch.testing.assert_close(held.terms(x)["c"], torch.full((4,), 0.5 * 6))  # 2 x 3 places
 
 
 def test_one_component_at_the_standard_normal_makes_it_a_vae():
-    model, b = make("gmvae", dim_c=1, dim_z=4, c_lambda=0.0).double().eval(), double(batch())
+    model = make("gmvae", dim_c=1, dim_z=4, c_lambda=0.0).double().eval()
+    b = double(batch())
     for p in model.prior[-1].parameters():
         nn.init.zeros_(p)
     terms = model.terms(b["image"])
-    z = D.Normal(
-        *(
-            f(v)
-            for f, v in zip(
-                (lambda m: m, lambda v: (0.5 * v).exp()),
-                model.to_z(model.encoder(b["image"])).chunk(2, 1),
-                strict=True,
-            )
-        )
-    )
-    torch.testing.assert_close(
-        terms["z"], D.kl_divergence(z, D.Normal(torch.zeros_like(z.mean), 1)).sum((1, 2, 3))
-    )
+    mean, log_variance = model.to_z(model.encoder(b["image"])).chunk(2, 1)
+    z = D.Normal(mean, (0.5 * log_variance).exp())
+    want = D.kl_divergence(z, D.Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3))
+    torch.testing.assert_close(terms["z"], want)
     assert terms["c"].abs().max() == 0
 
 
 def test_gmvae_samples_in_training_alone_and_from_each_slice_s_own_seed():
-    model, b = make("gmvae").train(), batch()
+    model = make("gmvae").train()
+    b = batch()
     one, two, other = (
         model.loss(b | {"seed": s})["loss"] for s in (b["seed"], b["seed"], b["seed"] + 9)
     )
     assert one == two and one != other
     model.eval()
     assert model.loss(b)["loss"] == model.loss(b | {"seed": b["seed"] + 9})["loss"]
-    torch.testing.assert_close(
-        model.reconstruct(b["image"]), model.decoder(model.to_z(model.encoder(b["image"]))[:, :1])
-    )
+    mean = model.to_z(model.encoder(b["image"]))[:, :1]
+    torch.testing.assert_close(model.reconstruct(b["image"]), model.decoder(mean))
 
 
 # --- adversarial autoencoders ---
 
 
 def twins(**arguments):
-    plain, held = make("aae"), make("constrained_aae", **arguments)
+    plain = make("aae")
+    held = make("constrained_aae", **arguments)
     held.load_state_dict(plain.state_dict())
     return plain, held
 
@@ -279,7 +282,8 @@ def test_the_constraint_is_the_distance_of_both_codes_and_0_for_a_perfect_recons
 
 
 def test_an_autoencoder_s_loss_is_squared_error_minus_the_critic_s_value():
-    model, b = make("aae", adversarial=0.3).eval(), batch()
+    model = make("aae", adversarial=0.3).eval()
+    b = batch()
     code = model.encoder(b["image"])
     error = (model.decoder(code) - b["image"]).square().sum((1, 2, 3))
     want = (error - 0.3 * model.critic(code)[:, 0]).mean() / (SIDE[0] * SIDE[1])
@@ -288,7 +292,8 @@ def test_an_autoencoder_s_loss_is_squared_error_minus_the_critic_s_value():
 
 @pytest.mark.parametrize("name", ["aae", "constrained_aae", "ano_vae_gan"])
 def test_critic_and_autoencoder_move_themselves_alone(name):
-    model, b = make(name, n_critic=3).train(), batch()
+    model = make(name, n_critic=3).train()
+    b = batch()
     critic, coder = model.updates("train")
     assert (critic.every, coder.every) == (1, 3)
     critic.loss(b)["loss"].backward()
@@ -299,15 +304,15 @@ def test_critic_and_autoencoder_move_themselves_alone(name):
 
 
 def test_the_latent_critic_compares_normal_numbers_with_codes():
-    model, b = make("aae", latent=6, penalty=7.0).eval(), batch()
+    model = make("aae", latent=6, penalty=7.0).eval()
+    b = batch()
     code = model.encoder(b["image"]).detach()
     assert code.shape == (4, 6, 1, 1)
-    normal = torch.stack(
-        [
-            torch.randn(6, 1, 1, generator=torch.Generator().manual_seed(int(s) * 1_000_003 + 3))
-            for s in b["seed"]
-        ]
-    )
+    normal = []
+    for seed in b["seed"]:
+        source = torch.Generator().manual_seed(int(seed) * 1_000_003 + 3)
+        normal.append(torch.randn(6, 1, 1, generator=source))
+    normal = torch.stack(normal)
     distance = model.critic(normal).mean() - model.critic(code).mean()
     penalty = gradient_penalty(model.critic, normal, code, b["seed"])
     torch.testing.assert_close(model.critic_loss(b)["loss"], -distance + 7 * penalty)
@@ -318,7 +323,8 @@ def test_the_latent_critic_compares_normal_numbers_with_codes():
 def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Flatten(), nn.Linear(5, 1, bias=False))
-    real, fake = torch.randn(8, 5, 1, 1), torch.randn(8, 5, 1, 1)
+    real = torch.randn(8, 5, 1, 1)
+    fake = torch.randn(8, 5, 1, 1)
     torch.testing.assert_close(
         gradient_penalty(critic, real, fake, torch.arange(8)),
         (critic[1].weight.norm() - 1).square(),
@@ -327,14 +333,15 @@ def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
 
 
 def test_codes_of_an_adversarial_autoencoder_become_normal():
-    """Wasserstein distance of each code number to N(0, 1), by scipy, with and without the critic's say."""
-    x = (
-        torch.rand(64, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-        .repeat_interleave(4, 2)
-        .repeat_interleave(8, 3)
-    )
+    """Wasserstein distance of each code number to N(0, 1), by scipy.
+
+    With and without the critic in the loss.
+    """
+    grey = torch.rand(64, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    x = grey.repeat_interleave(4, 2).repeat_interleave(8, 3)
     x = torch.cat([x[:, :1], x[:, 1:]], dim=2)  # two grey levels, one over the other
-    normal, distances = np.random.default_rng(0).normal(size=2000), []
+    normal = np.random.default_rng(0).normal(size=2000)
+    distances = []
     for weight in (0.0, 10.0):
         model = make(
             "aae", channels=(8,), image_size=(8, 8), latent=2, adversarial=weight, n_critic=3
@@ -345,9 +352,8 @@ def test_codes_of_an_adversarial_autoencoder_become_normal():
             for update, optimizer in zip(updates, optimizers, strict=True):
                 if step % update.every == 0:
                     optimizer.zero_grad()
-                    update.loss({"image": x, "seed": torch.arange(64) + 64 * step})[
-                        "loss"
-                    ].backward()
+                    b = {"image": x, "seed": torch.arange(64) + 64 * step}
+                    update.loss(b)["loss"].backward()
                     optimizer.step()
         code = model.encoder(x).flatten(1).detach().numpy()
         distances.append(np.mean([wasserstein_distance(column, normal) for column in code.T]))
@@ -358,36 +364,34 @@ def test_codes_of_an_adversarial_autoencoder_become_normal():
 
 
 def test_the_loss_of_ano_vae_gan_is_laplace_likelihood_kl_and_critic():
-    model, b = make("ano_vae_gan", beta=0.6, adversarial=0.4).double().eval(), double(batch())
+    model = make("ano_vae_gan", beta=0.6, adversarial=0.4).double().eval()
+    b = double(batch())
     mean, log_variance = model.encode(b["image"])
     rebuilt = model.decoder(mean)
-    log_p = D.Laplace(rebuilt, 1).log_prob(b["image"]).sum((1, 2, 3)) + SIDE[0] * SIDE[1] * np.log(
-        2
-    )
-    kl = D.kl_divergence(
-        D.Normal(mean, (0.5 * log_variance).exp()), D.Normal(torch.zeros_like(mean), 1)
-    ).sum((1, 2, 3))
-    want = (-log_p + 0.6 * kl - 0.4 * model.critic(rebuilt).flatten()).mean() / (SIDE[0] * SIDE[1])
+    pixels = SIDE[0] * SIDE[1]
+    log_p = D.Laplace(rebuilt, 1).log_prob(b["image"]).sum((1, 2, 3)) + pixels * np.log(2)
+    normal = D.Normal(mean, (0.5 * log_variance).exp())
+    kl = D.kl_divergence(normal, D.Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3))
+    want = (-log_p + 0.6 * kl - 0.4 * model.critic(rebuilt).flatten()).mean() / pixels
     torch.testing.assert_close(model.loss(b)["loss"], want)
 
 
 def test_the_critic_of_ano_vae_gan_holds_slices_for_real_and_reconstructions_for_fake():
-    model, b = make("ano_vae_gan", penalty=7.0).eval(), batch()
+    model = make("ano_vae_gan", penalty=7.0).eval()
+    b = batch()
     rebuilt = model.reconstruct(b["image"]).detach()
     distance = model.critic(b["image"]).mean() - model.critic(rebuilt).mean()
     penalty = gradient_penalty(model.critic, b["image"], rebuilt, b["seed"])
     torch.testing.assert_close(model.critic_loss(b)["loss"], -distance + 7 * penalty)
-    model.train()
-    assert (
-        model.critic_loss(b)["distance"]
-        != model.critic_loss(b | {"seed": b["seed"] + 9})["distance"]
-    )  # a drawn latent
+    model.train()  # a drawn latent
+    other = model.critic_loss(b | {"seed": b["seed"] + 9})["distance"]
+    assert model.critic_loss(b)["distance"] != other
 
 
 # --- dropout at inference ---
 
 
-def test_dropped_channels_are_as_many_as_told_and_the_rest_makes_up_for_them():
+def test_dropped_channels_have_their_share_and_the_rest_makes_up_for_them():
     network = nn.Sequential(nn.Identity(), nn.Dropout2d(0.3)).eval()
     x = torch.ones(2, 500, 2, 3)
     state = torch.get_rng_state()
@@ -402,8 +406,10 @@ def test_dropped_channels_are_as_many_as_told_and_the_rest_makes_up_for_them():
 
 def test_maps_of_passes_are_numpy_s_mean_and_standard_deviation():
     torch.manual_seed(0)
-    x, drawn = torch.rand(3, 2, 4, 5), torch.rand(7, 3, 2, 4, 5)
-    residual, spread = np.abs(x.numpy() - drawn.numpy()).mean(0), drawn.numpy().std(0)
+    x = torch.rand(3, 2, 4, 5)
+    drawn = torch.rand(7, 3, 2, 4, 5)
+    residual = np.abs(x.numpy() - drawn.numpy()).mean(0)
+    spread = drawn.numpy().std(0)
     np.testing.assert_allclose(passes_map(x, drawn, "residual")[:, 0], residual.mean(1), rtol=1e-5)
     np.testing.assert_allclose(passes_map(x, drawn, "uncertainty")[:, 0], spread.mean(1), rtol=1e-5)
     np.testing.assert_allclose(
@@ -413,28 +419,25 @@ def test_maps_of_passes_are_numpy_s_mean_and_standard_deviation():
 
 @pytest.mark.parametrize("kind", ["residual", "uncertainty", "normalised"])
 def test_the_map_of_passes_is_deterministic_and_slice_by_slice(kind):
-    model, b = make("vae", dropout=0.3, passes=4, map=kind).eval(), batch()
+    model = make("vae", dropout=0.3, passes=4, map=kind).eval()
+    b = batch()
     with torch.inference_mode():
-        one, two = (
-            model.anomaly_map(b["image"], b["mask"]),
-            model.anomaly_map(b["image"], b["mask"]),
-        )
+        one = model.anomaly_map(b["image"], b["mask"])
+        two = model.anomaly_map(b["image"], b["mask"])
         torch.testing.assert_close(
             model.anomaly_map(b["image"][1:2], b["mask"][1:2]), one[1:2], atol=1e-5, rtol=1e-4
         )
         drawn = dropout_passes(model, lambda: model.reconstruct(b["image"]), 4)
-    assert (
-        torch.equal(one, two)
-        and (one >= 0).all()
-        and one.max() > 0
-        and one[b["mask"] == 0].abs().max() == 0
-    )
+    assert torch.equal(one, two)
+    assert (one >= 0).all() and one.max() > 0
+    assert one[b["mask"] == 0].abs().max() == 0
     assert (drawn.std(0) > 0).any()
     torch.testing.assert_close(one, passes_map(b["image"], drawn, kind) * b["mask"])
 
 
 def test_without_dropout_passes_agree():
-    model, b = make("vae", passes=3, map="uncertainty").eval(), batch()
+    model = make("vae", passes=3, map="uncertainty").eval()
+    b = batch()
     assert model.anomaly_map(b["image"], b["mask"]).abs().max() == 0
     plain = make("vae").eval()
     model.map = "residual"
@@ -463,35 +466,38 @@ def test_options_that_exclude_each_other_are_refused():
 def flow(size=3, seed=0):
     """A flow away from its start."""
     torch.manual_seed(seed)
-    made = RealNvp(size, couplings=4, hidden=8).double()
-    for p in made.parameters():
+    model = RealNvp(size, couplings=4, hidden=8).double()
+    for p in model.parameters():
         nn.init.normal_(p, std=0.5)
-    made.centre, made.spread = torch.randn(size).double(), 0.5 + torch.rand(size).double()
-    return made
+    model.centre = torch.randn(size).double()
+    model.spread = 0.5 + torch.rand(size).double()
+    return model
 
 
 def test_the_flow_is_inverted():
-    made, codes = flow(5), torch.randn(20, 5, dtype=torch.float64)
-    u, _ = made(codes)
+    model = flow(5)
+    codes = torch.randn(20, 5, dtype=torch.float64)
+    u, _ = model(codes)
     assert (u - codes).abs().max() > 0.1
-    torch.testing.assert_close(made.inverse(u), codes)
-    torch.testing.assert_close(made(made.inverse(codes))[0], codes)
+    torch.testing.assert_close(model.inverse(u), codes)
+    torch.testing.assert_close(model(model.inverse(codes))[0], codes)
 
 
 def test_the_log_determinant_is_that_of_autograd_s_jacobian():
-    made, codes = flow(), torch.randn(6, 3, dtype=torch.float64)
-    _, got = made(codes)
+    model = flow()
+    codes = torch.randn(6, 3, dtype=torch.float64)
+    _, got = model(codes)
     for code, value in zip(codes, got, strict=True):
-        jacobian = torch.autograd.functional.jacobian(lambda c: made(c[None])[0][0], code)
+        jacobian = torch.autograd.functional.jacobian(lambda c: model(c[None])[0][0], code)
         assert value.item() == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), abs=1e-9)
 
 
 def test_the_density_integrates_to_1():
-    made = flow(2, seed=3)
+    model = flow(2, seed=3)
     edge = torch.linspace(-15, 15, 1001, dtype=torch.float64)
     grid = torch.cartesian_prod(edge, edge)
     with torch.no_grad():
-        total = made.log_prob(grid).exp().sum() * (edge[1] - edge[0]) ** 2
+        total = model.log_prob(grid).exp().sum() * (edge[1] - edge[0]) ** 2
     assert total.item() == pytest.approx(1, abs=1e-3)
 
 
@@ -504,28 +510,31 @@ def test_a_fitted_flow_beats_a_gaussian_on_a_bent_cloud_and_is_the_same_at_every
     torch.manual_seed(0)
     x = torch.randn(1200, 1)
     codes = torch.cat([x, x**2 + 0.2 * torch.randn(1200, 1)], 1) * 3 + 5
-    train, test = codes[:800], codes[800:]
-    made, state = RealNvp(2), torch.get_rng_state()
-    made.fit(train, steps=200)
+    train = codes[:800]
+    test = codes[800:]
+    model = RealNvp(2)
+    state = torch.get_rng_state()
+    model.fit(train, steps=200)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
-        got = made.log_prob(test)
+        got = model.log_prob(test)
         gaussian = D.MultivariateNormal(train.mean(0), train.T.cov()).log_prob(test)
-        made.fit(train, steps=200)
-        assert torch.equal(made.log_prob(test), got)
+        model.fit(train, steps=200)
+        assert torch.equal(model.log_prob(test), got)
     assert got.mean() > gaussian.mean() + 0.5
     with pytest.raises(ValueError, match="at least 2 slices, got 1"):
-        made.fit(train[:1])
+        model.fit(train[:1])
 
 
 def test_a_vae_with_a_flow_scores_by_the_density_of_its_latent_mean(tmp_path):
-    model, b = make("vae", latent=4, prior="flow").eval(), batch(60)
+    model = make("vae", latent=4, prior="flow").eval()
+    b = batch(60)
     (update,) = model.updates("train")
     assert not {id(p) for p in update.parameters} & {id(p) for p in model.flow.parameters()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for p in model.parameters():
         p.requires_grad_(False)  # as the loop may leave them
-    model.fit_reference([{k: v[i : i + 16] for k, v in b.items()} for i in range(0, 60, 16)])
+    model.fit_reference([part(b, i, i + 16) for i in range(0, 60, 16)])
     after = model.state_dict()
     assert {k.split(".")[0] for k in after if not torch.equal(after[k], before[k])} == {"flow"}
     codes = model.encode(b["image"])[0].flatten(1)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import distributions as D
 from torch.nn import functional as F
 
-from models import create_model
-from models.multitask import _draw
+from models import create_model, multitask
+from models.multitask import _draw_labels
 from models.parts.pretext import turn_and_shift
 
 
@@ -31,9 +32,8 @@ def test_four_quarter_turns_are_none_and_shifts_move_by_an_eighth():
     turned = x
     for _ in range(4):
         turned = turn_and_shift(turned, same(n, 1), same(n, 0), same(n, 0))
-    assert torch.equal(turned, x) and not torch.equal(
-        turn_and_shift(x, same(n, 1), same(n, 0), same(n, 0)), x
-    )
+    assert torch.equal(turned, x)
+    assert not torch.equal(turn_and_shift(x, same(n, 1), same(n, 0), same(n, 0)), x)
     moved = turn_and_shift(x, same(n, 0), same(n, 1), same(n, -1))
     want = torch.zeros_like(x)
     want[:, :, 2:, :-2] = x[:, :, :-2, 2:]
@@ -44,31 +44,26 @@ def test_four_quarter_turns_are_none_and_shifts_move_by_an_eighth():
 
 def test_labels_come_from_each_slice_s_seed_and_cover_all_classes():
     b = {"image": torch.zeros(400, 1, 8, 8), "seed": torch.arange(400)}
-    labels = _draw(b)
-    assert torch.equal(labels, _draw(b)) and torch.equal(
-        labels[5:9], _draw({k: v[5:9] for k, v in b.items()})
-    )
+    labels = _draw_labels(b)
+    assert torch.equal(labels, _draw_labels(b))
+    assert torch.equal(labels[5:9], _draw_labels({k: v[5:9] for k, v in b.items()}))
     for column, classes in enumerate((4, 3, 3)):
         counts = labels[:, column].bincount(minlength=classes)
         assert len(counts) == classes and counts.min() > 0.6 * 400 / classes
 
 
 def test_the_loss_is_cross_entropy_plus_epsilon_times_the_vae_s():
-    model, b = make(epsilon=30.0, beta=0.5).eval(), batch()
+    model = make(epsilon=30.0, beta=0.5).eval()
+    b = batch()
     got = model.multitask_loss(b)
-    labels = _draw(b)
+    labels = _draw_labels(b)
     x = turn_and_shift(b["image"], labels[:, 0], labels[:, 1] - 1, labels[:, 2] - 1)
     features, mean, log_variance = model.encode(x)
     entropy = sum(
         F.cross_entropy(logits, labels[:, i]) for i, logits in enumerate(model.logits(features))
     )
-    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = (
-        torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-        .flatten(1)
-        .sum(1)
-        .mean()
-    )
+    normal = D.Normal(mean, (0.5 * log_variance).exp())
+    kl = D.kl_divergence(normal, D.Normal(0.0, 1.0)).flatten(1).sum(1).mean()
     rec = ((model.decoder(mean) - x).square().flatten(1).sum(1).mean() + 0.5 * kl) / 256
     torch.testing.assert_close(got["classification"], entropy)
     torch.testing.assert_close(got["loss"], entropy + 30 * rec)
@@ -76,10 +71,12 @@ def test_the_loss_is_cross_entropy_plus_epsilon_times_the_vae_s():
 
 
 def test_the_score_falls_as_the_probability_of_the_truth_rises(monkeypatch):
-    """A head that knows every pose gives s_c = 0, one that is always wrong 1; in between it falls with confidence."""
-    model, b = make(lam=0.0).eval(), batch()
-    from models import multitask
+    """A head that knows every pose gives s_c = 0, one that is always wrong 1.
 
+    In between s_c falls with confidence.
+    """
+    model = make(lam=0.0).eval()
+    b = batch()
     scores = []
     for sure in (-30.0, -2.0, 0.0, 2.0, 30.0):
         trial = iter(multitask.TRIALS)
@@ -94,11 +91,8 @@ def test_the_score_falls_as_the_probability_of_the_truth_rises(monkeypatch):
 
         monkeypatch.setattr(model, "logits", logits)
         scores.append(model.score(b["image"], b["mask"])[0].item())
-    assert (
-        scores == sorted(scores, reverse=True)
-        and scores[0] == pytest.approx(1)
-        and scores[-1] == pytest.approx(0)
-    )
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == pytest.approx(1) and scores[-1] == pytest.approx(0)
     assert scores[2] == pytest.approx((3 / 4 + 2 / 3 + 2 / 3) / 3)  # guessing
 
 
@@ -117,7 +111,5 @@ def test_lam_weighs_the_two_scores_and_the_residual_is_scaled_by_healthy_slices(
 def test_pretraining_leaves_the_heads_alone():
     model = make()
     moved = {id(p) for p in model.updates("pretrain")[0].parameters}
-    assert (
-        not moved & {id(p) for p in model.heads.parameters()}
-        and len(moved) == len(list(model.parameters())) - 2
-    )
+    assert not moved & {id(p) for p in model.heads.parameters()}
+    assert len(moved) == len(list(model.parameters())) - 2

@@ -31,16 +31,16 @@ def test_the_loss_is_weighted_cross_entropy():
 
 
 def test_it_learns_and_its_map_looks_where_the_lesion_is():
-    b, model = batch(), make()
+    b = batch()
+    model = make()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     model.train()
     for _ in range(12):
         optimizer.zero_grad()
         model.loss(b)["loss"].backward()
         optimizer.step()
-    for (
-        m
-    ) in model.modules():  # batch statistics of these slices, as a longer training would have them
+    # Batch statistics of these slices, as a longer training would have them.
+    for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             m.momentum = None
             m.reset_running_stats()
@@ -48,7 +48,8 @@ def test_it_learns_and_its_map_looks_where_the_lesion_is():
         model.net(b["image"])
     model.eval()
     with torch.inference_mode():
-        score, found = model.score(b["image"], b["mask"]), model.anomaly_map(b["image"], b["mask"])
+        score = model.score(b["image"], b["mask"])
+        found = model.anomaly_map(b["image"], b["mask"])
         again = model.anomaly_map(b["image"], b["mask"])
     assert roc_auc_score(b["label"], score) == 1
     assert torch.equal(found, again) and (found >= 0).all() and found.shape == b["image"].shape

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import distributions as D
 
 from models import create_model
-from models.parts.layers import kl_divergence, randn, squared_error
-from models.parts.pretext import swap_patches
+from models.parts.losses import kl_divergence, squared_error
+from models.parts.pretext import _two_places, swap_patches
+from models.parts.randomness import generator, randn
 
 
 def small(**arguments):
@@ -18,18 +20,10 @@ def small(**arguments):
 
 def test_kl_against_torch_distributions_and_zero_only_at_the_prior():
     torch.manual_seed(0)
-    mean, log_variance = (
-        torch.randn(3, 4, 2, 2, dtype=torch.float64),
-        torch.randn(3, 4, 2, 2, dtype=torch.float64),
-    )
-    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    want = (
-        torch.distributions.kl_divergence(
-            normal, torch.distributions.Normal(torch.zeros_like(mean), 1)
-        )
-        .flatten(1)
-        .sum(1)
-    )
+    mean = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    log_variance = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    normal = D.Normal(mean, (0.5 * log_variance).exp())
+    want = D.kl_divergence(normal, D.Normal(torch.zeros_like(mean), 1)).flatten(1).sum(1)
     torch.testing.assert_close(kl_divergence(mean, log_variance), want)
     zero = torch.zeros(1, 2, 2, 2)
     assert kl_divergence(zero, zero) == 0
@@ -37,7 +31,8 @@ def test_kl_against_torch_distributions_and_zero_only_at_the_prior():
 
 
 def test_squared_error_by_hand():
-    x, y = torch.tensor([[[[1.0, 2], [3, 4]]]]), torch.tensor([[[[1.0, 0], [0, 4]]]])
+    x = torch.tensor([[[[1.0, 2], [3, 4]]]])
+    y = torch.tensor([[[[1.0, 0], [0, 4]]]])
     assert squared_error(x, y).tolist() == [4 + 9]
 
 
@@ -69,9 +64,6 @@ def test_swapping_the_same_two_places_again_restores_the_image():
 
 
 def test_patches_are_disjoint_equal_and_centred_on_brain():
-    from models.parts.layers import generator
-    from models.parts.pretext import _two_places
-
     _, mask = brain_batch()
     brain = mask[0, 0] > 0
     for seed in range(200):
@@ -93,7 +85,8 @@ def test_patches_at_the_edge_are_moved_inwards_and_tiny_brains_left_alone():
 
 
 def test_seeded_noise_does_not_depend_on_the_batch():
-    like, seeds = torch.empty(5, 3, 2), torch.tensor([7, 8, 9, 10, 11])
+    like = torch.empty(5, 3, 2)
+    seeds = torch.tensor([7, 8, 9, 10, 11])
     whole = randn(like, seeds)
     torch.testing.assert_close(whole[3:], randn(like[3:], seeds[3:]), rtol=0, atol=0)
     assert (whole[0] != whole[1]).all() and (whole != randn(like, seeds, stream=1)).any()
@@ -103,29 +96,25 @@ def test_seeded_noise_does_not_depend_on_the_batch():
 
 def test_the_network_is_the_one_of_the_thesis():
     model = create_model("vae_cr")
-    convolutions = [
-        m
-        for m in model.encoder.modules()
-        if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (4, 4)
-    ]
+    layers = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    convolutions = [m for m in layers if m.kernel_size == (4, 4)]
     assert [c.out_channels for c in convolutions] == [16, 32, 64, 128, 256, 512]
     assert all(c.stride == (2, 2) and c.padding == (1, 1) for c in convolutions)
     back = [m for m in model.decoder.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
-    assert len(back) == 6 and all(
-        c.kernel_size == (4, 4) and c.stride == (2, 2) and c.padding == (1, 1) for c in back
-    )
+    assert len(back) == 6
+    for c in back:
+        assert (c.kernel_size, c.stride, c.padding) == ((4, 4), (2, 2), (1, 1))
     slopes = {m.negative_slope for m in model.modules() if isinstance(m, torch.nn.LeakyReLU)}
-    assert (
-        slopes == {0.1}
-        and sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.encoder.modules()) == 6
-    )
+    assert slopes == {0.1}
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.encoder.modules()) == 6
     mean, log_variance = model.eval().encode(torch.rand(1, 1, 128, 128))
     assert mean.shape == log_variance.shape == (1, 256, 2, 2)
 
 
 def test_inference_uses_the_mean_and_training_samples():
     model = small().eval()
-    x, seeds = torch.rand(4, 1, 32, 32), torch.arange(4)
+    x = torch.rand(4, 1, 32, 32)
+    seeds = torch.arange(4)
     with torch.no_grad():
         mean, _ = model.encode(x)
         torch.testing.assert_close(model.reconstruct(x), model.decoder(mean), rtol=0, atol=0)
@@ -133,15 +122,12 @@ def test_inference_uses_the_mean_and_training_samples():
         torch.testing.assert_close(model.reconstruct(x), model.decoder(mean), rtol=0, atol=0)
         mask = torch.ones(4, 1, 32, 32)
         batch = {"image": x, "mask": mask, "seed": seeds}
-        assert (
-            model.vae_loss(batch)["squared_error"]
-            == model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
-        )
+        other = batch | {"seed": seeds + 1}
+        error = model.vae_loss(batch)["squared_error"]
+        assert error == model.vae_loss(other)["squared_error"]
         model.train()
-        assert (
-            model.vae_loss(batch)["squared_error"]
-            != model.vae_loss(batch | {"seed": seeds + 1})["squared_error"]
-        )
+        error = model.vae_loss(batch)["squared_error"]
+        assert error != model.vae_loss(other)["squared_error"]
 
 
 def test_finetune_loss_is_squared_error_plus_beta_kl_per_pixel():
@@ -190,7 +176,8 @@ def test_score_is_the_mean_map_inside_the_mask():
     model = small().eval()
     x, mask = brain_batch(n=2, side=(32, 32))
     with torch.no_grad():
-        found, maps = model.score(x, mask), model.anomaly_map(x, mask)
+        found = model.score(x, mask)
+        maps = model.anomaly_map(x, mask)
         assert model.score(x, mask * 0).tolist() == [0, 0]
     want = [m[k > 0].mean().item() for m, k in zip(maps, mask, strict=True)]
     np.testing.assert_allclose(found.numpy(), want, rtol=1e-5)

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.cohort import store
+from pipelines.detect import batch
 from pipelines.config import ROOT
 from preprocessing.files import read_table
 from tests.conftest import QUICK, oblique_affine
@@ -410,7 +411,7 @@ def test_arguments_that_argparse_refuses(command, capsys, tmp_path):
         ),
         (
             ("preprocess", "--input", "i", "--out", "o"),
-            "the following arguments are required: --modality",
+            "error: --modality is missing: say ct, t1, t2, flair or picture.",
         ),
         (
             ("preprocess", "--input", "i", "--out", "o", "--modality", "t1", "--format", "png"),
@@ -660,7 +661,9 @@ def test_a_full_disk_ends_training_in_one_sentence(command, monkeypatch, tmp_pat
         "modality: t1\nintensity: {kind: percentiles, low: 0.5, high: 99.5}\n"
     )
     (tmp_path / "data/scans.tsv").write_text(
-        "id\tsplit\tlabel\timage\na\ttrain\t\ta.nii\nb\tval\t\tb.nii\n"
+        "id\tsubject\tsplit\tlabel\timage\tpreproc\tbrain\tsidecar\n"
+        "a\tp1\ttrain\t\ta.nii\ta.nii\ta.nii\ta.json\n"
+        "b\tp2\tval\t\tb.nii\tb.nii\tb.nii\tb.json\n"
     )
     index = "scan\tsubject\tsplit\tlabel\trow\tz\tbrain_px\na\tp1\ttrain\t\t0\t5\t99\nb\tp2\tval\t\t0\t5\t99\n"
     (tmp_path / "data/slices/index.tsv").write_text(index)
@@ -741,7 +744,7 @@ def test_ctrl_c_in_infer_keeps_the_first_result(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        interrupt_second(patch, store, "prepare")
+        interrupt_second(patch, batch, "prepare")
         done = command(
             "infer", "--run", tiny_run, "--input", two, "--out", out, "--accelerator", "cpu"
         )

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.study.results_file import Results
 from preprocessing import register
 from preprocessing.files import read_table
-from preprocessing.images import read_image
+from preprocessing.images import Grid, read_image
+from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 from preprocessing.tables import read_scans
 
@@ -29,6 +31,11 @@ def head(rng, lesion, shape=(44, 36)):
         mask[r : r + 6, c : c + 5] = True
         image[mask] = 0.9
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask
+
+
+def cases_of(results, model):
+    """The test scans of all runs of a model."""
+    return [case for run in results.runs(model) for case in results.cases_of(run)]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,8 @@ def test_a_picture_lies_in_the_middle_of_its_frame_and_comes_back(shape):
         x, y = (np.array([-world[0, 3], -world[1, 3]])).astype(int)
         np.testing.assert_array_equal(framed[x : x + shape[0], y : y + shape[1]], image)
     np.testing.assert_allclose(np.argwhere(there).mean(0)[:2], 31.5, atol=0.51)
-    back = register.resample(framed, np.eye(4), shape, np.eye(4), np.linalg.inv(world))
+    grids = Grid(framed.shape, np.eye(4)), Grid(shape, np.eye(4))
+    back = resample(framed, *grids, np.linalg.inv(world))
     inside = mask.copy()
     inside[:10], inside[-10:] = False, False
     assert np.abs(back - image)[inside].max() < 0.1 * np.ptp(image)
@@ -226,20 +234,18 @@ def test_the_comparison_says_what_its_files_hold(compared):
         "intensity",
         "pca",
     ] and comparison["baseline"] == "zero"
+    results = Results.read(out / "heads_results")
+    assert results.summary.protocol.name == "kfold"
     for m in comparison["models"]:
-        result = json.loads((out / f"heads_{m['model']}.json").read_text())
-        assert (
-            len(result["runs"]) == 6
-            and len(result["scans"]) == 2 * N
-            and result["protocol"]["name"] == "kfold"
-        )
+        assert len(results.runs(m["model"])) == 6
+        assert len(cases_of(results, m["model"])) == 2 * N
         per_run = []
-        for i, run in enumerate(result["runs"]):
-            own = [s for s in result["scans"] if s["run"] == i]
+        for run in results.runs(m["model"]):
+            own = results.cases_of(run)
             per_run.append(
                 roc_auc_score([s["label"] == "abnormal" for s in own], [s["score"] for s in own])
             )
-            assert run["summary"]["scan_auroc"] == pytest.approx(per_run[-1])
+            assert run.summary["scan_auroc"] == pytest.approx(per_run[-1])
         figure = m["figures"]["scan_auroc"]
         assert figure["mean"] == pytest.approx(np.mean(per_run)) and figure["sd"] == pytest.approx(
             np.std(per_run, ddof=1)
@@ -298,25 +304,22 @@ def test_a_supervised_model_learns_from_labels_and_says_so(data, tmp_path, capsy
         )
         == 0
     )
-    result = json.loads((tmp_path / "heads_densenet_supervised.json").read_text())
-    assert len(result["runs"]) == 3 and sorted(s["id"] for s in result["scans"]) == [
-        f"{i:02d}" for i in range(N)
-    ]
-    for fold, run_ in enumerate(result["runs"]):
-        learned = run_["training"]["train_scans"] + run_["training"]["val_scans"]
-        assert any(int(i) % 2 for i in run_["training"]["train_scans"]) and any(
-            int(i) % 2 == 0 for i in learned
-        )
+    results = Results.read(tmp_path / "heads_results")
+    runs = results.runs("densenet_supervised")
+    tested = [s["id"] for s in cases_of(results, "densenet_supervised")]
+    assert len(runs) == 3 and sorted(tested) == [f"{i:02d}" for i in range(N)]
+    for fold, run_ in enumerate(runs):
+        setup = results.setup(run_)
+        learned = setup.train_scans + setup.val_scans
+        assert any(int(i) % 2 for i in setup.train_scans)
+        assert any(int(i) % 2 == 0 for i in learned)
         plain = {
             r["id"]: r["split"]
             for r in read_table(tmp_path / "folds" / f"repeat-0_fold-{fold}.tsv")
         }
-        assert {i for i, s in plain.items() if s == "test"} == {
-            s["id"] for s in result["scans"] if s["run"] == fold
-        }
-        assert "few-label" in run_["points"] and set(run_["training"]["tune_scans"]) <= set(
-            run_["training"]["val_scans"]
-        )
+        here = {s["id"] for s in results.cases_of(run_)}
+        assert {i for i, s in plain.items() if s == "test"} == here
+        assert "few-label" in run_.points and set(setup.tune_scans) <= set(setup.val_scans)
     capsys.readouterr()
     assert (
         run(
@@ -397,9 +400,9 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     )
     clocks = [(tmp_path / n / "repeat-0_fold-1" / "metrics.csv").read_bytes() for n in names]
     assert clocks[0] == clocks[1] == clocks[2] != clocks[3]  # seconds of every epoch stand in it
-    results = [json.loads((tmp_path / f"heads_{n}.json").read_text()) for n in names]
-    assert [r["model"] for r in results] == names and results[1]["config"]["model"]["map"] == "rec"
-    scores = [[s["score"] for s in r["scans"]] for r in results]
+    results = Results.read(tmp_path / "heads_results")
+    assert results.names() == names and results.model(names[1]).config["model"]["map"] == "rec"
+    scores = [[s["score"] for s in cases_of(results, n)] for n in names]
     assert all(scores[0] != other for other in scores[1:])
     alone = [
         "--models",
@@ -410,8 +413,8 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     alone[alone.index(tmp_path)] = tmp_path / "alone"
     assert run("compare", *alone) == 0
     assert "Model vae_kl@own" in (tmp_path / "alone" / "heads_comparison.html").read_text()
-    again = json.loads((tmp_path / "alone" / "heads_vae_kl@own.json").read_text())
-    assert [s["score"] for s in again["scans"]] == scores[2]
+    again = cases_of(Results.read(tmp_path / "alone" / "heads_results"), "vae_kl@own")
+    assert [s["score"] for s in again] == scores[2]
     from pipelines.config import read_config
     from pipelines.detect.config import RunConfig
     from pipelines.study.compare import share_training
@@ -513,14 +516,14 @@ def test_a_deleted_run_alone_is_made_again(compared):
 
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
-    scores = json.loads((out / "heads_pca.json").read_text())["scans"]
+    scores = cases_of(Results.read(out / "heads_results"), "pca")
     shutil.rmtree(out / "pca" / "repeat-1_fold-2")
     assert run("compare", *arguments) == 0
     after = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
     assert {p for p in after if after[p] != before.get(p)} == {
         out / "pca" / "repeat-1_fold-2" / "weights.pt"
     }
-    again = json.loads((out / "heads_pca.json").read_text())["scans"]
+    again = cases_of(Results.read(out / "heads_results"), "pca")
     assert [s["score"] for s in again] == pytest.approx([s["score"] for s in scores], rel=1e-5)
 
 

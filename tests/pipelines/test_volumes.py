@@ -13,6 +13,7 @@ from torch import nn
 from models import create_model
 from models.base import AnomalyModel
 from models.parts import layers
+from models.parts.randomness import generator
 from pipelines.config import ConfigError, load_recipe
 from pipelines.detect.build import build_model
 from pipelines.detect.config import Augmentation, load_run_config
@@ -106,7 +107,7 @@ def test_augmentation_of_volumes_is_scipy_s_affine(change):
     torch.testing.assert_close(alone["image"][0], got["image"][2], rtol=0, atol=0)
     mirrors = []
     for i in range(6):
-        u = torch.rand(11, generator=layers.generator(i + 11, STREAM)).double().numpy()
+        u = torch.rand(11, generator=generator(i + 11, STREAM)).double().numpy()
         v = 2 * u - 1
         mirrors.append(-1.0 if u[0] < a.flip else 1.0)
         turn = Rotation.from_euler(

@@ -277,7 +277,7 @@ def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched(
     """Measured on a smooth slice of unequal sides: each sample's matrix in pixels, applied by scipy."""
     from scipy import ndimage
 
-    from models.parts.layers import generator
+    from models.parts.randomness import generator
     from pipelines.detect.config import Augmentation
     from pipelines.training.augment import STREAM, augment
 
