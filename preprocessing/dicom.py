@@ -40,6 +40,7 @@ from preprocessing.files import write_atomic
 from preprocessing.images import SMALLEST, is_nifti
 from preprocessing.quality import Check
 from preprocessing.scans import InputError, Scan, ScanError
+from preprocessing.volumes import LIMIT
 
 __all__ = ["convert", "has_dicom", "is_dicom", "save_copy"]
 
@@ -51,7 +52,6 @@ log = logging.getLogger("norma")
 # -m y: slices of one series are one volume: what may stand in it is decided here, from headers.
 OPTIONS = ("-z", "y", "-b", "n", "-l", "n", "-d", "0", "-w", "1", "-m", "y", "-c", "")
 PATIENCE = 1800  # seconds for one series
-LARGEST = 4 * 2**30  # bytes of a volume as float32
 MODALITIES = ("CT", "MR")
 
 
@@ -185,10 +185,10 @@ def _demand_usable(series: Series) -> None:
 def _demand_size(slices: int, of: Header) -> None:
     """Raise ScanError where a volume of that many slices passes the limit."""
     claimed = 4 * of.rows * of.columns * slices
-    if claimed > LARGEST:
+    if claimed >= LIMIT:
         raise ScanError(
-            f"{of.columns} x {of.rows} x {slices} voxels would take {claimed / 2**30:.1f} GiB, "
-            f"expected at most {LARGEST / 2**30:g} GiB; export fewer or smaller slices."
+            f"{of.columns} x {of.rows} x {slices} voxels would take {claimed / 1e9:.1f} GB, "
+            f"expected less than {LIMIT / 1e9:g} GB; export fewer or smaller slices."
         )
 
 

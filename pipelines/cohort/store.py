@@ -98,6 +98,8 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
     described = _described(prepared, z)
     first: dict[str, Any] = {"fingerprint": digest, **state, "digest": digests[0]}
     first |= {"formats": list(formats), "scan": cohort_row(scan, out)}
+    if scan.origin:
+        first["dicom"] = scan.origin
     write_json(sidecar, first | written | described)
 
 
