@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,7 +91,7 @@ def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
     scans, lost = list_scans(source, modality, out)
     check_people(source, scans)
     given = all(scan.split for scan in scans)
-    earlier = earlier_rows(out, {scan.id for scan in scans})
+    earlier = earlier_rows(out, scans)
     scans = _as_before(assign_splits(scans, seed), earlier) if not given else scans
     check_leaks(scans)
     _check_against(scans, earlier, out)
@@ -104,13 +105,19 @@ def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
     return Input(source, scans, lost, notes)
 
 
-def earlier_rows(out: Path, ids: Collection[str]) -> list[dict[str, str]]:
-    """Rows of scans that other commands preprocessed into `out`, from their sidecars."""
+def earlier_rows(out: Path, scans: Sequence[Scan]) -> list[dict[str, str]]:
+    """Rows of other scans that earlier commands preprocessed into `out`, from their sidecars."""
+    ids = {scan.id for scan in scans}
+    images = {os.path.realpath(scan.image) for scan in scans}
     rows: list[dict[str, str]] = []
     for path in sorted(out.glob("*/*_preproc.json")):
+        if path.name.removesuffix("_preproc.json") in ids:
+            continue
         sidecar = read_sidecar(path)
         row = sidecar.get("scan")
-        if row and row["id"] not in ids and is_complete(sidecar, out, ()):
+        if not row or os.path.realpath(out / row["image"]) in images:
+            continue  # the same file, which was called otherwise in another batch
+        if is_complete(sidecar, out, ()):
             rows.append(row | {"settings": sidecar["settings"], "path": str(path)})
     return rows
 
@@ -187,7 +194,7 @@ def write_cohort(results: Results, recipe: Recipe, out: Path, root: Path | None 
     """
     ids = {scan.id for scan, _ in results}
     sidecars = [sidecar_of(scan, out) for scan, failure in results if not failure]
-    others = _of_other_commands(out, ids, recipe)
+    others = _of_other_commands(out, [scan for scan, _ in results], recipe)
     sidecars += [Path(row["path"]) for row in others]
     failures = _failed_rows(results, root) + _earlier_failures(out, ids, others)
     (out / "slices").mkdir(parents=True, exist_ok=True)
@@ -213,9 +220,9 @@ def write_cohort(results: Results, recipe: Recipe, out: Path, root: Path | None 
     write_json(out / "preprocess.json", summary)
 
 
-def _of_other_commands(out: Path, ids: Collection[str], recipe: Recipe) -> list[dict[str, str]]:
+def _of_other_commands(out: Path, scans: Sequence[Scan], recipe: Recipe) -> list[dict[str, str]]:
     """Rows of earlier scans in `out`; those of another recipe are left out, with a word."""
-    rows = earlier_rows(out, ids)
+    rows = earlier_rows(out, scans)
     settings = recipe_digest(recipe)
     same = [row for row in rows if row["settings"] == settings]
     if len(same) < len(rows):
