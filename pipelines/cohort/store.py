@@ -141,7 +141,8 @@ def is_complete(done: dict[str, Any], out: Path, formats: Sequence[str]) -> bool
     sizes = done.get("sizes", ())
     if len(sizes) != len(files):  # of a version that did not write them
         return False
-    return all(path.is_file() and path.stat().st_size == n for path, n in zip(files, sizes))
+    pairs = zip(files, sizes, strict=True)
+    return all(path.is_file() and path.stat().st_size == size for path, size in pairs)
 
 
 def write_prepared(scan: Scan, recipe: Recipe, prepared: Prepared, out: Path) -> dict[str, Any]:
