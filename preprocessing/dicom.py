@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import re
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -51,6 +52,7 @@ log = logging.getLogger("norma")
 # -l n stores unsigned data as int16: dcm2niix corrects gantry tilt in no other.
 # -m y: slices of one series are one volume: what may stand in it is decided here, from headers.
 OPTIONS = ("-z", "y", "-b", "n", "-l", "n", "-d", "0", "-w", "1", "-m", "y", "-c", "")
+COPIES = ".tmp-dicom-"  # the folder of a series while it is converted
 PATIENCE = 1800  # seconds for one series
 MODALITIES = ("CT", "MR")
 
@@ -237,7 +239,9 @@ def _dcm2niix(series: Series, stack: Stack, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for old in _volumes(target):  # of an earlier run
         old.unlink()
-    with tempfile.TemporaryDirectory(prefix=".tmp-dicom-", dir=target) as copies:
+    for killed in target.glob(f"{COPIES}*"):
+        shutil.rmtree(killed)
+    with tempfile.TemporaryDirectory(prefix=COPIES, dir=target) as copies:
         try:
             lay_out(series.headers, stack, Path(copies))
         except OSError:

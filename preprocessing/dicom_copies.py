@@ -44,8 +44,10 @@ RESCALE = ("RescaleSlope", "RescaleIntercept")
 
 
 def pixel_digest(header: Header) -> str:
-    """Digest of a file's pixels as they are stored."""
-    return sha256(pydicom.dcmread(header.path, force=True).PixelData).hexdigest()
+    """Digest of a file's pixels as they are stored, and of what scales them."""
+    data = pydicom.dcmread(header.path, force=True)
+    scale = [str(data.get(name, "")) for name in RESCALE]
+    return sha256(data.PixelData + repr(scale).encode()).hexdigest()
 
 
 def lay_out(headers: Sequence[Header], stack: Stack, folder: Path) -> None:

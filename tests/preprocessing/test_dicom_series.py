@@ -346,6 +346,11 @@ def test_several_volumes_in_one_series_are_refused(tmp_path):
     assert f"{2 * N} slices at {N} places, which differ: several volumes in one series" in reason
 
 
+def test_the_same_pixels_on_another_scale_are_another_volume(tmp_path):
+    twice(tmp_path / "in/p", change=lambda d, k: setattr(d, "RescaleSlope", 2))
+    assert "which differ: several volumes in one series" in the_reason(tmp_path)
+
+
 def test_copied_files_are_left_out_with_a_word(tmp_path, caplog):
     data = write_series(tmp_path / "in/p", PLACES)
     for path in sorted((tmp_path / "in/p").iterdir()):
@@ -523,6 +528,15 @@ def test_random_damage_costs_one_series_and_no_more(tmp_path):
     told = {name.split("_")[0] for name in lost} | {s.subject for s in scans}
     assert told == {"good", *(f"bad{n}" for n in range(6))}
     assert all("Traceback" not in reason and len(reason) < 500 for reason in lost.values())
+
+
+def test_what_a_killed_command_left_is_removed(tmp_path):
+    write_series(tmp_path / "in/p", PLACES)
+    left = tmp_path / "out/p_series-2/.tmp-dicom-x"
+    left.mkdir(parents=True)
+    (left / "00000.dcm").symlink_to(tmp_path / "in/p/I000")
+    assert_volume(the_scan(tmp_path), voxels(N))
+    assert not left.exists() and (tmp_path / "in/p/I000").exists()
 
 
 def test_what_the_converter_prints_need_not_be_text(tmp_path, monkeypatch):
