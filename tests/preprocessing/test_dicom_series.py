@@ -304,6 +304,20 @@ def test_slices_of_several_orientations_are_refused(tmp_path):
     assert "slices of 2 orientations (12, 5), expected one." in the_reason(tmp_path)
 
 
+def test_a_localiser_under_the_uid_of_a_series_costs_it_nothing(tmp_path):
+    uids = {part: generate_uid() for part in ("StudyInstanceUID", "SeriesInstanceUID")}
+    uids["FrameOfReferenceUID"] = generate_uid()
+    data = write_series(tmp_path / "in/p", PLACES, **uids)
+    kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    upright = {"orientation": CORONAL, "ImageType": kind}
+    write_series(tmp_path / "in/p", [(-30, 0, 60)], name="scout", **upright, **uids)
+    (scan,), lost = convert(tmp_path)
+    assert_volume(scan, data)
+    assert [reason.split("): ")[1] for reason in lost.values()] == [
+        "a localiser, which plans other series."
+    ]
+
+
 def test_slices_without_a_place_are_refused(tmp_path):
     def change(d, k):
         del d.ImagePositionPatient
