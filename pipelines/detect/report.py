@@ -139,8 +139,9 @@ class Detection:
     report: Report
 
     def save(self, out: Path) -> None:
-        """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json`."""
+        """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json` to a folder."""
         name = self.report.id
+        out.mkdir(parents=True, exist_ok=True)
         for old in ("report.json", "mask.nii.gz"):  # must not stand beside a new map
             (out / f"{name}_{old}").unlink(missing_ok=True)
         save_nifti(self.map, out / f"{name}_map.nii.gz")
