@@ -124,6 +124,7 @@ def log_to(folder: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s: %(message)s"))
     root.addHandler(handler)
     logging.captureWarnings(True)
+    logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
 
 
 def log_traceback(error: BaseException, folder: Path) -> None:
