@@ -46,6 +46,7 @@ _RESERVED = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|slices|quality|dicom|.*\.(tsv|json|html|yaml|log)",
     re.IGNORECASE,
 )
+_DEVICE = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
 
 _ENDINGS = re.compile(
     r"\.(nii|nii\.gz|img|img\.gz|hdr|hdr\.gz|mgz|mgh|png|jpe?g|tiff?|bmp)$", re.IGNORECASE
@@ -167,8 +168,10 @@ def _safe_alone(key: str, name: str) -> str:
 
 def _with_digest(key: str, name: str, digits: int) -> str:
     """The safe name, cut to leave room for some digits of the digest of its key."""
+    # nul.x is a device as nul is, whatever follows
+    safe = _DEVICE.sub(r"\1-", safe_name(name))
     mark = "-" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
-    begin = safe_name(name).encode()[: LONGEST - len(mark)].decode(errors="ignore")
+    begin = safe.encode()[: LONGEST - len(mark)].decode(errors="ignore")
     return begin.rstrip("-.") + mark
 
 

@@ -125,6 +125,8 @@ def check_leaks(scans: Iterable[Scan]) -> None:
 
 def _check_sequences(scans: Sequence[Scan]) -> None:
     """The same for the other sequences, which may serve several scans of one subject."""
+    if not any(scan.sequences for scan in scans):
+        return
     id_of = {os.path.realpath(scan.image): scan.id for scan in scans}
     first_use: dict[str, Scan] = {}
     for scan in scans:

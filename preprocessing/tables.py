@@ -31,6 +31,9 @@ from preprocessing.scans import (
 )
 from preprocessing.splits import check_batch
 
+# the columns that Norma reads in every table
+_COLUMNS = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"group"}
+
 log = logging.getLogger("norma")
 
 
@@ -218,9 +221,8 @@ def _from_table(table: Path, modality: str) -> list[Scan]:
 
 def _known_row(row: dict[str, str]) -> dict[str, str]:
     """A row with Norma's columns in lower case, however the table writes them, n/a as nothing."""
-    own = {f.name for f in fields(Scan)} - {"extra", "origin", "checks"}
-    own |= {column(name) for name in SUFFIXES}
-    lower = {name: name.lower() for name in row if name.lower() in own and name.lower() not in row}
+    low = {name: name.lower() for name in row}
+    lower = {name: own for name, own in low.items() if own in _COLUMNS and own not in row}
     return told({lower.get(name, name): value for name, value in row.items()})
 
 
@@ -234,8 +236,7 @@ def _scan_of_row(
     names = ("mask", "brain_mask", "slice_labels")
     paths = {k: _file(row[k], table, where) if row.get(k) else None for k in names}
     group = row.get("group", "")
-    known = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"extra", *columns.values()}
-    known |= {"group"} if ties else set()
+    known = {*_COLUMNS, *columns.values()} if ties else {*_COLUMNS, *columns.values()} - {"group"}
     # a scan with a lesion mask is abnormal
     label = label_name(row.get("label", ""), where) or ("abnormal" if paths["mask"] else "")
     return Scan(
