@@ -398,3 +398,19 @@ def test_a_name_that_is_no_utf_8_is_listed_written_and_read_again(tmp_path):
     write_atomic(tmp_path / "page.html", f"<p>{scans[0].image}</p>")
     files, _ = walk(tmp_path)
     assert {"page.html", "t.tsv"} <= {file.name for file in files}
+
+
+def test_infer_scores_files_of_any_name(command, tiny_run, brain_t1, quick_prepare, tmp_path):
+    names = [b"caf\xe9.nii.gz", "\u7532.NII.GZ".encode()]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path / "in"), name), "wb") as handle:
+            handle.write(brain_t1.read_bytes())
+    out = tmp_path / "out"
+    done = command("infer", "--run", tiny_run, "--input", tmp_path / "in", "--out", out)
+    assert done.code == 0
+    rows = read_table(out / "scores.tsv")
+    assert len(rows) == 2 and all(row["status"] == "scored" for row in rows)
+    masks = {path.name for path in out.glob("*_mask.nii.gz")}
+    assert masks == {f"{row['id']}_mask.nii.gz" for row in rows}
+    assert "\u7532_mask.nii.gz" in masks
