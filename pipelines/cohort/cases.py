@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,6 @@ from preprocessing.images import Grid, is_picture, load_array, read_image
 from preprocessing.prepare import Prepared
 from preprocessing.scans import SPLITS, InputError, ScanError
 
-SAME_PLACE = 1e-2  # mm: a truth mask whose affine differs by more lies on another grid
 AGAIN = "run 'make preprocess' again."
 FILES = ("image", "mask", "brain_mask", "slice_labels", "preproc", "brain", "sidecar")
 PATHS = frozenset(("image", "lesions", "brain_mask", "slice_labels", "preproc", "brain", "sidecar"))
@@ -114,8 +114,8 @@ def _check_count(rows: int, data: Path) -> None:
     written = read_json(path).get("n_scans") if path.is_file() else None
     if isinstance(written, int) and written != rows:
         raise InputError(
-            f"{data / 'scans.tsv'}: {rows} rows, and {written} were written: it was cut or changed; "
-            f"{AGAIN}"
+            f"{data / 'scans.tsv'}: {rows} rows, and {written} were written: "
+            f"it was cut or changed; {AGAIN}"
         )
 
 
@@ -215,15 +215,29 @@ def read_truth(case: Case, home: Grid) -> np.ndarray | None:
     if not case.lesions:
         return np.zeros(home.shape, np.int32) if case.label == "healthy" else None
     image = read_image(case.lesions)
-    if image.shape != home.shape or not np.allclose(image.affine, home.affine, atol=SAME_PLACE):
-        raise ScanError(
-            f"{case.lesions}: shape {image.shape} or affine differs from the scan's, {home.shape}; "
-            "the truth must lie on its grid."
-        )
-    labels = np.asarray(image.dataobj)
+    half_a_voxel = min(home.spacing) / 2
+    difference = grid_difference(Grid.of(image), home, half_a_voxel)
+    if difference:
+        raise ScanError(f"{case.lesions}: {difference}; the truth must lie on the scan's grid.")
+    labels = np.nan_to_num(np.asarray(image.dataobj))  # NaN is background
     if is_picture(case.lesions):
         return (labels > 0).astype(np.int32)
     return np.round(labels).astype(np.int32)
+
+
+def grid_difference(grid: Grid, home: Grid, allowed: float) -> str:
+    """How a grid differs from a scan's, in words; empty below `allowed` mm at every corner."""
+    if grid.shape != home.shape:
+        return f"shape {grid.shape} differs from the scan's, {home.shape}"
+    ends = [(0, n - 1) for n in home.shape]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)])
+    apart = np.linalg.norm(corners @ (grid.affine - home.affine).T, axis=1).max()
+    if apart < allowed:
+        return ""
+    return (
+        f"its affine lays voxels up to {apart:.3g} mm from the scan's, "
+        f"expected less than {allowed:.3g} mm"
+    )
 
 
 def data_digest(cases: Iterable[Case]) -> str:
