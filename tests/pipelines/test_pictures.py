@@ -35,7 +35,15 @@ def head(rng, lesion, shape=(44, 36)):
 
 def cases_of(results, model):
     """The test scans of all runs of a model."""
-    return [case for run in results.runs(model) for case in results.cases_of(run)]
+    cases = []
+    for run in results.runs(model):
+        cases += results.cases_of(run)
+    return cases
+
+
+def scores_of(results, model):
+    """The scores of those scans."""
+    return [case["score"] for case in cases_of(results, model)]
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +410,7 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert clocks[0] == clocks[1] == clocks[2] != clocks[3]  # seconds of every epoch stand in it
     results = Results.read(tmp_path / "heads_results")
     assert results.names() == names and results.model(names[1]).config["model"]["map"] == "rec"
-    scores = [[s["score"] for s in cases_of(results, n)] for n in names]
+    scores = [scores_of(results, name) for name in names]
     assert all(scores[0] != other for other in scores[1:])
     alone = [
         "--models",
@@ -413,8 +421,8 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     alone[alone.index(tmp_path)] = tmp_path / "alone"
     assert run("compare", *alone) == 0
     assert "Model vae_kl@own" in (tmp_path / "alone" / "heads_comparison.html").read_text()
-    again = cases_of(Results.read(tmp_path / "alone" / "heads_results"), "vae_kl@own")
-    assert [s["score"] for s in again] == scores[2]
+    again = Results.read(tmp_path / "alone" / "heads_results")
+    assert scores_of(again, "vae_kl@own") == scores[2]
     from pipelines.config import read_config
     from pipelines.detect.config import RunConfig
     from pipelines.study.compare import share_training
@@ -516,15 +524,15 @@ def test_a_deleted_run_alone_is_made_again(compared):
 
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
-    scores = cases_of(Results.read(out / "heads_results"), "pca")
+    scores = scores_of(Results.read(out / "heads_results"), "pca")
     shutil.rmtree(out / "pca" / "repeat-1_fold-2")
     assert run("compare", *arguments) == 0
     after = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
     assert {p for p in after if after[p] != before.get(p)} == {
         out / "pca" / "repeat-1_fold-2" / "weights.pt"
     }
-    again = cases_of(Results.read(out / "heads_results"), "pca")
-    assert [s["score"] for s in again] == pytest.approx([s["score"] for s in scores], rel=1e-5)
+    again = scores_of(Results.read(out / "heads_results"), "pca")
+    assert again == pytest.approx(scores, rel=1e-5)
 
 
 def test_a_corrected_mask_is_measured_anew_and_panels_are_those_of_the_page(compared, folder):
