@@ -96,10 +96,10 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(
     stage, epoch = kill_at
     real = loop.train_epoch
 
-    def killed(at, name, *rest):
+    def killed(session, at, name, *rest):
         if (name, at) == (["pretrain", "finetune"][stage], epoch):
             raise KeyboardInterrupt
-        return real(at, name, *rest)
+        return real(session, at, name, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "train_epoch", killed)
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, monkeypatc
         fit(store, tmp_path)
 
 
-def test_only_the_update_s_parameters_move(store, tmp_path):
+def test_only_the_update_s_parameters_move(store, tmp_path, monkeypatch):
     from models.base import Update
     from models.vae_cr import VaeCr
 
@@ -209,9 +209,6 @@ def test_only_the_update_s_parameters_move(store, tmp_path):
         def updates(self, stage):
             return [Update(stage, self.vae_loss, list(self.decoder.parameters()))]
 
-    import pipelines.training.fit as runs
-
-    original = runs.build_model
     before = {}
 
     def build(config):
@@ -219,11 +216,8 @@ def test_only_the_update_s_parameters_move(store, tmp_path):
         before.update({k: v.clone() for k, v in model.named_parameters()})
         return model
 
-    runs.build_model = build
-    try:
-        model = fit(store, tmp_path)
-    finally:
-        runs.build_model = original
+    monkeypatch.setattr("pipelines.detect.build.build_model", build)
+    model = fit(store, tmp_path)
     for key, value in model.named_parameters():
         assert torch.equal(value, before[key]) == key.startswith("encoder"), key
 
