@@ -25,9 +25,9 @@ def case_of(name, data, **columns):
         "id": name,
         "image": f"{name}.nii.gz",
         "subject": name,
-        "preproc": "",
-        "brain": "",
-        "sidecar": "",
+        "preproc": f"{name}_preproc.nii.gz",
+        "brain": f"{name}_brain.nii.gz",
+        "sidecar": f"{name}_preproc.json",
     }
     return Case.from_row(row | columns, data)
 
