@@ -1,4 +1,4 @@
-"""Shared fixtures: one small oblique brain scan, a run that needs no training, and a way to run commands as a user does."""
+"""Shared fixtures: a small oblique brain scan, an untrained run, commands as a user runs them."""
 
 import importlib
 import logging
@@ -6,9 +6,8 @@ import os
 import sys
 from dataclasses import dataclass
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before the heavy imports; what the caller has set stays
+# before the heavy imports; what the caller has set stays
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
@@ -26,9 +25,9 @@ def case_of(name, data, **columns):
         "id": name,
         "image": f"{name}.nii.gz",
         "subject": name,
-        "preproc": "",
-        "brain": "",
-        "sidecar": "",
+        "preproc": f"{name}_preproc.nii.gz",
+        "brain": f"{name}_brain.nii.gz",
+        "sidecar": f"{name}_preproc.json",
     }
     return Case.from_row(row | columns, data)
 
@@ -42,7 +41,7 @@ HINTS = ("left out: ", "not scored: ", "Splits by subject were made here", "Scan
 
 
 def oblique_affine(shape, zooms, centre, degrees=8.0):
-    """Affine of an LPS array turned about the left-right axis, with the array's centre at `centre` mm."""
+    """Affine of an LPS array turned about the left-right axis; its centre lies at `centre` mm."""
     angle = np.deg2rad(degrees)
     turn = np.array(
         [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
@@ -55,7 +54,10 @@ def oblique_affine(shape, zooms, centre, degrees=8.0):
 
 @pytest.fixture(scope="session")
 def brain_t1(tmp_path_factory):
-    """Path of a brain-only T1 scan: the ICBM152 brain at 0.93 of its size, int16, 2 x 2.5 x 3 mm, oblique, LPS."""
+    """Path of a brain-only T1 scan: the ICBM152 brain at 0.93 of its size.
+
+    int16, 2 x 2.5 x 3 mm, oblique, LPS.
+    """
     from nilearn.datasets import load_mni152_template
     from scipy import ndimage
 
@@ -80,7 +82,10 @@ def brain_t1(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run folder by the formats of pipelines/train.py: untrained tiny weights, threshold 0.2, five healthy scores."""
+    """A run folder as pipelines/train.py writes it.
+
+    Untrained tiny weights, threshold 0.2, five healthy scores.
+    """
     import torch
 
     from pipelines.config import load_recipe, write_yaml
@@ -120,7 +125,7 @@ def _prepared():
 
 @pytest.fixture
 def quick_prepare(monkeypatch, _prepared):
-    """Let `prepare` do its work once per image and recipe in a test session; failures are never remembered."""
+    """Let `prepare` work once per image and recipe in a session. Failures are not remembered."""
     from pipelines.cohort import store
     from pipelines.detect import batch
     from preprocessing.files import file_digest
@@ -177,8 +182,9 @@ def command(monkeypatch, capsys):
         module = importlib.import_module(f"pipelines.{verb}")
         monkeypatch.setattr(sys, "argv", [f"pipelines.{verb}", *map(str, arguments)])
         root = logging.getLogger()
-        before, level = root.handlers[:], root.level
-        root.handlers.clear()  # so that logging goes to the stderr of this test, as in a fresh process
+        before = root.handlers[:]
+        level = root.level
+        root.handlers.clear()  # logging goes to the stderr of this test, as in a fresh process
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as left:

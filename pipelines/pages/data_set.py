@@ -75,7 +75,7 @@ def made_text(results: Results) -> str:
     summary = results.summary
     counts = summary.runs[0].summary
     protocol = summary.protocol
-    how = f"{protocol.seeds} seeds, one split by subject"
+    how = f"{counted(protocol.seeds, 'seed')}, one split by subject"
     if protocol.folds:
         how = f"{protocol.folds} folds by subject, drawn {_times(protocol.repeats)}"
     setups = summary.setups

@@ -1,4 +1,7 @@
-"""What the commands do with bad scans, bad settings, a full disk and Ctrl-C: exit code, one clear sentence, what is on disk."""
+"""What the commands do with bad scans, bad settings, a full disk and Ctrl-C.
+
+The exit code, one clear sentence, and what is on disk.
+"""
 
 import errno
 import json
@@ -16,12 +19,13 @@ import pytest
 
 from pipelines import cli
 from pipelines.cohort import store
-from pipelines.detect import batch
 from pipelines.config import ROOT
+from pipelines.detect import batch
 from preprocessing.files import read_table
 from tests.conftest import QUICK, oblique_affine
 
-SHAPE, ZOOMS = (92, 80, 62), (2.0, 2.5, 3.0)
+SHAPE = (92, 80, 62)
+ZOOMS = (2.0, 2.5, 3.0)
 AFFINE = oblique_affine(SHAPE, ZOOMS, np.zeros(3))
 NOTES = (
     "Splits by subject were made here",
@@ -32,16 +36,24 @@ MESSAGES = {  # what a user reads about each file; a box of noise is below
     "truncated.nii.gz": r"truncated or damaged \(.+\); copy or export it again\.",
     "text.nii.gz": r"(not a readable NIfTI file|truncated or damaged) \(.+\)",
     "flat.nii.gz": r"expected a 3-D scan, got 2-D of shape \(92, 80\); give one volume per file\.",
-    "series.nii.gz": r"expected a 3-D scan, got 4-D of shape \(20, 22, 24, 3\); give one volume per file\.",
+    "series.nii.gz": r"expected a 3-D scan, got 4-D of shape \(20, 22, 24, 3\); "
+    r"give one volume per file\.",
     "zero.nii.gz": r"spread of values \(max - min\) is 0, expected at least 1e-12\.",
     "nan.nii.gz": r"share of voxels that are NaN or infinite is 2\.191e-06, expected at most 0\.",
-    "no-size.nii": r"voxel size \[2\.0, 0\.0, 3\.0\] mm in the header; expected three positive numbers\.",
-    "negative-size.nii": r"voxel size \[2\.0, -2\.5, 3\.0\] mm in the header; expected three positive numbers\.",
-    "singular.nii": r"the affine is singular or not finite, so voxels have no place in space; repair the header\.",
-    "mouse.nii.gz": r"smallest extent of the field of view is 18\.\d+ mm, expected at least 60 mm; largest .* expected 110 to 600 mm\.",
-    "box.nii.gz": r"overlap with the atlas brain, affine \(Dice\) is 0\.8\d+, expected at least 0\.85; "
-    r"likeness to a brain \(mutual information with the atlas, affine\) is 0\.0[01]\d+ nats, expected at least 0\.03 nats\.",
-    "straight-box.nii.gz": r"the intensity inside the brain is constant \(100\); this is no scan of a brain\.",
+    "no-size.nii": r"voxel size \[2\.0, 0\.0, 3\.0\] mm in the header; "
+    r"expected three positive numbers\.",
+    "negative-size.nii": r"voxel size \[2\.0, -2\.5, 3\.0\] mm in the header; "
+    r"expected three positive numbers\.",
+    "singular.nii": r"the affine is singular or not finite, so voxels have no place in space; "
+    r"repair the header\.",
+    "mouse.nii.gz": r"smallest extent of the field of view is 18\.\d+ mm, expected at least 60 mm; "
+    r"largest .* expected 110 to 600 mm\.",
+    "box.nii.gz": r"overlap with the atlas brain, affine \(Dice\) is 0\.8\d+, "
+    r"expected at least 0\.85; "
+    r"likeness to a brain \(mutual information with the atlas, affine\) is 0\.0[01]\d+ nats, "
+    r"expected at least 0\.03 nats\.",
+    "straight-box.nii.gz": r"the intensity inside the brain is constant \(100\); "
+    r"this is no scan of a brain\.",
 }
 
 
@@ -98,7 +110,7 @@ def stem(name):
 
 
 def one_line(done, start):
-    """The only line of stderr that begins so; notes about splits may stand before it, nothing else may."""
+    """The only line of stderr that begins so; only notes about splits may stand before it."""
     assert "Traceback" not in done.err, done.err
     found = [line for line in done.sentences if line.startswith(start)]
     assert len(found) == 1, done.err
@@ -118,7 +130,8 @@ def one_line(done, start):
 def test_preprocess_refuses_a_bad_scan_in_one_sentence(
     command, bad_scans, tmp_path, left_behind, name
 ):
-    path, out = bad_scans / name, tmp_path / "out"
+    path = bad_scans / name
+    out = tmp_path / "out"
     done = command("preprocess", "--input", path, "--modality", "t1", "--out", out, *QUICK)
     assert done.code == cli.NOTHING_DONE
     assert re.fullmatch(
@@ -141,7 +154,8 @@ def test_preprocess_refuses_a_bad_scan_in_one_sentence(
 def test_infer_reports_why_and_removes_the_old_mask(
     command, bad_scans, tiny_run, tmp_path, left_behind, name
 ):
-    path, out = bad_scans / name, tmp_path / "out"
+    path = bad_scans / name
+    out = tmp_path / "out"
     out.mkdir()
     for kind in ("mask", "map"):
         (out / f"{stem(name)}_{kind}.nii.gz").write_bytes(b"of an earlier scan of this name")
@@ -168,7 +182,7 @@ def test_infer_reports_why_and_removes_the_old_mask(
 
 
 def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
-    """With the modality's own recipe: the checks after registration know that this is no brain, and say what they saw."""
+    """With the modality's own recipe: the checks after registration know that this is no brain."""
     noise = np.random.default_rng(1).normal(100, 20, SHAPE).clip(1)
     nib.save(
         nib.Nifti1Image(np.where(box(), noise, 0).astype(np.float32), AFFINE),
@@ -273,7 +287,8 @@ def test_infer_scores_the_good_and_reports_the_bad(
         and report["score"] > 0
         and float(rows["good"]["score"]) == pytest.approx(report["score"], rel=1e-4)
     )
-    native, mask = nib.load(brain_t1), nib.load(out / "good_mask.nii.gz")
+    native = nib.load(brain_t1)
+    mask = nib.load(out / "good_mask.nii.gz")
     assert (
         mask.shape == native.shape
         and np.allclose(mask.affine, native.affine)
@@ -332,8 +347,8 @@ def test_a_missing_input_and_a_folder_without_scans(command, tiny_run, tmp_path,
     done = command(verb, *first, "--input", tmp_path / "in", "--out", tmp_path / "out")
     assert done.code == cli.USAGE
     assert (
-        done.error
-        == f"error: {tmp_path / 'in'}: no scans found; expected .nii or .nii.gz files (BIDS suffix 'T1w')."
+        done.error == f"error: {tmp_path / 'in'}: no scans found; "
+        "expected .nii or .nii.gz files (BIDS suffix 'T1w')."
     )
 
 
@@ -468,7 +483,8 @@ def test_a_threshold_that_is_none_is_refused(command, tiny_run, bad_scans, tmp_p
         (
             "recipe.yaml",
             b"modality: pet\n",
-            r"{run}/recipe\.yaml: .*'modality': input should be 'ct', 't1', 't2', 'flair' or 'picture', got 'pet'",
+            r"{run}/recipe\.yaml: .*'modality': "
+            r"input should be 'ct', 't1', 't2', 'flair' or 'picture', got 'pet'",
         ),
     ],
 )
@@ -561,7 +577,10 @@ def two(tmp_path, brain_t1):
 
 
 def fail_on(monkeypatch, where, word, written):
-    """Let writing fail as a full disk does, half-way into the first file whose name holds `word`; all later writes fail too."""
+    """Let writing fail as a full disk does, half-way into the first file whose name holds `word`.
+
+    All later writes fail too.
+    """
     state = {"full": False}
 
     def check(name):
@@ -604,10 +623,12 @@ def fail_on(monkeypatch, where, word, written):
         ("write_bytes", "second_preproc.json"),
     ],
 )
+@pytest.mark.usefixtures("quick_prepare")
 def test_a_full_disk_ends_the_batch_and_keeps_what_was_finished(
-    command, two, quick_prepare, monkeypatch, tmp_path, left_behind, where, word
+    command, two, monkeypatch, tmp_path, left_behind, where, word
 ):
-    out, written = tmp_path / "out", []
+    out = tmp_path / "out"
+    written = []
     with monkeypatch.context() as patch:
         fail_on(patch, where, word, written)
         done = command("preprocess", "--input", two, "--modality", "t1", "--out", out, *QUICK)
@@ -633,7 +654,8 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_was_finished(
 def test_a_full_disk_ends_infer_without_a_half_written_mask(
     command, tiny_run, two, quick_prepare, monkeypatch, tmp_path, left_behind
 ):
-    out, written = tmp_path / "out", []
+    out = tmp_path / "out"
+    written = []
     with monkeypatch.context() as patch:
         fail_on(patch, "to_filename", "second_mask", written)
         done = command(
@@ -642,8 +664,8 @@ def test_a_full_disk_ends_infer_without_a_half_written_mask(
     assert any("second_mask" in name for name in written)
     assert done.code == cli.USAGE
     assert (
-        done.error
-        == f"error: {out}/second_mask.nii.gz: No space left on device; free some space and run again."
+        done.error == f"error: {out}/second_mask.nii.gz: No space left on device; "
+        "free some space and run again."
     )
     assert (
         left_behind(out) == []
@@ -665,7 +687,11 @@ def test_a_full_disk_ends_training_in_one_sentence(command, monkeypatch, tmp_pat
         "a\tp1\ttrain\t\ta.nii\ta.nii\ta.nii\ta.json\n"
         "b\tp2\tval\t\tb.nii\tb.nii\tb.nii\tb.json\n"
     )
-    index = "scan\tsubject\tsplit\tlabel\trow\tz\tbrain_px\na\tp1\ttrain\t\t0\t5\t99\nb\tp2\tval\t\t0\t5\t99\n"
+    index = (
+        "scan\tsubject\tsplit\tlabel\trow\tz\tbrain_px\n"
+        "a\tp1\ttrain\t\t0\t5\t99\n"
+        "b\tp2\tval\t\t0\t5\t99\n"
+    )
     (tmp_path / "data/slices/index.tsv").write_text(index)
     for scan in "ab":
         np.save(tmp_path / f"data/slices/{scan}_image.npy", np.zeros((1, 1, 64, 64), np.float16))
@@ -685,7 +711,8 @@ def test_a_full_disk_ends_training_in_one_sentence(command, monkeypatch, tmp_pat
     assert done.code == cli.USAGE
     found = [s for s in done.sentences if s.startswith("error: ")]
     assert found == [
-        f"error: {tmp_path}/run/config.yaml: No space left on device; free some space and run again."
+        f"error: {tmp_path}/run/config.yaml: No space left on device; "
+        "free some space and run again."
     ]
     assert (
         "Traceback" not in done.err
@@ -699,7 +726,8 @@ def test_a_full_disk_ends_training_in_one_sentence(command, monkeypatch, tmp_pat
 
 def interrupt_second(monkeypatch, module, name):
     """Let `name` of a module work once and be interrupted by Ctrl-C at its second scan."""
-    real, calls = getattr(module, name), []
+    real = getattr(module, name)
+    calls = []
 
     def once(*arguments, **named):
         calls.append(next(a.id for a in arguments if hasattr(a, "image") and hasattr(a, "subject")))
@@ -814,7 +842,8 @@ def test_a_process_that_could_do_nothing(bad_scans, tmp_path):
 def test_sigint_in_a_process(tmp_path):
     """Ctrl-C before anything is finished, in a real process that sends the signal to itself.
 
-    A shell that starts the tests in the background makes its children ignore the signal; a terminal does not.
+    A shell that starts the tests in the background makes its children ignore the signal.
+    A terminal does not.
     """
     code, _, err = process(
         "-",

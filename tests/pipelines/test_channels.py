@@ -1,4 +1,7 @@
-"""Several sequences of one head, or planes of one picture, as channels: from the table to the mask on the first one's grid."""
+"""Several sequences of one head, or planes of one picture, as channels.
+
+From the table to the mask on the grid of the first one.
+"""
 
 import json
 import re
@@ -41,7 +44,10 @@ ALIGNED = "sub-301"  # its FLAIR lies on the T1's own grid
 
 
 def displacement(index, centre):
-    """A rigid motion of the head between two sequences, drawn: 3 to 8 degrees, 4 to 12 mm; map from first to second mm."""
+    """A rigid motion of the head between two sequences, drawn: 3 to 8 degrees, 4 to 12 mm.
+
+    It maps mm of the first to mm of the second.
+    """
     rng = np.random.default_rng(index)
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_rotvec(
@@ -52,7 +58,10 @@ def displacement(index, centre):
 
 
 def other_contrast(t1, inside):
-    """The same anatomy as FLAIR shows it: fluid dark, grey matter brighter than white; in other units."""
+    """The same anatomy as FLAIR shows it, in other units.
+
+    Fluid is dark, grey matter is brighter than white.
+    """
     value = t1 / np.percentile(t1[inside], 95)
     return np.where(
         inside, 3000 * np.interp(value, [0, 0.35, 0.7, 1, 1.5], [0.1, 0.15, 1, 0.7, 0.6]), 0
@@ -64,23 +73,27 @@ def save(data, affine, path):
     nib.save(virtual._nifti(data, affine), path)
 
 
+def doubled(voxel):
+    return tuple(2 * mm for mm in voxel)
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Folder with a table of four virtual heads, T1 and FLAIR; the known motions by subject; a lesion in one FLAIR alone."""
-    root, motions, rows = (
-        tmp_path_factory.mktemp("pairs"),
-        {},
-        ["image,image_flair,subject,split,label,mask,site"],
-    )
+    """Folder with a table of four virtual heads, T1 and FLAIR, and the known motions by subject.
+
+    One FLAIR alone has a lesion.
+    """
+    root = tmp_path_factory.mktemp("pairs")
+    motions = {}
+    rows = ["image,image_flair,subject,split,label,mask,site"]
     for split, label, index in PLAN:
         with pytest.MonkeyPatch.context() as patch:  # coarser voxels: an eighth of the work
-            patch.setattr(
-                virtual, "VOXELS", tuple(tuple(2 * mm for mm in voxel) for voxel in virtual.VOXELS)
-            )
+            patch.setattr(virtual, "VOXELS", tuple(map(doubled, virtual.VOXELS)))
             subject = virtual.draw(0, index, split, "healthy")
         t1, _, affine = virtual.render(subject, 0)
         inside = t1 > 0
-        flair, centre = other_contrast(t1, inside), register.centre(inside, affine)
+        flair = other_contrast(t1, inside)
+        centre = register.centre(inside, affine)
         mask = ""
         if label == "abnormal":
             grid = np.moveaxis(np.indices(t1.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
@@ -90,7 +103,8 @@ def pairs(tmp_path_factory):
             save(lesion.astype(np.uint8), affine, root / mask)
         save(t1, affine, root / subject.id / f"{subject.id}_T1w.nii.gz")
         motions[subject.id] = np.eye(4) if subject.id == ALIGNED else displacement(index, centre)
-        grid, shape = np.diag([-2.0, 1.8, 3.0, 1]), (100, 115, 66)
+        grid = np.diag([-2.0, 1.8, 3.0, 1])
+        shape = (100, 115, 66)
         grid[:3, 3] = (motions[subject.id] @ [*centre, 1])[:3] - grid[:3, :3] @ (
             np.array(shape) / 2
         )
@@ -139,7 +153,8 @@ def trained(data, pairs):
 def test_the_known_motion_between_the_sequences_is_undone_within_1_mm(pairs, data):
     for row in read_table(data / "scans.tsv"):
         side = json.loads((data / row["sidecar"]).read_text())
-        world, other = np.array(side["world"]), np.array(side["further"][0]["world"])
+        world = np.array(side["world"])
+        other = np.array(side["further"][0]["world"])
         mask = nib.load(data / row["brain"])
         points = np.c_[
             np.argwhere(mask.get_fdata() > 0)[::997],
@@ -165,10 +180,14 @@ def test_the_known_motion_between_the_sequences_is_undone_within_1_mm(pairs, dat
 
 
 def test_channels_are_the_sequences_in_order_each_scaled_by_its_own_recipe(data):
-    """Sampled from the raw files by scipy, point by point, and scaled by numpy's percentiles inside the one mask."""
+    """Sampled from the raw files by scipy, point by point.
+
+    Scaled by numpy's percentiles inside the one mask.
+    """
     store = slices.SliceStore(data / "slices")
     for row in read_table(data / "scans.tsv"):
-        side, mask = json.loads((data / row["sidecar"]).read_text()), nib.load(data / row["brain"])
+        side = json.loads((data / row["sidecar"]).read_text())
+        mask = nib.load(data / row["brain"])
         inside = mask.get_fdata() > 0
         stored = np.load(data / "slices" / f"{row['id']}_image.npy")
         z = np.array(side["z"])
@@ -262,7 +281,8 @@ def test_a_run_knows_its_channels_and_marks_raw_scans_on_the_first_one_s_grid(
     )
     assert not (tmp_path / "half_mask.nii.gz").exists()
     raw = nib.load(pairs[0] / rows[3]["image"])
-    mask, found = nib.load(tmp_path / "whole_mask.nii.gz"), nib.load(tmp_path / "whole_map.nii.gz")
+    mask = nib.load(tmp_path / "whole_mask.nii.gz")
+    found = nib.load(tmp_path / "whole_map.nii.gz")
     assert mask.shape == found.shape == raw.shape and mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.affine, raw.affine)
     report = json.loads((tmp_path / "whole_report.json").read_text())
@@ -292,7 +312,8 @@ def test_another_second_file_is_another_input(trained, pairs, tmp_path):
         )
         prints.append(json.loads((tmp_path / "out" / "a_report.json").read_text())["fingerprint"])
     assert prints[0] != prints[1]
-    scan, recipe = read_scans(tmp_path / "t.csv", "t1+flair")[0], load_recipe("t1+flair")
+    scan = read_scans(tmp_path / "t.csv", "t1+flair")[0]
+    recipe = load_recipe("t1+flair")
     before = fingerprint(scan, recipe)
     assert before == fingerprint(scan, recipe) != fingerprint(scan, load_recipe("t1"))
     save(flair.get_fdata(dtype=np.float32), flair.affine, tmp_path / "flair.nii.gz")
@@ -389,11 +410,20 @@ def test_a_table_names_the_further_sequences_and_keeps_the_column_otherwise(tmp_
 
 def test_bids_pairs_by_name_then_by_subject_and_session(tmp_path):
     names = [
-        "sub-01/anat/sub-01_T1w", "sub-01/anat/sub-01_FLAIR", "sub-02/ses-1/anat/sub-02_ses-1_T1w", "sub-02/ses-2/anat/sub-02_ses-2_FLAIR",
-        "sub-03/anat/sub-03_acq-a_T1w", "sub-03/anat/sub-03_acq-b_FLAIR", "sub-04/anat/sub-04_T1w", "sub-04/anat/sub-04_run-1_FLAIR",
-        "sub-04/anat/sub-04_run-2_FLAIR", "sub-05/anat/sub-05_run-1_T1w", "sub-05/anat/sub-05_run-2_T1w", "sub-05/anat/sub-05_run-1_FLAIR",
+        "sub-01/anat/sub-01_T1w",
+        "sub-01/anat/sub-01_FLAIR",
+        "sub-02/ses-1/anat/sub-02_ses-1_T1w",
+        "sub-02/ses-2/anat/sub-02_ses-2_FLAIR",
+        "sub-03/anat/sub-03_acq-a_T1w",
+        "sub-03/anat/sub-03_acq-b_FLAIR",
+        "sub-04/anat/sub-04_T1w",
+        "sub-04/anat/sub-04_run-1_FLAIR",
+        "sub-04/anat/sub-04_run-2_FLAIR",
+        "sub-05/anat/sub-05_run-1_T1w",
+        "sub-05/anat/sub-05_run-2_T1w",
+        "sub-05/anat/sub-05_run-1_FLAIR",
         "sub-05/anat/sub-05_run-2_FLAIR",
-    ]  # fmt: skip
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.nii.gz").touch()
@@ -411,7 +441,8 @@ def test_bids_pairs_by_name_then_by_subject_and_session(tmp_path):
     }
     with pytest.raises(
         ScanError,
-        match=r"sub-04_T1w\.nii\.gz: no flair sequence of this scan, or more than one\. 2 sequences of each scan",
+        match=r"sub-04_T1w\.nii\.gz: no flair sequence of this scan, or more than one\. "
+        r"2 sequences of each scan",
     ):
         channel_files(
             next(s for s in read_scans(tmp_path, "t1+flair") if s.id == "sub-04"),
@@ -436,7 +467,10 @@ def test_one_file_in_two_places_is_refused(tmp_path):
         check_leaks([Scan("a", a, "s", sequences={"flair": a})])
 
 
-GIVE = r"2 sequences of each scan are expected, t1\+flair: give a table with the columns 'image' \(T1w\), 'image_flair' \(FLAIR\), or a BIDS"
+GIVE = (
+    r"2 sequences of each scan are expected, t1\+flair: "
+    r"give a table with the columns 'image' \(T1w\), 'image_flair' \(FLAIR\), or a BIDS"
+)
 
 
 def test_what_does_not_tell_the_sequences_apart_is_refused_with_the_way_to_give_them(
@@ -526,7 +560,8 @@ def test_a_second_sequence_of_something_else_is_refused_by_name(pairs):
     save((1000 + 2000 * noise).astype(np.float32), flair.affine, pairs[0] / "other.nii.gz")
     with pytest.raises(
         ScanError,
-        match=r"other\.nii\.gz: flair: likeness to the t1 sequence .* is 0\.0\d+ nats, expected at least 0\.1",
+        match=r"other\.nii\.gz: flair: likeness to the t1 sequence .* is 0\.0\d+ nats, "
+        r"expected at least 0\.1",
     ):
         prepare(
             Scan("a", scan.image, "a", sequences={"flair": pairs[0] / "other.nii.gz"}),
@@ -552,16 +587,19 @@ def test_a_second_sequence_of_something_else_is_refused_by_name(pairs):
 def test_the_atlas_scores_each_channel_by_its_own_healthy_spread():
     from models.atlas import Atlas
 
-    rng, mask = np.random.default_rng(0), np.zeros((3, 1, 8, 8), np.float32)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((3, 1, 8, 8), np.float32)
     mask[:, :, 1:7, 2:7] = 1
     image = rng.random((3, 2, 8, 8)).astype(np.float32) * mask
     model = Atlas(smooth=0, prior=2, mirror=False)
     batch = {"image": torch.tensor(image), "mask": torch.tensor(mask), "z": torch.tensor([0, 0, 1])}
     model.fit_reference([batch])
     found = model.anomaly_map(batch["image"], batch["mask"], batch["z"]).numpy()
-    inside, want = mask[:, 0] > 0, np.zeros((3, 8, 8))
+    inside = mask[:, 0] > 0
+    want = np.zeros((3, 8, 8))
     for c in range(2):
-        values, whole = image[:, c], image[:, c][inside]
+        values = image[:, c]
+        whole = image[:, c][inside]
         for place in (0, 1):
             own = values[[0, 1] if place == 0 else [2]].astype(float)
             mean = (own.sum(0) + 2 * whole.mean()) / (len(own) + 2)
@@ -574,7 +612,8 @@ def test_the_atlas_scores_each_channel_by_its_own_healthy_spread():
 def test_intensity_is_the_mean_of_the_channels_distances():
     from models.intensity import Intensity
 
-    rng, mask = np.random.default_rng(1), torch.zeros(2, 1, 8, 8)
+    rng = np.random.default_rng(1)
+    mask = torch.zeros(2, 1, 8, 8)
     mask[:, :, 1:7, 1:6] = 1
     x = torch.tensor(rng.random((2, 3, 8, 8)), dtype=torch.float32) * mask
     model = Intensity(mode="z", tail="bright")
@@ -596,7 +635,8 @@ def test_a_residual_is_compared_channel_by_channel_so_that_opposite_signs_do_not
         def reconstruct(self, x):
             return torch.full_like(x, 0.5)
 
-    rng, mask = np.random.default_rng(2), torch.zeros(12, 1, 16, 16)
+    rng = np.random.default_rng(2)
+    mask = torch.zeros(12, 1, 16, 16)
     mask[:, :, 2:14, 3:13] = 1
     image = torch.tensor(0.5 + 0.02 * rng.normal(size=(12, 2, 16, 16)), dtype=torch.float32) * mask
     model = Referenced(Flat(), "z", of="residual", tail="both", smooth=0, mirror=False)
@@ -609,7 +649,8 @@ def test_a_residual_is_compared_channel_by_channel_so_that_opposite_signs_do_not
         found.shape == (12, 1, 16, 16)
         and found[:, :, 6:9, 6:9].min() > 3 > found[:, :, 10:13, 4:12].mean()
     )
-    place, values = 1, (image - 0.5)[1::2].numpy().astype(float)
+    place = 1
+    values = (image - 0.5)[1::2].numpy().astype(float)
     whole = (image - 0.5).permute(1, 0, 2, 3)[:, mask[:, 0] > 0].numpy().astype(float)
     mean = (values.sum(0) + 2 * whole.mean(1)[:, None, None]) / 8
     var = (((values - mean) ** 2).sum(0) + 2 * whole.var(1)[:, None, None]) / 8
@@ -640,21 +681,21 @@ def test_planes_of_a_picture_become_channels(tmp_path):
     for name in ("grey.png", "alpha.png"):
         with pytest.raises(
             ScanError,
-            match=rf"{name}: expected a picture of at least 8 x 8 pixels with 2 colour planes, got 1",
+            match=rf"{name}: expected a picture of at least 8 x 8 pixels "
+            r"with 2 colour planes, got 1",
         ):
             read_picture(tmp_path / name, 2)
 
 
 def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp_path):
     """Discs with a vessel in red and green; one has a spot that only green shows."""
-    rng, rows = np.random.default_rng(0), ["image,split,label,mask"]
+    rng = np.random.default_rng(0)
+    rows = ["image,split,label,mask"]
     y, x = np.mgrid[:60, :70]
     disc = ((y - 30) / 27) ** 2 + ((x - 35) / 30) ** 2 < 1
     for i, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 2):
-        red, green = (
-            0.6 + 0.02 * rng.normal(size=disc.shape),
-            0.35 + 0.02 * rng.normal(size=disc.shape),
-        )
+        red = 0.6 + 0.02 * rng.normal(size=disc.shape)
+        green = 0.35 + 0.02 * rng.normal(size=disc.shape)
         green[np.abs(y - 30 - 0.3 * (x - 35) - rng.integers(-8, 8)) < 2] = 0.15
         spot = ((y - 20) ** 2 + (x - 45) ** 2 < 20) & (i == 7)
         green[spot] = 0.95
@@ -662,7 +703,8 @@ def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp
         Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
         rows.append(f"{i}.png,{split},{int(i == 7)},")
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
-    data, folder = tmp_path / "data", tmp_path / "run"
+    data = tmp_path / "data"
+    folder = tmp_path / "run"
     assert (
         run(
             "preprocess",

@@ -1,4 +1,7 @@
-"""Configs: closed and typed, with errors that name the key and the nearest spelling; every YAML of configs/ builds its model."""
+"""Configs are closed and typed; every YAML of configs/ builds its model.
+
+Errors name the key and the nearest spelling.
+"""
 
 import re
 
@@ -52,11 +55,13 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
         ),
         (
             "stages.finetune.max_epoch=1",
-            r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; did you mean 'max_epochs'\?",
+            r"unknown key 'stages\.finetune\.max_epoch'; known: max_epochs, lr.*; "
+            r"did you mean 'max_epochs'\?",
         ),
         (
             "calibration.quantil=0.9",
-            r"unknown key 'calibration\.quantil'; known: point, quantile, false_alarm, share, score, score_fraction, context; "
+            r"unknown key 'calibration\.quantil'; known: "
+            r"point, quantile, false_alarm, share, score, score_fraction, context; "
             r"did you mean 'quantile'\?",
         ),
         ("loop.zzz=1", r"unknown key 'loop\.zzz'; known: [a-z_, ]+$"),
@@ -69,7 +74,8 @@ def test_unknown_keys_are_refused_with_the_nearest_spelling(override, message):
 
 def test_unknown_recipe_key_and_every_problem_at_once():
     with refused(
-        r".*t1\.yaml: unknown key 'limits\.min_overlp'; known: brain_ml, min_overlap, min_information; did you mean 'min_overlap'\?"
+        r".*t1\.yaml: unknown key 'limits\.min_overlp'; "
+        r"known: brain_ml, min_overlap, min_information; did you mean 'min_overlap'\?"
     ):
         load_recipe("t1", ["limits.min_overlp=0.5"])
     with pytest.raises(ConfigError) as found:
@@ -146,7 +152,8 @@ def test_overrides_reach_nested_keys_numbers_lists_and_null():
         "loop.seed=1",
         "loop.seed=2",
     ]
-    config, plain = load_run_config("vae_cr", changes), load_run_config("vae_cr")
+    config = load_run_config("vae_cr", changes)
+    plain = load_run_config("vae_cr")
     assert (
         config.stages["finetune"].max_epochs == 7
         and config.stages["finetune"].lr == plain.stages["finetune"].lr
@@ -196,10 +203,13 @@ def test_a_preset_lies_under_the_overrides_and_over_the_model(tmp_path, monkeypa
     (tmp_path / "preset").mkdir()
     (tmp_path / "vae_cr.yaml").write_text((CONFIGS / "vae_cr.yaml").read_text())
     (tmp_path / "preset/slow.yaml").write_text(
-        "all: {loop: {batch_size: 7}}\nvae_cr: {model: {beta: 0.5}, stages: {finetune: {max_epochs: 1}}}\nother: {model: {beta: 9}}\n"
+        "all: {loop: {batch_size: 7}}\n"
+        "vae_cr: {model: {beta: 0.5}, stages: {finetune: {max_epochs: 1}}}\n"
+        "other: {model: {beta: 9}}\n"
     )
     monkeypatch.setattr("pipelines.detect.config.CONFIGS", tmp_path)
-    plain, slow = load_run_config("vae_cr"), load_run_config("vae_cr", preset="slow")
+    plain = load_run_config("vae_cr")
+    slow = load_run_config("vae_cr", preset="slow")
     assert slow.loop.batch_size == 7 != plain.loop.batch_size and slow.model == plain.model | {
         "beta": 0.5
     }
@@ -289,7 +299,8 @@ def test_every_config_builds_its_model(name, preset):
     [
         (
             "model.chanels=[4,8]",
-            r"unknown key 'chanels'; known: in_channels, channels, patch_fraction, beta; did you mean 'channels'\?",
+            r"unknown key 'chanels'; known: in_channels, channels, patch_fraction, beta; "
+            r"did you mean 'channels'\?",
         ),
         ("model.beta=high", r"'beta': input should be a valid number.*got 'high'"),
         ("model.channels=8", r"'channels': input should be .*sequence.*got 8"),

@@ -1,4 +1,7 @@
-"""2-D pictures through the same chain as scans: table, groups, frame, slice store, folds, comparison."""
+"""2-D pictures go through the chain of scans.
+
+Table, groups, frame, slice store, folds, comparison.
+"""
 
 import json
 
@@ -18,7 +21,7 @@ N = 30
 
 
 def head(rng, lesion, shape=(44, 36)):
-    """A grey ellipse on black, (rows, columns) uint8, with or without a bright square, and the square's mask."""
+    """A grey ellipse on black, (rows, columns) uint8, and the mask of a bright square, if any."""
     rows, columns = shape
     y, x = np.mgrid[:rows, :columns]
     inside = ((y - rows / 2 + 0.5) / (0.45 * rows)) ** 2 + (
@@ -27,7 +30,8 @@ def head(rng, lesion, shape=(44, 36)):
     image = inside * (0.4 + 0.05 * rng.normal() + 0.02 * rng.normal(size=shape))
     mask = np.zeros(shape, bool)
     if lesion:
-        r, c = rng.integers(14, 24), rng.integers(11, 19)
+        r = rng.integers(14, 24)
+        c = rng.integers(11, 19)
         mask[r : r + 6, c : c + 5] = True
         image[mask] = 0.9
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask
@@ -35,13 +39,25 @@ def head(rng, lesion, shape=(44, 36)):
 
 def cases_of(results, model):
     """The test scans of all runs of a model."""
-    return [case for run in results.runs(model) for case in results.cases_of(run)]
+    cases = []
+    for run in results.runs(model):
+        cases += results.cases_of(run)
+    return cases
+
+
+def scores_of(results, model):
+    """The scores of those scans."""
+    return [case["score"] for case in cases_of(results, model)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Thirty pictures, every second with a lesion and a mask; pictures 0 and 2, 1 and 3 belong together."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """Thirty pictures, every second with a lesion and a mask.
+
+    Pictures 0 and 2, 1 and 3 belong together.
+    """
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
     (root / "images").mkdir()
     (root / "masks").mkdir()
     rows = ["subject,image,mask,label,group,kind"]
@@ -49,9 +65,9 @@ def folder(tmp_path_factory):
         image, mask = head(rng, i % 2 == 1)
         Image.fromarray(image).save(root / "images" / f"{i:02d}.png")
         Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{i:02d}.png")
-        rows.append(
-            f"s{i},images/{i:02d}.png,masks/{i:02d}.png,{i % 2},{['a', 'b'][i % 2] if i < 4 else f'g{i}'},{'square' if i % 2 else ''}"
-        )
+        group = ["a", "b"][i % 2] if i < 4 else f"g{i}"
+        kind = "square" if i % 2 else ""
+        rows.append(f"s{i},images/{i:02d}.png,masks/{i:02d}.png,{i % 2},{group},{kind}")
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     return root
 
@@ -94,7 +110,10 @@ def test_pictures_without_a_table_and_two_tables(tmp_path):
 
 
 def test_a_picture_reads_as_a_radiological_slice(tmp_path):
-    """Top left of the picture is front right of the patient: the last row and column of the RAS+ array."""
+    """Top left of the picture is front right of the patient.
+
+    It is the last row and column of the RAS+ array.
+    """
     grey = np.arange(10 * 14, dtype=np.uint8).reshape(10, 14)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     data = np.asarray(read_image(tmp_path / "grey.png").dataobj)
@@ -134,7 +153,8 @@ def test_a_picture_lies_in_the_middle_of_its_frame_and_comes_back(shape):
     grids = Grid(framed.shape, np.eye(4)), Grid(shape, np.eye(4))
     back = resample(framed, *grids, np.linalg.inv(world))
     inside = mask.copy()
-    inside[:10], inside[-10:] = False, False
+    inside[:10] = False
+    inside[-10:] = False
     assert np.abs(back - image)[inside].max() < 0.1 * np.ptp(image)
 
 
@@ -277,7 +297,10 @@ def test_the_comparison_says_what_its_files_hold(compared):
 
 
 def test_a_supervised_model_learns_from_labels_and_says_so(data, tmp_path, capsys):
-    """Folds with abnormal scans in train and val, test folds the same as for all others; without them it refuses."""
+    """Its folds have abnormal scans in train and val; without them it refuses.
+
+    Its test folds are those of all others.
+    """
     from tests.pipelines.test_pipeline import run
 
     settings = [
@@ -364,7 +387,7 @@ def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
 
 
 def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_path):
-    """vae_kl's kind of map and the healthy reference come after training; another latent does not."""
+    """vae_kl's kind of map and the healthy reference come after training; its latent does not."""
     from tests.pipelines.test_pipeline import run
 
     common = [
@@ -402,7 +425,7 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert clocks[0] == clocks[1] == clocks[2] != clocks[3]  # seconds of every epoch stand in it
     results = Results.read(tmp_path / "heads_results")
     assert results.names() == names and results.model(names[1]).config["model"]["map"] == "rec"
-    scores = [[s["score"] for s in cases_of(results, n)] for n in names]
+    scores = [scores_of(results, name) for name in names]
     assert all(scores[0] != other for other in scores[1:])
     alone = [
         "--models",
@@ -413,14 +436,15 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     alone[alone.index(tmp_path)] = tmp_path / "alone"
     assert run("compare", *alone) == 0
     assert "Model vae_kl@own" in (tmp_path / "alone" / "heads_comparison.html").read_text()
-    again = cases_of(Results.read(tmp_path / "alone" / "heads_results"), "vae_kl@own")
-    assert [s["score"] for s in again] == scores[2]
+    again = Results.read(tmp_path / "alone" / "heads_results")
+    assert scores_of(again, "vae_kl@own") == scores[2]
     from pipelines.config import read_config
     from pipelines.detect.config import RunConfig
     from pipelines.study.compare import share_training
     from preprocessing.files import read_json
 
-    donor, fresh = tmp_path / "vae_kl" / "repeat-0_fold-1", tmp_path / "fresh"
+    donor = tmp_path / "vae_kl" / "repeat-0_fold-1"
+    fresh = tmp_path / "fresh"
     config = read_config(RunConfig, donor / "config.yaml")
     digest = read_json(donor / "run.json")["data_digest"]
     fresh.mkdir()
@@ -433,14 +457,18 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
 def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(
     folder, data, tmp_path, monkeypatch
 ):
-    """By their stamps files are taken for unread; a new time alone sends for the bytes, and only other bytes for new work."""
+    """A file of the same size and time is not read.
+
+    A new time alone sends for the bytes, and only other bytes for new work.
+    """
     import os
     import shutil
 
     import pipelines.cohort.store as module
     from tests.pipelines.test_pipeline import run
 
-    own, out = tmp_path / "in", tmp_path / "out"
+    own = tmp_path / "in"
+    out = tmp_path / "out"
     shutil.copytree(folder / "images", own)
     command = [
         "preprocess",
@@ -454,8 +482,10 @@ def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(
     ]
     assert run(*command) == 0
     digests = {r["id"]: r["digest"] for r in read_table(out / "scans.tsv")}
-    read, made = [], []
-    digest, prepare = module.file_digest, module.prepare
+    read = []
+    made = []
+    digest = module.file_digest
+    prepare = module.prepare
     monkeypatch.setattr(module, "file_digest", lambda p: read.append(p.stem) or digest(p))
     monkeypatch.setattr(
         module, "prepare", lambda scan, recipe: made.append(scan.id) or prepare(scan, recipe)
@@ -516,19 +546,19 @@ def test_a_deleted_run_alone_is_made_again(compared):
 
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
-    scores = cases_of(Results.read(out / "heads_results"), "pca")
+    scores = scores_of(Results.read(out / "heads_results"), "pca")
     shutil.rmtree(out / "pca" / "repeat-1_fold-2")
     assert run("compare", *arguments) == 0
     after = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
     assert {p for p in after if after[p] != before.get(p)} == {
         out / "pca" / "repeat-1_fold-2" / "weights.pt"
     }
-    again = cases_of(Results.read(out / "heads_results"), "pca")
-    assert [s["score"] for s in again] == pytest.approx([s["score"] for s in scores], rel=1e-5)
+    again = scores_of(Results.read(out / "heads_results"), "pca")
+    assert again == pytest.approx(scores, rel=1e-5)
 
 
 def test_a_corrected_mask_is_measured_anew_and_panels_are_those_of_the_page(compared, folder):
-    """A radiologist mends a mask and runs the same line: no old figure, no old picture may answer."""
+    """A radiologist mends a mask and runs the same line. No old figure or picture may answer."""
     from tests.pipelines.test_pipeline import run
 
     out, arguments = compared
@@ -600,7 +630,8 @@ def test_few_label_points_rest_on_the_labelled_split_alone(compared):
         ),
         (
             ("--models", "pca", "all.image_size=[32,32]"),
-            "model of pca: 16 healthy slices cannot give n_components=64; lower model.n_components.",
+            "model of pca: 16 healthy slices cannot give n_components=64; "
+            "lower model.n_components.",
         ),
     ],
 )

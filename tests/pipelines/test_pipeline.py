@@ -1,4 +1,7 @@
-"""The chain as a user runs it, on three small virtual subjects: preprocess, train, infer, evaluate agree with each other."""
+"""The chain as a user runs it, on three small virtual subjects.
+
+Preprocess, train, infer and evaluate agree with each other.
+"""
 
 import json
 import sys
@@ -32,7 +35,8 @@ def run(module, *arguments):
     from pipelines import cli
 
     command = importlib.import_module(f"pipelines.{module}")
-    old, sys.argv = sys.argv, [module, *map(str, arguments)]
+    old = sys.argv
+    sys.argv = [module, *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as done:
             cli.run(command.main, command.build_parser())
@@ -74,10 +78,12 @@ def test_preprocessing_writes_what_it_promises(chain):
         read_table(data / "failures.tsv")
     ) == 0
     for row in rows:
-        image, brain = nib.load(data / row["preproc"]), nib.load(data / row["brain"])
+        image = nib.load(data / row["preproc"])
+        brain = nib.load(data / row["brain"])
         assert image.shape == brain.shape == (240, 240, 189)
         np.testing.assert_allclose(image.header.get_zooms(), 1, atol=1e-6)
-        values, inside = image.get_fdata(), brain.get_fdata() > 0
+        values = image.get_fdata()
+        inside = brain.get_fdata() > 0
         assert image.get_data_dtype() == np.float32 and brain.get_data_dtype() == np.uint8
         assert values.min() >= 0 and values.max() <= 1 and not values[~inside].any()
         side = json.loads((data / row["sidecar"]).read_text())
@@ -105,7 +111,7 @@ def test_preprocessing_writes_what_it_promises(chain):
 
 
 def test_a_virtual_head_lands_where_the_generator_put_it(chain):
-    """The pose that registration finds is the pose that was drawn, within what deformation and size leave open."""
+    """Registration finds the pose that was drawn, within what deformation and size leave open."""
     rows = read_table(chain / "data" / "scans.tsv")
     drawn = {
         s["id"]: s for s in json.loads((chain / "cohort" / "cohort.json").read_text())["subjects"]
@@ -359,7 +365,10 @@ def test_the_threshold_can_be_given_and_the_map_cut_again(chain, inferred):
 
 
 def test_another_operating_point_recuts_the_maps_without_the_network(chain, monkeypatch, capsys):
-    """Every point of the table, from stored maps: the thresholds follow the rules, counted by hand from the maps."""
+    """Every point of the table, from stored maps.
+
+    The thresholds follow the rules, counted by hand from the maps.
+    """
     import pipelines.detect.detector as scoring
 
     assert (

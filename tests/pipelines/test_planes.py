@@ -1,4 +1,7 @@
-"""Coronal and sagittal slices: the same voxels, cut another way, in the store, in maps and in an ensemble of planes."""
+"""Coronal and sagittal slices: the same voxels, cut another way.
+
+In the store, in maps and in an ensemble of planes.
+"""
 
 import os
 
@@ -34,7 +37,10 @@ def test_a_turned_volume_has_the_plane_s_slices_last(plane, axis):
 
 @pytest.mark.parametrize(("plane", "axis"), [("coronal", 1), ("sagittal", 0)])
 def test_a_store_in_another_plane_holds_the_same_voxels(tmp_path, plane, axis):
-    rng, shape, rows, kept = np.random.default_rng(0), (7, 9, 6), [], {}
+    rng = np.random.default_rng(0)
+    shape = (7, 9, 6)
+    rows = []
+    kept = {}
     for scan in ("b", "a"):
         brain = np.zeros(shape, bool)
         brain[1:6, 2:8, 1:5] = rng.random((5, 6, 4)) < 0.8
@@ -57,12 +63,11 @@ def test_a_store_in_another_plane_holds_the_same_voxels(tmp_path, plane, axis):
     assert in_plane(tmp_path, "axial", 6, 3) == tmp_path
     store = SliceStore(in_plane(tmp_path, plane, 6, 3))
     index = read_table(tmp_path / plane / "index.tsv")
-    wanted = {
-        (scan, i)
-        for scan, (_, b) in kept.items()
-        for i in range(shape[axis])
-        if np.take(b, i, axis).sum() >= 3
-    }
+    wanted = set()
+    for scan, (_, brain) in kept.items():
+        for i in range(shape[axis]):
+            if np.take(brain, i, axis).sum() >= 3:
+                wanted.add((scan, i))
     assert (
         len(store) == len(index) == len(wanted)
         and {(r["scan"], int(r["z"])) for r in index} == wanted
@@ -107,7 +112,8 @@ class Placed(AnomalyModel):
 
 def test_an_ensemble_of_volumes_shows_each_member_its_own_plane():
     torch.manual_seed(0)
-    x, mask = torch.rand(2, 1, 6, 7, 8), torch.ones(2, 1, 6, 7, 8)
+    x = torch.rand(2, 1, 6, 7, 8)
+    mask = torch.ones(2, 1, 6, 7, 8)
     mask[:, :, :, :, 3] = 0
     sizes = [(6, 7), (6, 8), (7, 8)]
     planes = [PLANES[p] for p in ("axial", "coronal", "sagittal")]
@@ -121,7 +127,10 @@ def test_an_ensemble_of_volumes_shows_each_member_its_own_plane():
 
 
 def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsys):
-    """`intensity` sees one pixel at a time, so its map hardly depends on the plane; the ensemble's is the mean of its members' tails."""
+    """`intensity` sees one pixel at a time, so its map hardly depends on the plane.
+
+    The map of the ensemble is the mean of its members' tails.
+    """
     data = chain / "data"
     plain = ["model.mode=value", "model.tail=bright", "model.smooth=0", *SMALL]
     for plane in ("axial", "sagittal"):
@@ -165,10 +174,11 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     assert run(*given, "image_size=[240,240,189]") == 0
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
     image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
-    axial, sagittal, both = (
-        own.detector.atlas_map(image.astype(np.float32), brain > 0)
-        for own in (load_run(tmp_path / name, "cpu") for name in ("axial", "sagittal", "both"))
-    )
+    maps = []
+    for name in ("axial", "sagittal", "both"):
+        run_of_plane = load_run(tmp_path / name, "cpu")
+        maps.append(run_of_plane.detector.atlas_map(image.astype(np.float32), brain > 0))
+    axial, sagittal, both = maps
     inside = brain > 0
     assert (
         np.corrcoef(axial[inside], sagittal[inside])[0, 1] > 0.7
@@ -205,7 +215,8 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):
     image, brain = (
         np.asarray(nib.load(chain / "data" / row[k]).dataobj) for k in ("preproc", "brain")
     )
-    image, brain = image.astype(np.float32), brain > 0
+    image = image.astype(np.float32)
+    brain = brain > 0
     config = load_run_config(
         "zero",
         ["plane=coronal", "image_size=[240,189]", "postprocess.median=0", "postprocess.rim_mm=0"],
@@ -218,7 +229,8 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):
         "zero",
         ["plane=coronal", "image_size=[120,90]", "postprocess.median=0", "postprocess.rim_mm=0"],
     )
-    found, y = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain), 110
+    found = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain)
+    y = 110
     x, mask = (
         torch.from_numpy(np.ascontiguousarray(v[:, y])).float()[None, None] for v in (image, brain)
     )

@@ -1,4 +1,7 @@
-"""Scans over processes, SLURM jobs and Dask schedulers: the same answers, and what is lost with a worker or a scheduler."""
+"""Scans over processes, SLURM jobs and Dask schedulers give the same answers.
+
+And what is lost with a worker or a scheduler.
+"""
 
 import os
 import signal
@@ -18,7 +21,10 @@ from preprocessing.files import read_table
 
 
 def work(number, folder, deadly=-1, deaths=0, broken=-1):
-    """The square of a number; the worker of `deadly` is killed the first `deaths` times, and `broken` raises whenever it is tried."""
+    """The square of a number.
+
+    The worker of `deadly` is killed the first `deaths` times. `broken` raises every time.
+    """
     tries = Path(folder) / f"{number}.tries"
     with open(tries, "a") as handle:
         handle.write(f"{os.getpid()}\n")
@@ -60,7 +66,9 @@ def test_one_worker_is_one_process_and_threads_that_the_user_set_are_kept(tmp_pa
         result[2]
         for _, result, _ in spread.each(partial(work, folder=tmp_path), range(6), "local", 1)
     ] == ["3"] * 6
-    processes = {pid for p in tmp_path.glob("*.tries") for pid in p.read_text().split()}
+    processes = set()
+    for path in tmp_path.glob("*.tries"):
+        processes |= set(path.read_text().split())
     assert len(processes) == 1 and str(os.getpid()) not in processes
 
 
@@ -73,7 +81,10 @@ def test_more_items_than_are_sent_ahead(tmp_path, monkeypatch):
 
 
 def test_a_killed_worker_costs_no_scan_and_a_deadly_scan_itself_alone(tmp_path):
-    """Killed once: another worker takes it up. Killed every time: that scan is given up with a reason, the others stand."""
+    """Killed once: another worker takes it up.
+
+    Killed every time: that scan is given up with a reason. The others stand.
+    """
     once = list(
         spread.each(partial(work, folder=tmp_path, deadly=2, deaths=1), range(5), workers=2)
     )
@@ -202,8 +213,12 @@ def address(folder):
 
 
 def test_a_scheduler_that_goes_away_and_comes_back(heads, tmp_path):
-    """Killed in the middle: one sentence, what is finished stands in the table; started again, the rest alone is done."""
-    out, services = tmp_path / "out", []
+    """Killed in the middle: one sentence, and what is finished stands in the table.
+
+    Started again: the rest alone is done.
+    """
+    out = tmp_path / "out"
+    services = []
     try:
         services += [service(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0")]
         where = address(tmp_path)
@@ -240,7 +255,7 @@ def test_a_scheduler_that_goes_away_and_comes_back(heads, tmp_path):
 
 
 SBATCH = """#!/bin/sh
-# stands in for SLURM: notes the script, runs it at once in the background and answers as sbatch does
+# stands in for SLURM: notes the script, runs it in the background and answers as sbatch does
 cp "$1" "{folder}/job-$$.sh"
 sh "{folder}/job-$$.sh" > "{folder}/job-$$.log" 2>&1 &
 echo "Submitted batch job $!"

@@ -1,4 +1,7 @@
-"""Volumes: what the dataset gives, how maps come back, and the 3-D cae and vae by the properties that define them."""
+"""Volumes: what the dataset gives and how maps come back.
+
+And the 3-D cae and vae by the properties that define them.
+"""
 
 import itertools
 
@@ -26,11 +29,9 @@ from preprocessing import slices
 from tests.conftest import case_of
 from tests.pipelines.test_pipeline import run
 
-SHAPE, SMALL, Z = (
-    (10, 12, 9),
-    (5, 4, 3),
-    (2, 3, 5, 6, 7),
-)  # blocks of 2 x 3 x 3; slices 0, 1, 4 and 8 hold no brain
+SHAPE = (10, 12, 9)
+SMALL = (5, 4, 3)  # blocks of 2 x 3 x 3
+Z = (2, 3, 5, 6, 7)  # slices 0, 1, 4 and 8 hold no brain
 CPU = torch.device("cpu")
 
 
@@ -92,7 +93,10 @@ def test_training_and_inference_resize_volumes_alike(store, size):
     ],
 )
 def test_augmentation_of_volumes_is_scipy_s_affine(change):
-    """Measured on a smooth volume of unequal sides: flip, then shift, size and turns about three axes, in voxels, applied by scipy."""
+    """Measured on a smooth volume of unequal sides, applied by scipy.
+
+    Flip, then shift, size and turns about three axes, in voxels.
+    """
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).random((24, 20, 16)), 2)
     image = (
         torch.tensor((smooth - smooth.min()) / np.ptp(smooth), dtype=torch.float32)
@@ -103,7 +107,8 @@ def test_augmentation_of_volumes_is_scipy_s_affine(change):
     mask[:, :, 4:19, 5:16, 3:14] = 1
     batch = {"image": image * mask, "mask": mask, "seed": torch.arange(6) + 11}
     a = Augmentation(intensity=0.3, **change)
-    got, alone = augment(batch, a), augment({k: v[2:3] for k, v in batch.items()}, a)
+    got = augment(batch, a)
+    alone = augment({k: v[2:3] for k, v in batch.items()}, a)
     torch.testing.assert_close(alone["image"][0], got["image"][2], rtol=0, atol=0)
     mirrors = []
     for i in range(6):
@@ -115,7 +120,8 @@ def test_augmentation_of_volumes_is_scipy_s_affine(change):
         ).as_matrix()
         matrix = turn / (1 + a.scale * v[7:10])[:, None]
         shift = a.translate * v[4:7] * (24, 20, 16)
-        matrix[0], shift[0] = mirrors[-1] * matrix[0], mirrors[-1] * shift[0]
+        matrix[0] = mirrors[-1] * matrix[0]
+        shift[0] = mirrors[-1] * shift[0]
         centre = np.array([11.5, 9.5, 7.5])
         want, there = (
             ndimage.affine_transform(
@@ -140,7 +146,9 @@ def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
     data = SliceDataset(store, ["a"], SHAPE, patch_size=(4, 6, 4), depth=9)
     item = data[(0, 0)]
     windows = item["image"][0].unfold(0, 4, 1).unfold(1, 6, 1).unfold(2, 4, 1)
-    batch, twice = (data.batch([(0, seed) for seed in range(12)]) for _ in range(2))
+    items = [(0, seed) for seed in range(12)]
+    batch = data.batch(items)
+    twice = data.batch(items)
     assert batch["image"].shape == (12, 1, 4, 6, 4) and torch.equal(batch["image"], twice["image"])
     places = [(windows == one[0]).flatten(3).all(3).nonzero() for one in batch["image"]]
     assert all(len(p) == 1 for p in places) and len({tuple(p[0].tolist()) for p in places}) > 5
@@ -153,7 +161,7 @@ def test_patches_of_a_volume_are_cut_from_it_around_the_brain(store):
 def test_a_network_that_fits_its_patches_alone_learns_from_slices_and_volumes(
     store, tmp_path, dims
 ):
-    """A dense code takes patches of one size: in training, in validation and in the pictures of the log."""
+    """A dense code takes patches of one size: in training, validation and pictures of the log."""
     from lightning_fabric import Fabric
 
     from pipelines.training.loop import fit
@@ -184,7 +192,10 @@ def config(size, patch=None):
 
 
 def test_a_map_comes_back_to_the_grid_of_the_volume():
-    """By hand: a network that answers with its input; on a half-sized grid a linear ramp keeps its values away from the ends."""
+    """By hand: a network that answers with its input.
+
+    On a half-sized grid a linear ramp keeps its values away from the ends.
+    """
     image, brain = volume()
     seen = []
 
@@ -239,17 +250,20 @@ def test_the_log_shows_the_middle_slice_of_volumes():
         (
             "vae",
             ["image_size=[64,64,64]"],
-            r"image_size \[64, 64, 64\] has 3 numbers and model.spatial_dims of 'vae' is 2; make them agree\.$",
+            r"image_size \[64, 64, 64\] has 3 numbers and model.spatial_dims of 'vae' is 2; "
+            r"make them agree\.$",
         ),
         (
             "cae",
             ["model.spatial_dims=3"],
-            r"image_size \[64, 64\] has 2 numbers and model.spatial_dims of 'cae' is 3; make them agree\.$",
+            r"image_size \[64, 64\] has 2 numbers and model.spatial_dims of 'cae' is 3; "
+            r"make them agree\.$",
         ),
         (
             "vae_cr",
             ["image_size=[64,64,64]"],
-            r"image_size \[64, 64, 64\] asks for volumes, and 'vae_cr' works on slices alone; give two num",
+            r"image_size \[64, 64, 64\] asks for volumes, and 'vae_cr' works on slices alone; "
+            r"give two num",
         ),
         ("pca", ["image_size=[64,64,64]"], "'pca' works on slices alone"),
         (
@@ -270,7 +284,8 @@ def test_the_log_shows_the_middle_slice_of_volumes():
         (
             "cae",
             ["image_size=[64,64,64]", "model.spatial_dims=3", "reference.kind=z"],
-            r"reference.kind and reference.symmetry compare places of slices; they do not go with three numbers in image_size\.$",
+            r"reference.kind and reference.symmetry compare places of slices; "
+            r"they do not go with three numbers in image_size\.$",
         ),
         ("vae_cr", ["model.spatial_dims=3"], "unknown key 'spatial_dims'"),
         (
@@ -303,7 +318,8 @@ def batch(n=3):
 
 
 def test_the_loss_of_the_3d_vae_is_the_negative_elbo_per_voxel():
-    model, b = make("vae", beta=0.7).double().eval(), batch()
+    model = make("vae", beta=0.7).double().eval()
+    b = batch()
     mean, log_variance = model.encode(b["image"])
     assert mean.shape == (3, 4, 1, 1, 1)
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
@@ -319,7 +335,10 @@ def test_the_loss_of_the_3d_vae_is_the_negative_elbo_per_voxel():
     [("vae", {}), ("cae", {}), ("cae", {"bottleneck": "spatial", "channels": (3, 5, 4)})],
 )
 def test_every_voxel_of_a_volume_can_reach_every_other_through_the_code(name, arguments):
-    """Slices of a 2-D network would not see each other; a spatial code sees as far as its kernels do."""
+    """Slices of a 2-D network would not see each other.
+
+    A spatial code sees as far as its kernels do.
+    """
     model = make(name, **({"image_size": (8, 16, 8)} | arguments)).double().eval()
     x = torch.rand(1, 1, 8, 16, 8, dtype=torch.float64)
     moved = x.clone()
@@ -371,7 +390,10 @@ def test_in_two_dimensions_names_and_numbers_are_what_they_were():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(monkeypatch, dims):
-    """Both halves of the batch hold the same numbers, so that the sum over processes is twice the own one."""
+    """Both halves of the batch hold the same numbers.
+
+    So the sum over processes is twice the own one.
+    """
     kinds = {2: (layers.BatchNorm2d, nn.BatchNorm2d), 3: (layers.BatchNorm3d, nn.BatchNorm3d)}[dims]
     ours, theirs = (kind(5) for kind in kinds)
     for norm in (ours, theirs):
@@ -408,11 +430,15 @@ QUICK += [
     "postprocess.rim_mm=6",
 ]
 QUICK += [f"augmentation.{k}=0" for k in ("flip", "rotate", "translate", "scale")]
-BALL, RADIUS = np.array([18.0, -26.0, 14.0]), 11.0  # mm, in healthy tissue
+BALL = np.array([18.0, -26.0, 14.0])  # mm, in healthy tissue
+RADIUS = 11.0  # mm
 
 
 def head(rng, step, ball=False):
-    """An ellipsoid of 90 x 112 x 80 mm on voxels of `step` mm, of its own size, brightness and grain: a ventricle and one nucleus."""
+    """An ellipsoid of 90 x 112 x 80 mm with a ventricle and one nucleus, on voxels of `step` mm.
+
+    Each has its own size, brightness and grain.
+    """
     import nibabel as nib
 
     shape = tuple(int(n // step) for n in (116, 140, 108))
@@ -437,12 +463,16 @@ def head(rng, step, ball=False):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Twelve heads on voxels of 4 mm, preprocessed to an atlas head of their kind, and a 3-D vae that learned eight of them."""
+    """Twelve heads on voxels of 4 mm, preprocessed to an atlas head of their kind.
+
+    And a 3-D vae that learned eight of them.
+    """
     import nibabel as nib
 
     from preprocessing.files import write_table
 
-    root, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("heads")
+    rng = np.random.default_rng(0)
     nib.save(head(rng, 2.0)[0], root / "atlas.nii.gz")
     rows = []
     for i, split in enumerate(["train"] * 8 + ["val"] * 2 + ["test"] * 2):
@@ -508,13 +538,13 @@ def test_a_3d_vae_marks_a_bright_ball_in_a_raw_scan(trained):
         )
         == 0
     )
-    scan, found, mask = (
-        nib.load(p)
-        for p in (trained / "11.nii.gz", *(trained / f"out/11_{k}.nii.gz" for k in ("map", "mask")))
-    )
+    scan = nib.load(trained / "11.nii.gz")
+    found = nib.load(trained / "out/11_map.nii.gz")
+    mask = nib.load(trained / "out/11_mask.nii.gz")
     assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
     truth = nib.load(trained / "11_truth.nii.gz").get_fdata() > 0
-    values, brain = found.get_fdata(), scan.get_fdata() > 20
+    values = found.get_fdata()
+    brain = scan.get_fdata() > 20
     assert values[truth].mean() > 3 * values[brain & ~truth].mean()
     assert truth[np.unravel_index(values.argmax(), values.shape)]
     assert set(np.unique(mask.get_fdata())) == {0, 1} and mask.get_fdata()[truth].mean() > 0.5
@@ -581,7 +611,10 @@ def test_neighbours_are_the_slices_so_far_away_and_nothing_where_none_is_stored(
 
 
 def test_training_and_inference_see_the_same_neighbours(store):
-    """The network's input in inference is the item of training, and a network that gives back its second channel gives that slice."""
+    """The network's input in inference is the item of training.
+
+    A network that gives back its second channel gives that slice.
+    """
     from pipelines.detect.detector import network_batches
 
     c = load_run_config("vae", ["around=[-1,2]", "image_size=[5,4]"])

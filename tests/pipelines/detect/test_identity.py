@@ -128,5 +128,8 @@ def test_what_a_model_is_scored_by_is_not_what_it_was_trained_by():
 
 def test_weights_and_scan_are_part_of_a_map():
     run = load_run_config("vae_cr")
-    digests = {map_digest(w, run, scan) for w in "ab" for scan in "cd"}
+    digests = set()
+    for weights in "ab":
+        for scan in "cd":
+            digests.add(map_digest(weights, run, scan))
     assert len(digests) == 4

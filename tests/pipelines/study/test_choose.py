@@ -82,11 +82,9 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
     from pipelines.study import choose
 
     shutil.copytree(runs, tmp_path / "runs")
-    names, real, seen = (
-        [tmp_path / "runs" / n for n in ("intensity", "pca")],
-        choose.score_planted,
-        [],
-    )
+    names = [tmp_path / "runs" / n for n in ("intensity", "pca")]
+    real = choose.score_planted
+    seen = []
     arguments = [
         "--data",
         data,
@@ -129,7 +127,10 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
 
 
 def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
-    """The map of `intensity` by value is the picture itself at this size, so the scores can be had from the files."""
+    """The map of `intensity` by value is the picture itself at this size.
+
+    So the scores can be had from the files.
+    """
     from pipelines.detect.run import load_run
     from pipelines.study.choose import (
         Planting,
@@ -163,16 +164,12 @@ def test_scores_are_those_of_sorted_values_and_no_test_scan_is_read(runs, data):
     )
     assert seen.healthy["map 1"][0] == pytest.approx(values.mean(), rel=1e-5)
     found = [(kind, own.detector.atlas_map(i, b)[b], t[b]) for kind, i, b, t in cases if kind]
-    ap = {
-        what: average_precision_score(
-            *(np.concatenate([f[k] for f in found if f[0] in kinds]) for k in (2, 1))
-        )
-        for what, kinds in {
-            "all": ("bright", "dark"),
-            "bright": ("bright",),
-            "dark": ("dark",),
-        }.items()
-    }
+    kinds_of = {"all": ("bright", "dark"), "bright": ("bright",), "dark": ("dark",)}
+    ap = {}
+    for what, kinds in kinds_of.items():
+        truth = np.concatenate([inside for kind, _, inside in found if kind in kinds])
+        values = np.concatenate([scores for kind, scores, _ in found if kind in kinds])
+        ap[what] = average_precision_score(truth, values)
     summary = ranking_entry("x", [own.folder], [seen])
     assert summary["voxel_ap"] == pytest.approx(ap.pop("all"), abs=2e-3)
     assert (
@@ -251,7 +248,10 @@ def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes
 
 
 def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):
-    """A run whose score is "cluster" scores a scan by the enhancement of its map, whether the map is computed or read back."""
+    """A run whose score is "cluster" scores a scan by the enhancement of its map.
+
+    The map may be computed or read back.
+    """
     from evaluation.postprocess import cluster_enhanced
     from pipelines.cohort.cases import read_cases
     from pipelines.detect.detector import scan_score
@@ -271,7 +271,8 @@ def test_scans_can_be_scored_by_clusters(runs, data, tmp_path):
         )
         == 0
     )
-    own, plain = load_run(tmp_path / "run", "cpu"), load_run(runs / "intensity", "cpu")
+    own = load_run(tmp_path / "run", "cpu")
+    plain = load_run(runs / "intensity", "cpu")
     case = read_cases(data)[0]
     for _ in range(2):
         found = own.detector.map_case(case, tmp_path / "maps", "w")

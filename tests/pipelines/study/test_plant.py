@@ -60,7 +60,8 @@ def anatomy(mm):
 
 def add_subject(data, number, zooms, shape, dtype):
     """A raw scan, its brain mask in the atlas, and its sidecar, by hand; its row."""
-    world, name = world_of(number), f"sub-{number:02d}"
+    world = world_of(number)
+    name = f"sub-{number:02d}"
     centre = (world @ [0, 0, 0, 1])[:3]
     affine = oblique_affine(shape, zooms, centre, 8.0)
     if number == 2:  # axes in another order: posterior, inferior, right
@@ -74,11 +75,9 @@ def add_subject(data, number, zooms, shape, dtype):
     folder.mkdir(parents=True)
     raw = data / "raw" / f"{name}_T1w.nii.gz"
     raw.parent.mkdir(exist_ok=True)
-    stored = (
-        np.rint(np.clip(values, 0, 255 if dtype == np.uint8 else None)).astype(dtype)
-        if np.dtype(dtype).kind in "iu"
-        else values.astype(dtype)
-    )
+    if np.dtype(dtype).kind in "iu":
+        values = np.rint(np.clip(values, 0, 255 if dtype == np.uint8 else None))
+    stored = values.astype(dtype)
     nib.save(nib.Nifti1Image(stored, affine), raw)
     in_atlas = level(atlas_mm(ATLAS_SHAPE, ATLAS, np.eye(4))) < 1
     nib.save(nib.Nifti1Image(in_atlas.astype(np.uint8), ATLAS), folder / f"{name}_brain.nii.gz")
@@ -114,8 +113,11 @@ GRIDS = [
 
 def add_cohort(data, grids=GRIDS):
     rows = [add_subject(data, i, *grid) for i, grid in enumerate(grids, start=1)]
-    others = [rows[0] | {"id": f"x-{s}", "subject": f"x-{s}", "image": "/no/such.nii.gz", "split": s, "label": la} for s, la in (
-        ("train", "healthy"), ("val", "healthy"), ("test", "abnormal"))]  # fmt: skip
+    others = []
+    for split, label in (("train", "healthy"), ("val", "healthy"), ("test", "abnormal")):
+        name = f"x-{split}"
+        columns = {"id": name, "subject": name, "image": "/no/such.nii.gz"}
+        others.append(rows[0] | columns | {"split": split, "label": label})
     write_table(data / "scans.tsv", others + rows)
     (data / "recipe.yaml").write_text(write_yaml(load_recipe("t1")))
     return data
@@ -185,14 +187,16 @@ def test_lesions_lie_in_the_brain_on_the_scans_own_grid(data, made):
     )
     assert len(record["lesions"]) == 21
     for lesion in record["lesions"]:
-        original, mask = originals[lesion["original"]], nib.load(made / lesion["mask"])
+        original = originals[lesion["original"]]
+        mask = nib.load(made / lesion["mask"])
         image = read_image(made / lesion["image"])
         assert mask.shape == image.shape == original.shape and mask.get_data_dtype() == np.uint8
         assert (mask.affine == original.affine).all() and (image.affine == original.affine).all()
         inside = np.asarray(mask.dataobj) > 0
         where = level(atlas_mm(inside.shape, mask.affine, world_of(int(lesion["original"][4:]))))
         assert where[inside].max() < 1.06
-        before, after = np.asarray(original.dataobj), np.asarray(image.dataobj)
+        before = np.asarray(original.dataobj)
+        after = np.asarray(image.dataobj)
         assert (before[~inside] == after[~inside]).all() and (before != after)[inside].mean() > 0.4
         volume = inside.sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         assert lesion["volume_ml"] == pytest.approx(volume) and 2 <= lesion["wanted_ml"] <= 15
@@ -242,7 +246,8 @@ def test_the_same_call_gives_the_same_arrays_and_another_seed_others(data, made,
         tmp_path / "again"
     ) == arrays(made)
     assert run(*arguments, "--out", tmp_path / "other", "--seed", 1) == 0
-    same, other = arrays(made), arrays(tmp_path / "other")
+    same = arrays(made)
+    other = arrays(tmp_path / "other")
     assert same.keys() == other.keys() and not any(same[k] == other[k] for k in same)
 
 
@@ -345,7 +350,8 @@ def test_pictures_are_written_as_pictures(tmp_path):
             }
         )
     )
-    rows, source = [], rng(3)
+    rows = []
+    source = rng(3)
     for name in ("p1", "p2"):
         picture = np.where(
             brain[..., 0], 120 + 600 * gaussian_filter(source.random((70, 60)) - 0.5, 2), 0

@@ -1,4 +1,7 @@
-"""The loop: a killed run resumes bit for bit, two processes learn what one does, stages and early stopping behave."""
+"""The loop: a killed run resumes bit for bit, and two processes learn what one does.
+
+Stages and early stopping behave.
+"""
 
 import os
 import socket
@@ -96,10 +99,10 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(
     stage, epoch = kill_at
     real = loop.train_epoch
 
-    def killed(at, name, *rest):
+    def killed(session, at, name, *rest):
         if (name, at) == (["pretrain", "finetune"][stage], epoch):
             raise KeyboardInterrupt
-        return real(at, name, *rest)
+        return real(session, at, name, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "train_epoch", killed)
@@ -167,7 +170,10 @@ def test_the_best_epoch_on_validation_is_what_remains(store, tmp_path):
     from pipelines.training.data import SliceDataset
 
     val = SliceDataset(store, ["b"], (32, 32))
-    batch = {k: torch.stack([val[(i, 0)][k] for i in range(len(val))]) for k in ("image", "mask")}
+    items = [val[(i, 0)] for i in range(len(val))]
+    batch = {}
+    for key in ("image", "mask"):
+        batch[key] = torch.stack([item[key] for item in items])
     with torch.no_grad():
         assert model.eval().vae_loss(batch)["loss"].item() == pytest.approx(best, rel=1e-4)
 
@@ -201,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, monkeypatc
         fit(store, tmp_path)
 
 
-def test_only_the_update_s_parameters_move(store, tmp_path):
+def test_only_the_update_s_parameters_move(store, tmp_path, monkeypatch):
     from models.base import Update
     from models.vae_cr import VaeCr
 
@@ -209,9 +215,6 @@ def test_only_the_update_s_parameters_move(store, tmp_path):
         def updates(self, stage):
             return [Update(stage, self.vae_loss, list(self.decoder.parameters()))]
 
-    import pipelines.training.fit as runs
-
-    original = runs.build_model
     before = {}
 
     def build(config):
@@ -219,11 +222,8 @@ def test_only_the_update_s_parameters_move(store, tmp_path):
         before.update({k: v.clone() for k, v in model.named_parameters()})
         return model
 
-    runs.build_model = build
-    try:
-        model = fit(store, tmp_path)
-    finally:
-        runs.build_model = original
+    monkeypatch.setattr("pipelines.detect.build.build_model", build)
+    model = fit(store, tmp_path)
     for key, value in model.named_parameters():
         assert torch.equal(value, before[key]) == key.startswith("encoder"), key
 
@@ -255,18 +255,27 @@ def test_batches_do_not_depend_on_workers_or_processes(store):
     assert not torch.equal(
         one[0]["seed"], next(Batches(data, config.loop, shuffle=True, stream=0).epoch(4))["seed"]
     )
-    assert len({int(s) for b in one for s in b["seed"]}) == 24
+    seeds = torch.cat([batch["seed"] for batch in one])
+    assert len(set(seeds.tolist())) == 24
 
 
 def test_no_process_is_left_without_a_sample(store):
-    """25 slices in batches of 8 leave one over, which two processes cannot share: it joins the batch before."""
+    """Batches of all slices but one leave one over. Two processes cannot share it.
+
+    It joins the batch before.
+    """
     from pipelines.training.data import Batches, SliceDataset
 
     data = SliceDataset(store, ["a"], (32, 32))
     loop = load_run_config("vae_cr", [*TINY, f"loop.batch_size={len(data) - 1}"]).loop
     halves = [Batches(data, loop, shuffle=False, stream=0, rank=r, world=2).plan(0) for r in (0, 1)]
-    assert [len(h) for h in halves] == [1, 1] and all(len(b) for h in halves for b in h)
-    assert sorted(i for h in halves for b in h for i, _ in b) == list(range(len(data)))
+    assert [len(h) for h in halves] == [1, 1]
+    batches = halves[0] + halves[1]
+    assert all(len(b) for b in batches)
+    items = []
+    for batch in batches:
+        items += batch
+    assert sorted(i for i, _ in items) == list(range(len(data)))
     assert [len(b) for b in Batches(data, loop, shuffle=False, stream=0).plan(0)] == [
         len(data) - 1,
         1,
@@ -274,7 +283,10 @@ def test_no_process_is_left_without_a_sample(store):
 
 
 def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched():
-    """Measured on a smooth slice of unequal sides: each sample's matrix in pixels, applied by scipy."""
+    """Measured on a smooth slice of unequal sides.
+
+    Each sample's matrix is in pixels and applied by scipy.
+    """
     from scipy import ndimage
 
     from models.parts.randomness import generator
@@ -297,7 +309,8 @@ def test_augmentation_is_scipy_s_affine_and_the_same_however_slices_are_batched(
     for i in range(6):
         u = torch.rand(7, generator=generator(i + 11, STREAM)).numpy()
         v = 2 * u - 1
-        angle, mirror = np.deg2rad(20 * v[1]), -1 if u[0] < 0.5 else 1
+        angle = np.deg2rad(20 * v[1])
+        mirror = -1 if u[0] < 0.5 else 1
         flipped += mirror < 0
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         matrix = np.diag([mirror / (1 + 0.1 * v[4]), 1.0]) @ turn
@@ -332,7 +345,8 @@ def test_training_and_inference_resize_alike(store):
 
     data = SliceDataset(store, ["b"], (32, 32))
     raw = [data.data[i] for i in range(4)]
-    image, mask = (np.stack([r[k][0] for r in raw], -1) for k in ("image", "mask"))
+    image = np.stack([r["image"][0] for r in raw], -1)
+    mask = np.stack([r["mask"][0] for r in raw], -1)
     small, small_mask = resize_volume(image, mask, (32, 32))
     for i in range(4):
         torch.testing.assert_close(small[i], data[(i, 0)]["image"], rtol=0, atol=1e-6)
@@ -340,7 +354,10 @@ def test_training_and_inference_resize_alike(store):
 
 
 def test_a_run_killed_after_its_last_stage_keeps_its_weights(store, whole, tmp_path):
-    """The kill may come while the healthy reference is made: the trained weights must be there, not fresh ones."""
+    """The kill may come while the healthy reference is made.
+
+    The trained weights must be there, not fresh ones.
+    """
     import shutil
 
     model, run = whole
@@ -361,17 +378,21 @@ from pipelines.training.data import SliceDataset
 from pipelines.training.loop import fit
 class Double(SliceDataset):
     def _read(self, items):
-        return {k: v.double() if v.is_floating_point() else v for k, v in super()._read(items).items()}
+        read = super()._read(items)
+        return {k: v.double() if v.is_floating_point() else v for k, v in read.items()}
 store, run, world, tiny = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 torch.set_num_threads(1)
 config = load_run_config("vae_cr", tiny)
-strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo") if world > 1 else "auto"
+strategy = "auto"
+if world > 1:
+    strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
 fabric = Fabric(accelerator="cpu", devices=world, strategy=strategy, precision="64-true")
 fabric.launch()
 torch.manual_seed(0)
 model = build_model(config)
-sets = (Double(store, ["a"], config.image_size, config.augmentation), Double(store, ["b"], config.image_size))
-fit(model, config, *sets, fabric, run)
+train = Double(store, ["a"], config.image_size, config.augmentation)
+val = Double(store, ["b"], config.image_size)
+fit(model, config, train, val, fabric, run)
 if fabric.is_global_zero:
     torch.save(model.state_dict(), run / "final.pt")
 """
@@ -439,7 +460,8 @@ def test_synchronised_batch_norm_matches_torch_alone():
     from models.parts.layers import BatchNorm2d
 
     torch.manual_seed(0)
-    ours, theirs = BatchNorm2d(5), torch.nn.BatchNorm2d(5)
+    ours = BatchNorm2d(5)
+    theirs = torch.nn.BatchNorm2d(5)
     x = torch.randn(6, 5, 4, 3) * 3 + 1
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -450,12 +472,15 @@ def test_patches_come_from_the_brain_and_are_the_same_for_a_seed(store):
 
     data = SliceDataset(store, ["a"], (32, 32), patch_size=(12, 8))
     whole = SliceDataset(store, ["a"], (32, 32))
-    batch, twice = (data.batch([(s, s) for s in range(20)]) for _ in range(2))
+    items = [(s, s) for s in range(20)]
+    batch = data.batch(items)
+    twice = data.batch(items)
     assert batch["image"].shape == batch["mask"].shape == (20, 1, 12, 8) and torch.equal(
         batch["image"], twice["image"]
     )
     for seed in range(20):
-        image, full = batch["image"][seed, 0], whole[(seed, 0)]
+        image = batch["image"][seed, 0]
+        full = whole[(seed, 0)]
         windows = full["image"][0].unfold(0, 12, 1).unfold(1, 8, 1)
         place = (windows == image).flatten(2).all(2).nonzero()
         assert len(place) and batch["mask"][seed].any()
@@ -472,8 +497,10 @@ def test_patchwise_maps_of_a_pixelwise_network_are_those_of_whole_slices():
     from pipelines.detect.detector import slicewise
 
     rng = np.random.default_rng(0)
-    image, brain = rng.random((40, 36, 5)).astype(np.float32), np.ones((40, 36, 5), bool)
-    image[:, :, 1], brain[:, :, 1] = 0, False
+    image = rng.random((40, 36, 5)).astype(np.float32)
+    brain = np.ones((40, 36, 5), bool)
+    image[:, :, 1] = 0
+    brain[:, :, 1] = False
     plain = load_run_config("vae_cr", ["image_size=[40,36]"])
     patched = plain.model_copy(update={"patch_size": (16, 12)})
 
@@ -499,7 +526,8 @@ def test_slice_scores_lie_in_their_slices(patch_size):
         def score(self, x, mask, z=None):
             return 10.0 - z
 
-    image, brain = np.ones((40, 36, 4), np.float32), np.zeros((40, 36, 4), bool)
+    image = np.ones((40, 36, 4), np.float32)
+    brain = np.zeros((40, 36, 4), bool)
     brain[5:30, 6:30, [0, 2, 3]] = True
     config = load_run_config("vae_cr", ["image_size=[40,36]"]).model_copy(
         update={"patch_size": patch_size}
