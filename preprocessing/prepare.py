@@ -22,7 +22,7 @@ from preprocessing.quality import Check
 from preprocessing.recipe import Intensity, Limits, Recipe, Series
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError, how_to_give
-from preprocessing.volumes import absent
+from preprocessing.volumes import absent, demand_orientation, forms_apart
 
 log = logging.getLogger("norma")
 
@@ -145,7 +145,7 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
 
 def strip(scan: Scan, recipe: Recipe) -> Stripped:
     """Read and check the first sequence, bring it to the recipe's spacing, and find its brain."""
-    native, checks = _read_volume(scan.image, recipe.modality)
+    native, checks = read_volume(scan.image, recipe.modality)
     checks = [*scan.checks, *checks]
     _demand(checks, scan.image)
 
@@ -171,6 +171,7 @@ def find_brain(
     """
     if scan.brain_mask:
         given = read_image(scan.brain_mask)
+        demand_orientation(given, scan.brain_mask)
         brain = carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
         if not brain.any():
             raise ScanError(
@@ -297,7 +298,7 @@ def place_sequence(
     Sequences whose headers give one shape and affine are taken as aligned; all others are
     registered to the first one, rigidly.
     """
-    native, checks = _read_volume(path, series.modality)
+    native, checks = read_volume(path, series.modality)
     if any(c.hard and not c.passed for c in checks):
         return native, np.eye(4), checks
 
@@ -389,15 +390,17 @@ def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.nda
     return picture_foreground(data), "foreground"
 
 
-def _read_volume(path: Path, modality: str) -> tuple[nib.Nifti1Image, list[Check]]:
+def read_volume(path: Path, modality: str) -> tuple[nib.Nifti1Image, list[Check]]:
     """A scan as it came in, a background of NaN filled, and the checks of its voxels."""
     native = read_image(path)
+    demand_orientation(native, path)
     data, share = fill_background(np.asarray(native.dataobj))
     if share:
         native = nib.Nifti1Image(data, native.affine, native.header)
     grid = Grid.of(native)
     extent = [float(n * s) for n, s in zip(grid.shape, grid.spacing, strict=True)]
-    return native, [*quality.nan_checks(share), *quality.image_checks(data, modality, extent)]
+    checks = [*quality.form_checks(*forms_apart(native)), *quality.nan_checks(share)]
+    return native, [*checks, *quality.image_checks(data, modality, extent)]
 
 
 def _demand(

@@ -88,6 +88,15 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
     return [*checks, Check("spread of values (max - min)", high - low, low=1e-12)]
 
 
+def form_checks(apart_mm: float, degrees: float) -> list[Check]:
+    """Of a header with qform and sform: those of the two differences that are too large."""
+    checks = [
+        Check("distance of qform and sform", apart_mm, high=1, unit="mm", hard=False),
+        Check("angle between qform and sform", degrees, high=1, unit="degrees", hard=False),
+    ]
+    return [check for check in checks if not check.passed]
+
+
 def _unit_check(data: np.ndarray, voxel_ml: float) -> Check:
     """Whether a CT is in HU: dense bone of 950 to 1150 HU never fills a tenth of a head.
 

@@ -145,6 +145,41 @@ def volume_shape(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return numbers
 
 
+def demand_orientation(image: nib.Nifti1Image, path: Path) -> None:
+    """Refuse a volume whose header does not say which way it lies: both codes are 0."""
+    if image.header["qform_code"] <= 0 and image.header["sform_code"] <= 0:
+        raise ScanError(
+            f"{path}: the header does not say how the scan lies (qform_code and sform_code are 0), "
+            "expected one above 0; convert it again, or set the sform once you know the axes."
+        )
+
+
+def forms_apart(image: nib.Nifti1Image) -> tuple[float, float]:
+    """How far qform and sform of a header lie apart: mm at the farthest corner, and degrees.
+
+    Both are 0 where not both are set, and infinite where the qform is no rotation.
+    """
+    header = image.header
+    if header["qform_code"] <= 0 or header["sform_code"] <= 0:
+        return 0.0, 0.0
+    try:
+        qform = header.get_qform()
+    except (ValueError, *BAD_HEADER):
+        return np.inf, np.inf
+    sform = header.get_sform()
+    corners = np.array([(*c, 1) for c in np.ndindex(2, 2, 2)]) * (*np.subtract(image.shape, 1), 1)
+    apart = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+    turn = _rotation(qform).T @ _rotation(sform)
+    cosine = np.clip((np.trace(turn) - 1) / 2, -1, 1)
+    return float(apart), float(np.degrees(np.arccos(cosine)))
+
+
+def _rotation(affine: np.ndarray) -> np.ndarray:
+    """The orthogonal matrix (3x3) nearest to an affine."""
+    u, _, vt = np.linalg.svd(affine[:3, :3])
+    return u @ vt
+
+
 def _parts(path: Path) -> tuple[Path, Path]:
     """The files of header and voxels: two of a pair .hdr and .img, else one twice."""
     lower = path.name.lower()

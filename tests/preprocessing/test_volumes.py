@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import cifti2_axes
 
-from preprocessing import volumes
+from pipelines.config import load_recipe
+from preprocessing import prepare, quality, volumes
 from preprocessing.images import load_array, read_image
-from preprocessing.scans import ScanError
+from preprocessing.scans import Scan, ScanError
 
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 2.4, -0.5, -7], [0, 0.4, 3.0, 3], [0, 0, 0, 1]])
 
@@ -153,7 +154,7 @@ def test_a_small_file_never_takes_much_memory(tmp_path):
 import resource, sys
 from pathlib import Path
 from preprocessing.images import read_image
-from preprocessing.scans import ScanError
+from preprocessing.scans import Scan, ScanError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
@@ -235,3 +236,33 @@ def test_voxels_that_would_begin_in_the_header_are_refused(tmp_path, offset):
 
 def test_limits_are_those_of_the_docs():
     assert (volumes.LIMIT, volumes.FAR, volumes.SMALLEST) == (4e9, 1000, 8)
+
+
+def test_a_header_without_orientation_is_refused_and_two_that_differ_are_flagged(tmp_path):
+    data = np.random.default_rng(0).random((70, 80, 60)).astype(np.float32)
+    affine = np.diag([2.0, 2, 2, 1])
+    image = nib.Nifti1Image(data, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    turned = affine.copy()
+    turned[:2, :2] = 2 * np.array([[np.cos(0.03), -np.sin(0.03)], [np.sin(0.03), np.cos(0.03)]])
+    moved = affine.copy()
+    moved[2, 3] = 1.4
+    forms = {"same": affine, "turned": turned, "moved": moved, "mirrored": affine * [-1, 1, 1, 1]}
+    flags = {}
+    for name, qform in forms.items():
+        image.set_qform(qform, 1)
+        nib.save(image, tmp_path / f"{name}.nii")
+        _, checks = prepare.read_volume(tmp_path / f"{name}.nii", "t1")
+        flags[name] = " ".join(quality.flags(checks))
+    assert flags["same"] == ""
+    assert "distance of qform and sform is 1.4 mm" in flags["moved"]
+    assert "angle" not in flags["moved"] and "angle" in flags["turned"]
+    assert "sform" in flags["mirrored"]
+
+    raw = bytearray((tmp_path / "same.nii").read_bytes())
+    struct.pack_into("<hh", raw, 252, 0, 0)
+    (tmp_path / "none.nii").write_bytes(raw)
+    scan = Scan("none", tmp_path / "none.nii", "none")
+    with pytest.raises(ScanError, match=r"none\.nii: the header does not say how the scan lies"):
+        prepare.prepare(scan, load_recipe("t1"))
