@@ -271,8 +271,8 @@ def _check_threshold(run: Run) -> None:
     silent = not any(run.reference.voxel_quantiles.values())  # a map that is 0 has threshold 0
     if not np.isfinite(voxel) or voxel < 0 or (voxel == 0 and not silent):
         raise InputError(
-            f"{run.folder / 'threshold.json'}: threshold {voxel}; expected a finite number above 0; "
-            "train it again with 'make train'."
+            f"{run.folder / 'threshold.json'}: threshold {voxel}; expected a finite number above "
+            "0; train it again with 'make train'."
         )
 
 
