@@ -126,7 +126,7 @@ def fill_background(data: np.ndarray) -> tuple[np.ndarray, float]:
     low = float(np.nanmin(data))
     high = float(np.nanmax(data))
     filled = data.copy()
-    filled[absent] = low - 0.01 * max(high - low, 1e-6)
+    filled[absent] = low - 0.01 * max(high - low, abs(low) / 1000, 1e-6)
     return filled, float(absent.mean())
 
 

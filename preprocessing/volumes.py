@@ -180,6 +180,14 @@ def _rotation(affine: np.ndarray) -> np.ndarray:
     return u @ vt
 
 
+def partner_of(path: Path) -> Path | None:
+    """The other file of a pair .hdr and .img; None for a scan in one file."""
+    head, data = _parts(path)
+    if head == data:
+        return None
+    return data if head == path else head
+
+
 def _parts(path: Path) -> tuple[Path, Path]:
     """The files of header and voxels: two of a pair .hdr and .img, else one twice."""
     lower = path.name.lower()

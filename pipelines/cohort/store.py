@@ -20,10 +20,11 @@ from preprocessing.images import save_nifti
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, Scan, ScanError, scan_row
+from preprocessing.volumes import partner_of
 
 log = logging.getLogger("norma")
 
-STEPS_VERSION = 3  # raise when the steps change, so that nothing old is taken for done
+STEPS_VERSION = 4  # raise when the steps change, so that nothing old is taken for done
 
 Failure = dict[str, Any]
 """Why a scan was left out: `reason`, and `checks` as rows."""
@@ -44,6 +45,8 @@ def input_files(scan: Scan, recipe: Recipe) -> list[Path]:
     files = channel_files(scan, recipe)
     if scan.brain_mask:
         files.append(scan.brain_mask)
+    partners = [partner_of(path) for path in files]
+    files += [path for path in partners if path and path.is_file()]
     if recipe.template:
         files.append(Path(recipe.template))
     return files

@@ -117,6 +117,8 @@ def test_a_background_of_nan_gets_a_value_of_its_own():
     np.testing.assert_array_equal(brain.off_background(filled), inside)
     data[15, 17, 14] = np.nan  # a hole
     assert not np.isnan(brain.fill_background(data)[0]).any()
+    flat = np.where(inside, np.float32(600), np.float32(np.nan))
+    np.testing.assert_array_equal(brain.off_background(brain.fill_background(flat)[0]), inside)
     scattered = np.where(inside, np.nan, 5.0)
     assert brain.fill_background(scattered)[1] == 0
     data[15, 17, 14] = np.inf

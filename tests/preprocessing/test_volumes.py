@@ -266,3 +266,12 @@ def test_a_header_without_orientation_is_refused_and_two_that_differ_are_flagged
     scan = Scan("none", tmp_path / "none.nii", "none")
     with pytest.raises(ScanError, match=r"none\.nii: the header does not say how the scan lies"):
         prepare.prepare(scan, load_recipe("t1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "partner"),
+    [("x.img", "x.hdr"), ("x.hdr", "x.img"), ("X.IMG.gz", "X.HDR.gz"), ("x.nii", None)],
+)
+def test_both_files_of_a_pair_are_inputs(tmp_path, name, partner):
+    expected = partner and tmp_path / partner
+    assert volumes.partner_of(tmp_path / name) == expected
