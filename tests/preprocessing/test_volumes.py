@@ -275,3 +275,11 @@ def test_a_header_without_orientation_is_refused_and_two_that_differ_are_flagged
 def test_both_files_of_a_pair_are_inputs(tmp_path, name, partner):
     expected = partner and tmp_path / partner
     assert volumes.partner_of(tmp_path / name) == expected
+
+
+def test_analyze_pairs_say_no_orientation_and_are_refused(tmp_path):
+    data = np.random.default_rng(0).integers(0, 99, (70, 80, 60)).astype(np.int16)
+    nib.save(nib.AnalyzeImage(data, np.diag([-2.0, 2, 2, 1])), tmp_path / "x.img")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.img").dataobj), data)
+    with pytest.raises(ScanError, match=r"x\.img: the header does not say how the scan lies"):
+        prepare.read_volume(tmp_path / "x.img", "t1")
