@@ -90,3 +90,8 @@ def shown_path(path: Path | str, root: Path | None) -> str:
 def shown_text(text: str, root: Path | None) -> str:
     """A sentence whose files are named by their way from `root`."""
     return text.replace(f"{root.absolute()}{os.sep}", "") if root else text
+
+
+def shown_reason(reason: str, image: Path | str, root: Path | None) -> str:
+    """Why a scan failed, with its files named by their way from `root`."""
+    return shown_text(reason.replace(str(image), shown_path(image, root)), root)

@@ -24,10 +24,10 @@ from pipelines.cohort.store import (
     try_preprocess,
 )
 from pipelines.config import write_recipe
-from pipelines.versions import command_line, shown_path, shown_text, versions
+from pipelines.versions import command_line, shown_path, shown_reason, versions
 from preprocessing import slices
 from preprocessing.bids import check_people
-from preprocessing.files import read_table, write_atomic, write_json, write_table
+from preprocessing.files import file_digest, read_table, write_atomic, write_json, write_table
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, Scan, scan_row
 from preprocessing.splits import assign_splits, check_leaks
@@ -95,6 +95,7 @@ def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
     scans = _as_before(assign_splits(scans, seed), earlier) if not given else scans
     check_leaks(scans)
     _check_against(scans, earlier, out)
+    _check_names(scans, out)
     notes: list[str] = []
     if not given:
         notes.append(f"Splits by subject were made here (seed {seed}) and are in scans.tsv.")
@@ -141,6 +142,21 @@ def _check_against(scans: Sequence[Scan], earlier: Sequence[dict[str, str]], out
             )
 
 
+def _check_names(scans: Sequence[Scan], out: Path) -> None:
+    """InputError where a scan would take the place of another one of its name in `out`."""
+    for scan in scans:
+        sidecar = read_sidecar(sidecar_of(scan, out))
+        row = sidecar.get("scan")
+        if not row or scan.origin or not scan.image.is_file():
+            continue
+        same_file = os.path.realpath(out / row["image"]) == os.path.realpath(scan.image)
+        if not same_file and sidecar.get("digest") != file_digest(scan.image):
+            raise InputError(
+                f"{out}: holds another scan that is called '{scan.id}' too, not {scan.image}; "
+                "give another OUT, or an id in a table."
+            )
+
+
 def preprocess_cohort(
     given: Input,
     recipe: Recipe,
@@ -173,16 +189,16 @@ def preprocess_cohort(
                 results.append((Scan(name, given.source, name), {"reason": reason, "checks": []}))
             root = given.root
             write_cohort(results, recipe, out, root)
-            shown = [(scan, _shown_failure(failure, root)) for scan, failure in results]
+            shown = [(scan, _shown_failure(scan, failure, root)) for scan, failure in results]
             if page:
                 write_atomic(out / "quality.html", page(shown, recipe, out, given.notes))
     return results
 
 
-def _shown_failure(failure: Failure | None, root: Path) -> Failure | None:
+def _shown_failure(scan: Scan, failure: Failure | None, root: Path) -> Failure | None:
     if failure is None:
         return None
-    return failure | {"reason": shown_text(failure["reason"], root)}
+    return failure | {"reason": shown_reason(failure["reason"], scan.image, root)}
 
 
 def write_cohort(results: Results, recipe: Recipe, out: Path, root: Path | None = None) -> None:
@@ -275,7 +291,8 @@ def _failed_rows(results: Results, root: Path | None) -> list[dict[str, Any]]:
     for scan, failure in results:
         if failure:
             named = {"id": scan.id, "image": shown_path(scan.image, root), "split": scan.split}
-            rows.append(named | {"reason": shown_text(failure["reason"], root)})
+            reason = shown_reason(failure["reason"], scan.image, root)
+            rows.append(named | {"reason": reason})
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from preprocessing.dicom import save_copy
 from preprocessing.files import digest_of, file_digest, read_json, write_json, write_table
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
+from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
 log = logging.getLogger("norma")
@@ -110,7 +112,35 @@ def listed(
     """
     parent = job.out if shared else None
     with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
-        yield list_scans(existing_source(source), job.run.recipe.name, Path(folder))
+        scans, lost = list_scans(existing_source(source), job.run.recipe.name, Path(folder))
+        check_leaks(scans)
+        check_out(scans, job)
+        yield scans, lost
+
+
+def check_out(scans: Sequence[Scan], job: Job) -> None:
+    """InputError where a result would take the place of another scan's, or of a user's file."""
+    for scan in scans:
+        report = read_report(job.out, scan.id)
+        other = report and report.source and report.source != source_of(scan)
+        readable = scan.image.is_file()
+        if report and other and readable and report.digest != file_digest(scan.image):
+            raise InputError(
+                f"{job.out}: holds the result of another scan that is called '{scan.id}' too, "
+                f"not that of {scan.image}; give another OUT, or an id in a table."
+            )
+        own_mask = scan.image.parent / f"{scan.id}_mask.nii.gz"
+        in_place = scan.image.parent.resolve() == job.out.resolve()
+        if in_place and own_mask.is_file() and not report:
+            raise InputError(
+                f"{own_mask}: a file that Norma did not write stands where its mask would go; "
+                "give another OUT."
+            )
+
+
+def source_of(scan: Scan) -> str:
+    """Which file a scan is, as a digest of its place: a report names no folder."""
+    return digest_of(scan.origin or os.path.realpath(scan.image))
 
 
 def detect_all(
@@ -136,7 +166,7 @@ def detect_all(
             report = result or not_scored(scan, job, f"{scan.image}: {lost_because}")
             reports.append(report)
             if progress and not report.scored:
-                tqdm.write(f"not scored: {report.reason}", file=bar.fp)
+                tqdm.write(f"not scored: {_full_reason(report, scan)}", file=bar.fp)
     finally:
         order = {scan.id: i for i, scan in enumerate(scans)}
         reports.sort(key=lambda report: order[report.id])
@@ -144,6 +174,14 @@ def detect_all(
             reports.append(not_scored(Scan(name, Path(name), name), job, reason))
         write_scores(job.out, reports)
     return reports
+
+
+def _full_reason(report: Report, scan: Scan) -> str:
+    """Why a scan was not scored, for the terminal: with the path that the user knows."""
+    reason = report.reason or ""
+    if report.image and reason.startswith(report.image):
+        return f"{scan.image}{reason.removeprefix(report.image)}"
+    return reason
 
 
 def write_scores(out: Path, reports: Sequence[Report]) -> None:
@@ -218,6 +256,8 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
         assert start.prepared
         detection = job.run.detect_prepared(scan, start.prepared, job.threshold, job.root)
         detection.report.fingerprint = start.key
+        detection.report.source = source_of(scan)
+        detection.report.digest = file_digest(scan.image)
         detection.save(job.out)
         return detection.report
     except RefusedScan as error:

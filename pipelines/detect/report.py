@@ -76,7 +76,8 @@ class Report(BaseModel):
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
     `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
-    `fingerprint` and `files` (bytes by name) tell whether a result still stands.
+    `fingerprint` and `files` (bytes by name) tell whether a result still stands,
+    `source` and `digest` of which file it is.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -105,6 +106,8 @@ class Report(BaseModel):
     brain_mask: str | None = None
     fingerprint: str | None = None
     files: dict[str, int] | None = None
+    source: str | None = None
+    digest: str | None = None
 
     @property
     def scored(self) -> bool:
