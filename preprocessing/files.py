@@ -23,6 +23,9 @@ from pydantic import BaseModel
 from preprocessing.scans import InputError
 
 
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of a formula
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which becomes `path` at the end.
@@ -99,8 +102,17 @@ def write_table(
 
 
 def _cell(value: Any) -> str:
-    """A value on one line, without tabs."""
-    return "" if value is None else re.sub(r"[\t\r\n]+", " ", str(value))
+    """A value on one line, without tabs; text that a spreadsheet would run is quoted."""
+    text = "" if value is None else re.sub(r"[\t\r\n]+", " ", str(value))
+    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -211,7 +223,9 @@ def _stripped(row: dict[Any, Any]) -> dict[str, str]:
 
 
 def _restored(cell: str) -> str:
-    """The bytes of a file name that are no UTF-8, from the form that `write_table` gives them."""
+    """A cell as it was before `write_table`: no quote before a formula, odd bytes of a name."""
+    if cell.startswith("'") and cell[1:].startswith(FORMULA):
+        cell = cell[1:]
     if "\\udc" not in cell:
         return cell
     return re.sub(r"\\udc[89a-f][0-9a-f]", lambda found: chr(int(found[0][2:], 16)), cell)

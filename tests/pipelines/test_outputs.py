@@ -299,3 +299,33 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path):
     assert "terminated" in err
     assert "Traceback" not in err
     assert (tmp_path / "table").read_text() == "written"
+
+
+def test_another_scan_of_one_name_is_refused_and_a_moved_one_is_not(infer, two, brain_t1, tmp_path):
+    infer(two / "a_T1w.nii.gz")
+    other = tmp_path / "other"
+    other.mkdir()
+    moved = other / "a_T1w.nii.gz"
+    moved.write_bytes((two / "a_T1w.nii.gz").read_bytes())
+    done, _ = infer(moved)
+    assert done.code == 0
+    image = nib.load(brain_t1)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine, image.header), moved)
+    before = (tmp_path / "out" / "a_report.json").read_bytes()
+    (two / "a_T1w.nii.gz").touch()
+    done, _ = infer(two / "a_T1w.nii.gz")
+    assert done.code == 0
+    done, _ = infer(moved)
+    assert done.code == 2
+    assert "holds the result of another scan that is called 'a' too" in done.error
+    assert (tmp_path / "out" / "a_report.json").read_bytes() == before
+
+
+def test_a_mask_of_the_user_s_own_is_not_written_over(command, two, tiny_run):
+    own = two / "a_mask.nii.gz"
+    own.write_bytes(b"drawn by hand")
+    scan = two / "a_T1w.nii.gz"
+    done = command("infer", "--run", tiny_run, "--input", scan, "--out", two)
+    assert done.code == 2
+    assert "a file that Norma did not write" in done.error
+    assert own.read_bytes() == b"drawn by hand"
