@@ -22,7 +22,6 @@ from pydantic import BaseModel
 
 from preprocessing.scans import InputError
 
-
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of a formula
 
 
