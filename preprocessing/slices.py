@@ -230,11 +230,13 @@ class _Rows:
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; {AGAIN}")
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the store lets go)
         try:
             np.lib.format.read_magic(self.file)
             shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
-        except (ValueError, SyntaxError, EOFError) as error:
+        except Exception as error:  # numpy parses the header as Python and raises many kinds
             raise InputError(f"{path}: not an array of slices ({error}); {AGAIN}") from None
         self.shape = shape[1:]
         self.start = self.file.tell()

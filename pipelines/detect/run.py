@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import percentile_of
 from models.base import AnomalyModel
-from pipelines.config import read_config, read_recipe
+from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_detector, build_model, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, cut, scan_score
@@ -229,7 +229,7 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     config = read_config(RunConfig, run_dir / "config.yaml")
     recipe = read_recipe(run_dir)
     device = pick_device(accelerator)
-    model = build_detector(config, build_model(config, recipe))
+    model = _built(config, recipe, run_dir)
     weights = run_dir / "weights.pt"
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -252,6 +252,26 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     run = Run(run_dir, Detector(model, config, device), recipe, points, healthy)
     _check_threshold(run)
     return run
+
+
+def _built(config: RunConfig, recipe: Recipe, run_dir: Path) -> AnomalyModel:
+    """The model of a run, without weights; InputError where its config describes none."""
+    try:
+        return build_detector(config, build_model(config, recipe))
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / 'config.yaml'}: {error}") from None
+    except (
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{run_dir / 'config.yaml'}: describes no model ({_short_cause(error)}); "
+            "train it again with 'make train'."
+        ) from None
 
 
 def _check_files(run_dir: Path) -> None:

@@ -17,7 +17,8 @@ from preprocessing.files import read_table, write_json, write_table
 from preprocessing.scans import InputError, ScanError
 
 QUIET = settings(
-    max_examples=60,
+    max_examples=300,
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
