@@ -48,9 +48,10 @@ train: .venv/installed ## MODEL=vae_cr DATA=<OUT of preprocess> [OUT= PRESET=sma
 	$(PY) -m pipelines.train --model $(MODEL) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--preset,$(PRESET)) $(ARGS)
 
-infer: .venv/installed ## RUN=<run folder> IN=<scan, folder or table> OUT= [THRESHOLD= WORKERS= EXECUTOR=]
+infer: .venv/installed ## RUN=<run folder> IN=<scan, folder or table> OUT= [THRESHOLD= KEEP_NIFTI=1 WORKERS= EXECUTOR=]
 	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
-		--workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--threshold,$(THRESHOLD)) $(ARGS)
+		--workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--threshold,$(THRESHOLD)) \
+		$(if $(KEEP_NIFTI),--keep-nifti) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=share|conformal|quantile=0.95|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

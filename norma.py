@@ -73,12 +73,15 @@ def detect_all(
 
     A scan that cannot be scored has a report that says why; DICOM folders are converted.
     """
-    from pipelines.cli import writable_folder
+    from pipelines.cli import release, writable_folder
     from pipelines.detect.batch import detect_all, listed, make_job
 
-    job = make_job(Path(run_dir), writable_folder(out))
-    with listed(Path(source), job) as (scans, lost):
-        return detect_all(scans, lost, job, workers=workers, progress=False)
+    try:
+        job = make_job(Path(run_dir), Path(source), writable_folder(out))
+        with listed(Path(source), job) as (scans, lost):
+            return detect_all(scans, lost, job, workers=workers, progress=False)
+    finally:
+        release()
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from benchmarks.measure import Row, alternate, quiet, row
 from pipelines import spread
 from pipelines.cohort.cases import read_cases
 from pipelines.cohort.preprocess import Results, write_cohort
-from pipelines.cohort.store import recipe_digest, sidecar_of, try_preprocess
+from pipelines.cohort.store import cohort_row, recipe_digest, sidecar_of, try_preprocess
 from pipelines.config import ROOT, load_recipe, write_yaml
 from pipelines.detect.config import load_run_config
 from pipelines.detect.run import load_run
@@ -96,6 +96,8 @@ def write_toy_scan(
         "fingerprint": digest,
         "digest": digest,
         "files": list(files.values()),
+        "sizes": [(out / name).stat().st_size for name in files.values()],
+        "scan": cohort_row(scan, out),
         **files,
         "world": np.eye(4),
         "native_shape": image.shape,

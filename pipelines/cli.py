@@ -1,16 +1,21 @@
-"""What every command shares: exit codes, one-sentence errors, logging to stderr."""
+"""What every command shares: exit codes, one-sentence errors, stderr, the log file, the lock."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from pipelines.config import ConfigError
+from preprocessing.files import remove_left_behind
 from preprocessing.scans import InputError, ScanError
 
 OK = 0
@@ -18,13 +23,22 @@ SOME_FAILED = 1
 USAGE = 2
 NOTHING_DONE = 3
 INTERRUPTED = 130
+TERMINATED = 143
 
 ADVICE = {
     errno.ENOSPC: "; free some space and run again",
     errno.EACCES: "; choose a folder you may write to",
 }
+NO_SCANS_FAULT = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+LOG = "norma.log"
+LOCK = ".norma.lock"
 
 log = logging.getLogger("norma")
+_claimed: dict[Path, IO[str]] = {}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as SLURM and Docker send it: ends a command as Ctrl-C does."""
 
 
 class LineHandler(logging.StreamHandler):
@@ -40,39 +54,84 @@ class LineHandler(logging.StreamHandler):
 def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> None:
     """Parse, run, and leave with the exit code.
 
-    0 all ok, 1 some scans failed, 2 usage or config, 3 nothing could be processed, 130 interrupted.
-    A user's mistake is one sentence on stderr, never a traceback.
+    0 all ok, 1 some scans failed, 2 usage or config, 3 nothing could be processed, 130 interrupted,
+    143 terminated. A user's mistake is one sentence on stderr, never a traceback.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     _log_to_stderr()
+    _bear_any_name()
+    before = signal.signal(signal.SIGTERM, _terminate)
 
     try:
         code = main(arguments)
+    except Terminated:
+        code = TERMINATED
+        print("\nterminated; what was finished is kept, run it again to go on.", file=sys.stderr)
     except KeyboardInterrupt:
+        code = INTERRUPTED
         print(
             "\ninterrupted; what was finished is kept, run the same command again to go on.",
             file=sys.stderr,
         )
-        code = INTERRUPTED
     except (ValueError, OSError) as error:
         if arguments.debug or not is_user_error(error):
             raise
         print(f"error: {error_sentence(error)}", file=sys.stderr)
         code = USAGE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        release()
 
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _bear_any_name() -> None:
+    """A file name that is no UTF-8 is shown with its odd bytes escaped, and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _log_to_stderr() -> None:
-    """Norma's messages on stderr; of the packages below, warnings alone."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[LineHandler(sys.stderr)]
-    )
-    for package in ("matplotlib", "torch", "lightning", "fabric", "monai"):
-        logging.getLogger(package).setLevel(logging.WARNING)
+    """Norma's messages on stderr, and nobody else's: those go to the log file."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    handler = LineHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(logging.Filter("norma"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log.setLevel(logging.INFO)
+
+
+def log_to(folder: Path) -> None:
+    """What Norma and the packages below it say goes to `folder`/norma.log too, in this process."""
+    root = logging.getLogger()
+    path = folder / LOG
+    wanted = os.path.abspath(path)
+    files = [h for h in root.handlers if isinstance(h, logging.FileHandler)]
+    if any(handler.baseFilename == wanted for handler in files):
+        return
+    for handler in files:
+        root.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s: %(message)s"))
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
+
+
+def log_traceback(error: BaseException, folder: Path) -> None:
+    """The traceback of an error that one scan met, to the log file alone."""
+    log_to(folder)
+    text = "".join(traceback.format_exception(error))
+    logging.getLogger("traceback").error(text)
 
 
 def is_user_error(error: Exception) -> bool:
@@ -81,6 +140,26 @@ def is_user_error(error: Exception) -> bool:
     It is one about a config, a table or a scan that cannot be used, or a disk that refuses.
     """
     return isinstance(error, (ConfigError, InputError, ScanError, OSError))
+
+
+def ends_the_command(error: BaseException, out: Path) -> bool:
+    """Whether an error is no scan's fault: the disk is full, or `out` cannot be written."""
+    if not isinstance(error, OSError):
+        return False
+    if error.errno in NO_SCANS_FAULT:
+        return True
+    about = Path(str(error.filename)) if error.filename else None
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    return denied and about is not None and about.is_relative_to(out)
+
+
+def unexpected(error: BaseException, image: Path) -> str:
+    """Why a scan failed, for an error that is no sentence of Norma's own."""
+    if isinstance(error, PermissionError):
+        return f"{image}: it may not be read; ask its owner for the right to."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{image}: {error_sentence(error)}"
+    return f"{image}: unexpected {type(error).__name__}: {error_sentence(error)}"
 
 
 def exit_code(failed: int, total: int) -> int:
@@ -100,13 +179,49 @@ def error_sentence(error: BaseException) -> str:
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make a folder and check that a file can be written in it; OSError names the folder."""
+    """Make a folder, claim it for this command, and check that a file can be written in it.
+
+    OSError names the folder; InputError says that another command works there. What a killed
+    command left half written is removed.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".tmp-write-{os.getpid()}"
     probe.touch()
     probe.unlink()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # processes of one training share a folder
+        claim(folder)
+        remove_left_behind(folder)
     return folder
+
+
+def claim(folder: Path) -> None:
+    """Hold a folder until the command ends; InputError where another command holds it."""
+    folder = folder.resolve()
+    if folder in _claimed:
+        return
+    handle = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 (held until `release`)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise InputError(
+            f"{folder}: another command works in this folder; wait for it, or give another OUT."
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.info("%s: cannot be locked (%s); run one command at a time in it.", folder, error)
+    _claimed[folder] = handle
+
+
+def release() -> None:
+    """Let go of every folder that this process holds, and of its log file."""
+    for handle in _claimed.values():
+        handle.close()
+    _claimed.clear()
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:

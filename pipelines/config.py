@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from preprocessing.files import nearest
+from preprocessing.files import nearest, write_atomic
 from preprocessing.recipe import Recipe, Series
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,3 +171,26 @@ def _fields(kind: Any, path: list[str]) -> list[str]:
         args = getattr(annotation, "__args__", ())
         kind = next((a for a in (annotation, *args) if hasattr(a, "model_fields")), kind)
     return list(kind.model_fields)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run or cohort folder; a template that lies in the folder is named in full."""
+    recipe = read_config(Recipe, folder / "recipe.yaml")
+    if recipe.template and (folder / recipe.template).is_file():
+        return recipe.model_copy(update={"template": str(folder / recipe.template)})
+    return recipe
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> Recipe:
+    """Write recipe.yaml of a run or cohort folder; the recipe as it is written.
+
+    A template of the user's is copied beside it, so that the folder stands alone.
+    """
+    if recipe.template:
+        template = Path(recipe.template)
+        target = folder / ("template" + "".join(template.suffixes[-2:]))
+        if template.resolve() != target.resolve():
+            shutil.copyfile(template, target)
+        recipe = recipe.model_copy(update={"template": target.name})
+    write_atomic(folder / "recipe.yaml", write_yaml(recipe))
+    return recipe

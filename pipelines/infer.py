@@ -14,7 +14,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     source = existing_source(Path(arguments.input))
     out = Path(arguments.out)
-    job = make_job(Path(arguments.run), out, arguments.threshold, arguments.accelerator)
+    given = (arguments.threshold, arguments.accelerator, arguments.keep_nifti)
+    job = make_job(Path(arguments.run), source, out, *given)
     cli.writable_folder(out)
     with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:
@@ -49,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="output folder")
     p.add_argument(
         "--threshold", type=positive, help="cut maps here instead of at the run's threshold"
+    )
+    p.add_argument(
+        "--keep-nifti",
+        action="store_true",
+        help="write what a DICOM series was converted to beside its mask, as <id>_scan.nii.gz",
     )
     spread.add_arguments(p)
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])

@@ -15,6 +15,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.config import ROOT
     from pipelines.pages.performance import PERFORMANCE, performance_figure, performance_page
     from pipelines.pages.results import PAGE, add, all_pages
+    from pipelines.pages.schemas import write_schemas
     from preprocessing.files import write_atomic
 
     for folder in arguments.add:
@@ -24,6 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     if PERFORMANCE.is_file():
         write_atomic(ROOT / "docs" / "performance.md", performance_page())
         write_atomic(ROOT / "docs" / "images" / "performance.png", performance_figure())
+    write_schemas()
     print(PAGE)
     return cli.OK
 

@@ -9,7 +9,7 @@ from pipelines import cli
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.run import read_recipe
+    from pipelines.config import read_recipe
     from pipelines.study.synthesise import healthy_test_cases, make_plan, synthesise, without_blend
     from preprocessing.scans import InputError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -71,3 +72,26 @@ def _without_folders(argument: str) -> str:
     if sign and Path(value).is_absolute():
         return f"{key}={Path(value).name}"
     return Path(argument).name if Path(argument).is_absolute() else argument
+
+
+def shown_path(path: Path | str, root: Path | None) -> str:
+    """A file as tables and pages name it: by its way from `root`, the folder that came in.
+
+    Elsewhere, or without a root, by its name alone. A relative path stays as the user gave it.
+    """
+    path = Path(path)
+    if not path.is_absolute() and not (root and root.is_absolute()):
+        return str(path)
+    if root and path.absolute().is_relative_to(root.absolute()):
+        return str(path.absolute().relative_to(root.absolute()))
+    return path.name
+
+
+def shown_text(text: str, root: Path | None) -> str:
+    """A sentence whose files are named by their way from `root`."""
+    return text.replace(f"{root.absolute()}{os.sep}", "") if root else text
+
+
+def shown_reason(reason: str, image: Path | str, root: Path | None) -> str:
+    """Why a scan failed, with its files named by their way from `root`."""
+    return shown_text(reason.replace(str(image), shown_path(image, root)), root)

@@ -30,7 +30,10 @@ STRIPPED_ML = (400.0, 2300.0)
 
 
 def brain_mask(
-    image: nib.Nifti1Image, modality: str, method: str = "auto"
+    image: nib.Nifti1Image,
+    modality: str,
+    method: str = "auto",
+    front: np.ndarray | None = None,
 ) -> tuple[np.ndarray, str]:
     """Brain mask of a 1 mm RAS+ scan, bool (X, Y, Z), and the method that made it.
 
@@ -39,12 +42,16 @@ def brain_mask(
     "deepbet": Fisch et al. 2024. It gets CT as 0..80 HU with bone set to 0.
     "bet": the deformable surface of Smith 2002.
 
-    Bone is removed from the mask of a CT. Raises ScanError where no brain is found.
+    `front` is what `off_background` found before the scan was resampled, on the grid of `image`;
+    by default it is looked for here. Bone is removed from the mask of a CT. Raises ScanError where
+    no brain is found.
     """
+    if front is None:
+        front = off_background(np.asarray(image.dataobj))
     if method == "auto":
-        method = "none" if is_stripped(image) else "deepbet"
+        method = "none" if is_stripped(image, front) else "deepbet"
     if method == "none":
-        return foreground(np.asarray(image.dataobj)), method
+        return _tidy(front, opening=0), method
 
     data = np.asarray(image.dataobj, dtype=np.float32)
     shown = _soft_tissue(data) if modality == "ct" else data
@@ -74,14 +81,14 @@ def picture_foreground(data: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(_largest(labels))[..., None]
 
 
-def is_stripped(image: nib.Nifti1Image) -> bool:
-    """Whether a scan is skull-stripped.
+def is_stripped(image: nib.Nifti1Image, front: np.ndarray | None = None) -> bool:
+    """Whether a scan is skull-stripped; `front` as `brain_mask` has it.
 
     It then has one background value, and a foreground in one piece that is as large as a brain.
     """
-    data = np.asarray(image.dataobj)
+    if front is None:
+        front = off_background(np.asarray(image.dataobj))
     voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    front = data != _background(data)
     if not STRIPPED_ML[0] < front.sum() * voxel_ml < STRIPPED_ML[1] or front.mean() > 0.6:
         return False
     labels, _ = ndimage.label(front[::2, ::2, ::2])
@@ -90,7 +97,37 @@ def is_stripped(image: nib.Nifti1Image) -> bool:
 
 def foreground(data: np.ndarray) -> np.ndarray:
     """Largest region in one piece that is not background, holes filled; bool, same shape."""
-    return _tidy(data != _background(data), opening=0)
+    return _tidy(off_background(data), opening=0)
+
+
+def off_background(data: np.ndarray) -> np.ndarray:
+    """What has another value than the background, bool.
+
+    It has to be asked of a scan as it came in: interpolation blurs the one value of the background,
+    by an amount that depends on that value.
+    """
+    return data != _background(data)
+
+
+def fill_background(data: np.ndarray) -> tuple[np.ndarray, float]:
+    """A scan whose background is NaN with a number in its place, and the share of such voxels.
+
+    NaN is background where nine tenths of it hang together with the border: the rest are holes. It
+    becomes a value a hundredth of the range below the lowest one, which no other voxel has. Any
+    other scan stays as it is, and one with infinite values too.
+    """
+    absent = np.isnan(data)
+    if not absent.any() or absent.all() or np.isinf(data).any():
+        return data, 0.0
+    labels, _ = ndimage.label(absent)
+    outer = np.unique(np.concatenate([plane.ravel() for plane in outer_planes(labels)]))
+    if np.isin(labels, outer[outer > 0]).sum() < 0.9 * absent.sum():
+        return data, 0.0
+    low = float(np.nanmin(data))
+    high = float(np.nanmax(data))
+    filled = data.copy()
+    filled[absent] = low - 0.01 * max(high - low, abs(low) / 1000, 1e-6)
+    return filled, float(absent.mean())
 
 
 def _background(data: np.ndarray) -> float:

@@ -1,94 +1,286 @@
-"""DICOM series to NIfTI with dcm2niix, gantry tilt corrected."""
+"""DICOM series to NIfTI with dcm2niix: each by itself, gantry tilt corrected, all accounted for."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import re
+import shutil
 import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
-from preprocessing.images import is_nifti
-from preprocessing.scans import InputError, Scan, safe_name
+import nibabel as nib
+import numpy as np
+
+from preprocessing.dicom_copies import lay_out, pixel_digest
+from preprocessing.dicom_geometry import (
+    OFF_LINE,
+    Stack,
+    directions,
+    misplaced,
+    none_expected,
+    places,
+    stack_checks,
+)
+from preprocessing.dicom_headers import Header, is_dicom
+from preprocessing.dicom_series import (
+    Series,
+    count_slices,
+    dicom_files,
+    find_series,
+    is_localiser,
+    printable,
+)
+from preprocessing.files import write_atomic
+from preprocessing.images import SMALLEST, is_nifti
+from preprocessing.quality import Check
+from preprocessing.scans import InputError, Scan, ScanError
+from preprocessing.volumes import LIMIT
+
+__all__ = ["convert", "has_dicom", "is_dicom", "save_copy"]
 
 log = logging.getLogger("norma")
 
 # -z y: gzipped; -b n: no JSON sidecar; -d 0: this folder alone; -w 1: overwrite;
-# -f: files are named by the series' number, never by the patient.
+# -f: files are named by the series' number, never by the patient; -c "": no comments either.
 # -l n stores unsigned data as int16: dcm2niix corrects gantry tilt in no other.
-OPTIONS = "-z y -b n -l n -d 0 -w 1 -f series-%s"
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file carries the DICOM preamble."""
-    try:
-        with open(path, "rb") as handle:
-            return handle.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+# -m y: slices of one series are one volume: what may stand in it is decided here, from headers.
+OPTIONS = ("-z", "y", "-b", "n", "-l", "n", "-d", "0", "-w", "1", "-m", "y", "-c", "")
+COPIES = ".tmp-dicom-"  # the folder of a series while it is converted
+PATIENCE = 1800  # seconds for one series
+MODALITIES = ("CT", "MR")
 
 
 def has_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file at any depth; the preamble says so, not the name."""
-    return any(p.is_file() and is_dicom(p) for p in folder.rglob("*"))
+    """Whether a folder holds a DICOM file at any depth; its bytes say so, not the name."""
+    return any(True for _ in dicom_files(folder))
 
 
 def convert(folder: Path, out: Path) -> tuple[list[Scan], dict[str, str]]:
     """Convert every series below `folder` into NIfTI in `out`; one subject per top-level folder.
 
     dcm2niix corrects gantry tilt and unequal slice distances, and writes the corrected volume
-    beside the original; the corrected one is taken. Derived series and localisers are used only
-    where a folder holds nothing else. No patient name goes into a file name or a log: a series is
+    beside the original; the corrected one is taken, and flagged. Derived series are used only where
+    their study gives nothing else. No patient name goes into a file name or a log: a series is
     called by its folder and series number.
 
-    Returns the scans and, by folder, why a series gave none. Raises InputError where none did.
+    Returns the scans and, by name, why a series gave none. Raises InputError where none did.
     """
     out.mkdir(parents=True, exist_ok=True)
+    found, lost = find_series(folder)
     scans: list[Scan] = []
-    failures: dict[str, str] = {}
-    for source in sorted({p.parent for p in folder.rglob("*") if p.is_file() and is_dicom(p)}):
-        parts = source.relative_to(folder).parts or (folder.name,)
-        name = safe_name("_".join(parts))
-        images, message = _convert_folder(source, out / name)
-        if not images:
-            failures[name] = f"{source}: dcm2niix made no volume of this series ({message})."
-        for image in images:
-            scan_id = safe_name(f"{name}_{_base(image)}")
-            scans.append(Scan(id=scan_id, image=image, subject=safe_name(parts[0])))
+    studies: set[str] = set()
+    for series in sorted(found, key=lambda one: (one.derived, one.name)):
+        try:
+            if series.derived and series.first.study in studies:
+                raise ScanError("derived from other images of its study, which are taken instead.")
+            scans.append(_convert_series(series, folder, out / series.name))
+        except ScanError as error:
+            lost[series.name] = f"{series.where}: {error}"
+            continue
+        studies.add(series.first.study)
     if not scans:
-        raise InputError(" ".join(failures.values()) or f"{folder}: no DICOM series found.")
-    return scans, failures
+        raise InputError(" ".join(lost.values()) or f"{folder}: no DICOM series found.")
+    return _twins_flagged(sorted(scans, key=lambda scan: scan.id)), lost
 
 
-def _convert_folder(source: Path, target: Path) -> tuple[list[Path], str]:
-    """The volumes of one folder, written to `target`, and the last message of dcm2niix."""
+def _twins_flagged(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans; one whose voxels and place another series has too says so."""
+    digests = [_voxel_digest(scan.image) for scan in scans]
+    count = Counter(digests)
+    flagged = []
+    for scan, digest in zip(scans, digests, strict=True):
+        check = Check("other series with the same voxels", count[digest] - 1, high=0, hard=False)
+        flagged.append(replace(scan, checks=(*scan.checks, check)))
+    return flagged
+
+
+def _voxel_digest(image: Path) -> str:
+    """Digest of the voxels of a volume and of their place."""
+    volume = nib.Nifti1Image.from_filename(image)
+    place = (volume.shape, np.round(volume.affine, 2).tolist())
+    return sha256(repr(place).encode() + np.asarray(volume.dataobj).tobytes()).hexdigest()
+
+
+def save_copy(image: Path, path: Path) -> None:
+    """Copy a converted image byte by byte, without what its header says in words."""
+    stored = gzip.decompress(image.read_bytes())
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(stored), check=False)
+    start = int(header["vox_offset"])
+    for name in ("db_name", "aux_file", "intent_name"):
+        header[name] = b""
+    header["descrip"] = b"Norma: converted from DICOM"
+    header["vox_offset"] = 352
+    no_extension = bytes(4)
+    voxels = stored[start:]
+    write_atomic(path, gzip.compress(header.binaryblock + no_extension + voxels, 6, mtime=0))
+
+
+# from a series to a scan
+
+
+def _convert_series(series: Series, root: Path, target: Path) -> Scan:
+    """A series as a scan whose image lies in `target`; ScanError with the reason why it is none."""
+    _demand_usable(series)
+    series, stack = _one_volume(series)
+    image = _dcm2niix(series, stack, target)
+    volume = nib.Nifti1Image.from_filename(image)
+    spacing = float(series.first.spacing.max())
+    if volume.ndim > 3 and max(volume.shape[3:]) > 1:
+        raise ScanError(f"a volume of {volume.shape[3]} time points or echoes, expected one.")
+    why = misplaced(stack, image.name, volume.shape, volume.affine, spacing)
+    if why:
+        raise ScanError(f"{why}; export it again, or convert it by hand and give the NIfTI.")
+
+    checks = [
+        *stack_checks(stack),
+        none_expected("damaged slices left out", len(series.damaged)),
+        none_expected("slices that came twice", series.repeated),
+    ]
+    origin = {
+        "folder": printable(series.folder.relative_to(root)),
+        "series_uid": series.first.series,
+        "series_number": series.first.series_number,
+    }
+    return Scan(series.name, image, series.subject, origin=origin, checks=tuple(checks))
+
+
+def _demand_usable(series: Series) -> None:
+    """Raise ScanError where headers say that a series is no volume of CT or MR, or too large."""
+    first = series.first
+    if first.modality not in MODALITIES:
+        raise ScanError(f"modality '{first.modality}', expected CT or MR.")
+    if first.damage:
+        raise ScanError(f"none of {len(series.damaged)} files can be used: {first.damage}.")
+    if is_localiser(first):
+        raise ScanError("a localiser, which plans other series.")
+    if "MOSAIC" in first.image_type:
+        raise ScanError("mosaics, as of functional or diffusion MR; one volume was expected.")
+    for header in series.headers:
+        if header.grey != "MONOCHROME2":
+            raise ScanError(f"pixels are {header.grey or 'of no kind'}, expected MONOCHROME2.")
+    _demand_size(count_slices(series.headers), first)
+
+    positions, orientations, spacing = series.planes
+    if not all(np.isfinite(part).all() for part in (positions, orientations, spacing)):
+        raise ScanError(
+            "slices without position, orientation or pixel spacing, so that nobody knows where "
+            "they lie; convert it by hand and give the NIfTI."
+        )
+    sizes = {(h.columns, h.rows) for h in series.headers}
+    if len(sizes) > 1 or np.ptp(spacing, axis=0).max() > 1e-3:
+        raise ScanError(f"slices of {max(len(sizes), 2)} pixel sizes or shapes, expected one.")
+    found = directions(orientations)
+    if len(found) > 1:
+        shown = ", ".join(str(count) for count in found)
+        raise ScanError(f"slices of {len(found)} orientations ({shown}), expected one.")
+    if len(positions) < SMALLEST:
+        raise ScanError(_TOO_FEW.format(len(positions)))
+
+
+def _demand_size(slices: int, of: Header) -> None:
+    """Raise ScanError where a volume of that many slices passes the limit."""
+    claimed = 4 * of.rows * of.columns * slices
+    if claimed >= LIMIT:
+        raise ScanError(
+            f"{of.columns} x {of.rows} x {slices} voxels would take {claimed / 1e9:.1f} GB, "
+            f"expected less than {LIMIT / 1e9:g} GB; export fewer or smaller slices."
+        )
+
+
+def _one_volume(series: Series) -> tuple[Series, Stack]:
+    """A series without repeated slices, and its stack; ScanError where it holds several volumes."""
+    positions, orientations, _ = series.planes
+    stack = Stack.of(positions, orientations[0])
+    if stack.off_line > OFF_LINE:
+        raise ScanError(f"slices lie up to {stack.off_line:.1f} mm beside one line.")
+    place = places(stack.distances)
+    count = int(place[-1]) + 1
+    repeated = len(place) - count
+    if repeated:
+        several = f"{len(place)} slices at {count} places, which differ"
+        if max(header.frames for header in series.headers) > 1:
+            raise ScanError(f"{several}: {_VOLUMES}")
+        at: dict[int, Header] = {}
+        for i, index in zip(place, stack.order, strict=True):
+            header = series.headers[index]
+            known = at.setdefault(int(i), header)
+            if known is not header and pixel_digest(known) != pixel_digest(header):
+                raise ScanError(f"{several}: {_VOLUMES}")
+        series = replace(series, headers=list(at.values()), repeated=repeated)
+        positions, orientations, _ = series.planes
+        stack = Stack.of(positions, orientations[0])
+        log.warning("%s: %d slices came twice and are used once", series.where, repeated)
+    if count < SMALLEST:
+        raise ScanError(_TOO_FEW.format(count))
+    _demand_size(stack.even_slices, series.first)
+    return series, stack
+
+
+_TOO_FEW = "slices: {}, expected " + f"{SMALLEST} or more; export the whole series."
+
+_VOLUMES = (
+    "several volumes in one series (time points, echoes or reconstructions), expected one; "
+    "export each as a series."
+)
+
+
+# the converter
+
+
+def _dcm2niix(series: Series, stack: Stack, target: Path) -> Path:
+    """The one volume that dcm2niix makes of a series, in `target`; ScanError with its cause."""
     target.mkdir(parents=True, exist_ok=True)
-    for old in _volumes(target):  # a series of an earlier run may be gone
+    for old in _volumes(target):  # of an earlier run
         old.unlink()
+    for killed in target.glob(f"{COPIES}*"):
+        shutil.rmtree(killed)
+    with tempfile.TemporaryDirectory(prefix=COPIES, dir=target) as copies:
+        try:
+            lay_out(series.headers, stack, Path(copies))
+        except OSError:
+            raise
+        except Exception as error:  # whatever damaged bytes make pydicom raise
+            raise ScanError(
+                f"its files cannot be sorted by place ({type(error).__name__}); export it again."
+            ) from None
+        output = _run(Path(copies), target, series.first.series_number or "0")
 
-    images: list[Path] = []
-    message = ""
-    for ignore_derived in (True, False):  # derived series only where nothing else is
-        done = _dcm2niix(source, target, ignore_derived)
-        images = _preferred(_volumes(target))
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        message = lines[-1] if lines else "no message"
-        # dcm2niix writes the sheared stack all the same, with a straight affine
-        if "Only able to correct gantry tilt" in done.stdout:
-            return [], "tilted gantry, which it corrects in 16-bit data of 3 slices or more alone"
-        if images:
-            for line in done.stdout.splitlines():
-                if "Missing images" in line:
-                    log.warning("%s: %s", source, line.removeprefix("Warning: "))
-            break
-    return images, message
+    # dcm2niix writes the sheared stack all the same, with a straight affine
+    if "Only able to correct gantry tilt" in output:
+        raise ScanError(
+            "dcm2niix made no volume of this series (tilted gantry, which it corrects in 16-bit "
+            "data of 3 slices or more alone)."
+        )
+    images = _preferred(_volumes(target))
+    if len(images) > 1:
+        raise ScanError(f"dcm2niix made {len(images)} volumes of this series, expected one.")
+    if not images:
+        lines = output.strip().splitlines()
+        last = re.sub(r"[^ -~]+", "?", lines[-1])[:200] if lines else "no message"
+        raise ScanError(f"dcm2niix made no volume of this series ({last}).")
+    return images[0]
 
 
-def _dcm2niix(source: Path, target: Path, ignore_derived: bool) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, target: Path, number: str) -> str:
+    """What dcm2niix prints; damaged files make it print bytes that are no text."""
     import dcm2niix  # needed for DICOM alone
 
-    derived = ["-i", "y" if ignore_derived else "n"]
-    command = [dcm2niix.bin, *OPTIONS.split(), *derived, "-o", str(target), str(source)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    name = ("-f", f"series-{number}")
+    command = [dcm2niix.bin, *OPTIONS, *name, "-i", "n", "-o", str(target), str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ScanError(f"dcm2niix did not end in {PATIENCE} seconds.") from None
+    if done.returncode < 0:
+        raise ScanError(f"dcm2niix ended by signal {-done.returncode}: a damaged file.")
+    return (done.stdout + done.stderr).decode(errors="replace").replace(f"{folder}/", "")
 
 
 def _volumes(folder: Path) -> list[Path]:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import errno
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
+from PIL import Image
 from skimage import color, util
 
 from preprocessing.files import atomic
 from preprocessing.scans import ScanError
+from preprocessing.volumes import (
+    LIMIT,
+    SMALLEST,
+    absent,
+    check_volume,
+    first_line,
+    open_volume,
+    refuse_pointer,
+)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-SMALLEST = 8  # voxels or pixels along each axis
+PIXELS = 2**26  # of a picture, 8192 x 8192; larger ones are refused before they are read
+SHRINK = f"expected at most {PIXELS / 1e6:.0f} million pixels: shrink the picture"
 AGAIN = "delete it and run 'make preprocess' again"
 
 HALF = (slice(None, None, 2),) * 3  # every second voxel of an array, as `Grid.every(2)`
@@ -82,20 +93,14 @@ def load_array(path: Path) -> np.ndarray:
 
     Raises ScanError where it is damaged or holds something else, and FileNotFoundError.
     """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
-        data = np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
-    except FileNotFoundError:
-        raise
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        EOFError,
-        OSError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        text = " ".join(str(error).split())
-        raise ScanError(f"{path}: truncated or damaged ({text}); {AGAIN}.") from None
+        volume = open_volume(path)
+        data = volume.stored()
+    except ScanError as error:
+        text = str(error).removesuffix(".").removesuffix("; copy or export it again")
+        raise ScanError(f"{text}; {AGAIN}.") from None
     if data.ndim != 3:
         raise ScanError(
             f"{path}: expected a 3-D scan, got {data.ndim}-D of shape {data.shape}; {AGAIN}."
@@ -104,104 +109,17 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def read_image(path: Path) -> nib.Nifti1Image:
-    """Read a NIfTI as float32 (X, Y, Z), with its header; a picture by `read_picture`.
+    """Read a volume as float32 (X, Y, Z), with its header; a picture by `read_picture`.
 
+    NIfTI, pairs of .hdr and .img, and .mgz are read, compressed or not, whatever their name says.
     scl_slope is applied, a trailing axis of length 1 dropped. Raises ScanError for a file that is
-    missing, truncated, no NIfTI, in colour or complex, not 3-D, smaller than 8 voxels along an
-    axis, or without a usable voxel size or affine.
+    missing, truncated or damaged, in colour or complex, not 3-D, smaller than 8 voxels along an
+    axis, larger than `volumes.LIMIT`, or without a usable voxel size or affine.
     """
-    if not path.is_file():
-        raise ScanError(f"{path}: no such file.")
     if is_picture(path):
         return read_picture(path)
-
-    try:
-        return _read_nifti(path)
-    except ScanError:
-        raise
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise ScanError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from None
-    except (EOFError, OSError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise ScanError(
-            f"{path}: truncated or damaged ({_first_line(error)}); copy or export it again."
-        ) from None
-
-
-def _read_nifti(path: Path) -> nib.Nifti1Image:
-    """`read_image` of a NIfTI; what nibabel raises for a damaged file comes through."""
-    _check_stored_size(path)
-    image: Any = nib.load(path)
-    shape = _shape_of_volume(image.shape, path)
-    kind = image.get_data_dtype()
-    if kind.kind not in "biuf":
-        raise ScanError(
-            f"{path}: expected one number per voxel, got data of type {kind} (colour or complex)."
-        )
-    _check_affine(np.array(image.affine, dtype=float), path)
-
-    data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    header = image.header if isinstance(image, nib.Nifti1Image) else None
-    return nib.Nifti1Image(data, image.affine, header)
-
-
-def _check_stored_size(path: Path) -> None:
-    """Refuse a voxel size in the file that is no positive number; nibabel would mend it."""
-    pixdim = _stored_pixdim(path)
-    if pixdim is not None and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise ScanError(
-            f"{path}: voxel size {pixdim.tolist()} mm in the header; "
-            "expected three positive numbers."
-        )
-
-
-def _stored_pixdim(path: Path) -> np.ndarray | None:
-    """Voxel size of a 3-D NIfTI as it stands in the file, (3,); None where it is no NIfTI."""
-    with nib.openers.ImageOpener(str(path)) as handle:
-        block = handle.read(540)  # bytes of a NIfTI-2 header, the longer one
-    if block[344:347] in (b"n+1", b"ni1"):
-        kind = nib.Nifti1Header
-    elif block[4:7] in (b"n+2", b"ni2"):
-        kind = nib.Nifti2Header
-    else:
-        return None
-    if len(block) < kind.sizeof_hdr:
-        return None
-    header = kind(block[: kind.sizeof_hdr], check=False)
-    return np.array(header["pixdim"][1:4], dtype=float) if header["dim"][0] >= 3 else None
-
-
-def _shape_of_volume(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
-    """The shape without trailing axes of length 1; ScanError where it is not a volume's."""
-    if len(shape) > 3 and set(shape[3:]) == {1}:
-        shape = shape[:3]
-    numbers = tuple(map(int, shape))
-    if len(shape) != 3:
-        raise ScanError(
-            f"{path}: expected a 3-D scan, got {len(shape)}-D of shape {numbers}; "
-            "give one volume per file."
-        )
-    if min(shape) < SMALLEST:
-        raise ScanError(
-            f"{path}: expected at least {SMALLEST} voxels along each axis, got shape {numbers}."
-        )
-    return shape
-
-
-def _check_affine(affine: np.ndarray, path: Path) -> None:
-    """Refuse an affine that is not finite, or whose axes do not span space."""
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    usable = bool(np.isfinite(affine).all() and (sizes > 0).all())
-    # the determinant of unit axes is 1 where they are at right angles, 0 in one plane
-    if not usable or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise ScanError(
-            f"{path}: the affine is singular or not finite, so voxels have no place in space; "
-            "repair the header."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    volume = open_volume(path)
+    return volume.image(check_volume(volume))
 
 
 def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
@@ -214,14 +132,54 @@ def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
     (X, Y, 1, channels): red, green, blue, or whatever a TIFF holds. Raises ScanError for what is
     no picture.
     """
-    try:
-        data = iio.imread(path)
-    except (OSError, ValueError, SyntaxError, IndexError, RuntimeError) as error:
-        raise ScanError(f"{path}: not a readable picture ({_first_line(error)}).") from None
+    data = _decoded(path)
     shown = _grey(data, path) if channels == 1 else _planes(data, path, channels)
     # rows run from the front to the back, columns from the patient's right to the left
     turned = np.ascontiguousarray(shown.swapaxes(0, 1)[::-1, ::-1, None])
     return nib.Nifti1Image(turned, np.eye(4))
+
+
+def _decoded(path: Path) -> np.ndarray:
+    """The pixels of a picture as its file has them; ScanError where they cannot be had."""
+    if not path.is_file():
+        raise ScanError(absent(path))
+    with path.open("rb") as file:
+        refuse_pointer(file.read(64), path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own, much larger limit on pixels
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            _refuse_large(iio.improps(path).shape, path)
+            data = iio.imread(path)
+    except ScanError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ScanError(f"{path}: {first_line(error).split(',')[0]}; {SHRINK}.") from None
+    except Exception as error:  # each decoder has errors of its own
+        raise ScanError(f"{path}: not a readable picture ({first_line(error)}).") from None
+    if data.dtype == bool:
+        return data.astype(np.uint8) * 255
+    if data.dtype.kind not in "uif":
+        raise ScanError(
+            f"{path}: pixels of type {data.dtype}, expected whole numbers; save it as 8 or 16 bit."
+        )
+    high = 1.0 if data.dtype.kind == "f" else np.inf
+    if data.size and (np.nanmin(data) < 0 or np.nanmax(data) > high):
+        raise ScanError(
+            f"{path}: pixels of type {data.dtype} from {np.nanmin(data):g} to "
+            f"{np.nanmax(data):g}, expected {'0 to 1' if high == 1 else '0 or more'}; "
+            "save it as 8 or 16 bit."
+        )
+    return data
+
+
+def _refuse_large(shape: tuple[int, ...], path: Path) -> None:
+    """Refuse a picture by the size that its header claims, before its pixels are read."""
+    rows_columns = sorted(shape)[-2:]
+    pixels = int(np.prod(rows_columns, dtype=object))
+    if pixels > PIXELS or 4 * int(np.prod(shape, dtype=object)) >= LIMIT:
+        sides = " x ".join(map(str, shape))
+        raise ScanError(f"{path}: {sides} pixels; {SHRINK}.")
 
 
 def _grey(data: np.ndarray, path: Path) -> np.ndarray:

@@ -11,12 +11,18 @@ import nibabel as nib
 import numpy as np
 
 from preprocessing import intensity, quality, register
-from preprocessing.brain import brain_mask, picture_foreground
+from preprocessing.brain import (
+    brain_mask,
+    fill_background,
+    off_background,
+    picture_foreground,
+)
 from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
 from preprocessing.quality import Check
 from preprocessing.recipe import Intensity, Limits, Recipe, Series
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError, how_to_give
+from preprocessing.volumes import absent, demand_orientation, forms_apart
 
 log = logging.getLogger("norma")
 
@@ -133,18 +139,18 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
     files = [scan.image, *(scan.sequences[s.modality] for s in recipe.sequences)]
     lost = next((f for f in files if not f.is_file()), None)
     if lost:
-        raise ScanError(f"{lost}: no such file.")
+        raise ScanError(absent(lost))
     return files
 
 
 def strip(scan: Scan, recipe: Recipe) -> Stripped:
     """Read and check the first sequence, bring it to the recipe's spacing, and find its brain."""
-    native = read_image(scan.image)
-    checks = _image_checks(native, recipe.modality)
+    native, checks = read_volume(scan.image, recipe.modality)
+    checks = [*scan.checks, *checks]
     _demand(checks, scan.image)
 
     work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
-    brain, method = find_brain(scan, work, recipe)
+    brain, method = find_brain(scan, native, work, recipe)
     checks += quality.brain_checks(brain, (recipe.spacing,) * 3, recipe.limits.brain_ml)
     _demand(checks, scan.image, (np.asarray(work.dataobj), brain))
 
@@ -156,10 +162,16 @@ def strip(scan: Scan, recipe: Recipe) -> Stripped:
     return Stripped(scan.image, native, work, brain, method, source, checks)
 
 
-def find_brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.ndarray, str]:
-    """The brain on the grid of `work`, bool, and what made it; a mask of the table goes first."""
+def find_brain(
+    scan: Scan, native: nib.Nifti1Image, work: nib.Nifti1Image, recipe: Recipe
+) -> tuple[np.ndarray, str]:
+    """The brain on the grid of `work`, bool, and what made it; a mask of the table goes first.
+
+    What is background is asked of the scan as it came in, `native`.
+    """
     if scan.brain_mask:
         given = read_image(scan.brain_mask)
+        demand_orientation(given, scan.brain_mask)
         brain = carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
         if not brain.any():
             raise ScanError(
@@ -167,10 +179,23 @@ def find_brain(scan: Scan, work: nib.Nifti1Image, recipe: Recipe) -> tuple[np.nd
             )
         return brain, "given"
 
-    brain, method = brain_mask(work, recipe.modality, recipe.brain)
+    front = None
+    if recipe.brain in ("auto", "none"):
+        front = _front(native, recipe.spacing)
+    brain, method = brain_mask(work, recipe.modality, recipe.brain, front)
     if method == "none" and recipe.brain == "auto":
         log.info("%s: already skull-stripped, taken as it is", scan.id)
     return brain, method
+
+
+def _front(native: nib.Nifti1Image, spacing: float) -> np.ndarray:
+    """What of a scan is not background, on its copy at `spacing` mm; bool.
+
+    A voxel of the copy counts where any voxel that it is interpolated from does.
+    """
+    front = off_background(np.asarray(native.dataobj)).astype(np.float32)
+    image = nib.as_closest_canonical(nib.Nifti1Image(front, native.affine))
+    return np.asarray(register.to_spacing(image, spacing).dataobj) > 0
 
 
 def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
@@ -273,8 +298,7 @@ def place_sequence(
     Sequences whose headers give one shape and affine are taken as aligned; all others are
     registered to the first one, rigidly.
     """
-    native = read_image(path)
-    checks = _image_checks(native, series.modality)
+    native, checks = read_volume(path, series.modality)
     if any(c.hard and not c.passed for c in checks):
         return native, np.eye(4), checks
 
@@ -366,10 +390,17 @@ def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.nda
     return picture_foreground(data), "foreground"
 
 
-def _image_checks(image: nib.Nifti1Image, modality: str) -> list[Check]:
-    grid = Grid.of(image)
+def read_volume(path: Path, modality: str) -> tuple[nib.Nifti1Image, list[Check]]:
+    """A scan as it came in, a background of NaN filled, and the checks of its voxels."""
+    native = read_image(path)
+    demand_orientation(native, path)
+    data, share = fill_background(np.asarray(native.dataobj))
+    if share:
+        native = nib.Nifti1Image(data, native.affine, native.header)
+    grid = Grid.of(native)
     extent = [float(n * s) for n, s in zip(grid.shape, grid.spacing, strict=True)]
-    return quality.image_checks(np.asarray(image.dataobj), modality, extent)
+    checks = [*quality.form_checks(*forms_apart(native)), *quality.nan_checks(share)]
+    return native, [*checks, *quality.image_checks(data, modality, extent)]
 
 
 def _demand(

@@ -20,7 +20,8 @@ LIKE = 0.1
 class Check:
     """One measured value against its limits, either of which may be open.
 
-    A `hard` check refuses the scan, any other only flags it.
+    A `hard` check refuses the scan, any other only flags it. `advice` ends the sentence of a check
+    that did not hold.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Check:
     high: float = np.inf
     unit: str = ""
     hard: bool = True
+    advice: str = ""
 
     @property
     def passed(self) -> bool:
@@ -36,9 +38,9 @@ class Check:
 
     def sentence(self) -> str:
         """The value and what was expected, for a message."""
-        return (
-            f"{self.name} is {self.value:.4g} {self.unit}".rstrip() + f", expected {self.expected}"
-        )
+        found = f"{self.name} is {self.value:.4g} {self.unit}".rstrip()
+        advice = f" ({self.advice})" if self.advice else ""
+        return f"{found}, expected {self.expected}{advice}"
 
     @property
     def expected(self) -> str:
@@ -50,7 +52,7 @@ class Check:
 
     def row(self) -> dict[str, Any]:
         """The check as it is written to JSON."""
-        row = {k: v for k, v in asdict(self).items() if k not in ("low", "high")}
+        row = {k: v for k, v in asdict(self).items() if k not in ("low", "high", "advice")}
         return {
             **row,
             "value": round(float(self.value), 4),
@@ -81,8 +83,40 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
         checks += [
             Check("lowest value", low, low=-10000, high=20, unit="HU"),
             Check("highest value", high, low=40, high=40000, unit="HU"),
+            _unit_check(data, float(np.prod(extent_mm)) / data.size / 1000),
         ]
     return [*checks, Check("spread of values (max - min)", high - low, low=1e-12)]
+
+
+def form_checks(apart_mm: float, degrees: float) -> list[Check]:
+    """Of a header with qform and sform: those of the two differences that are too large."""
+    checks = [
+        Check("distance of qform and sform", apart_mm, high=1, unit="mm", hard=False),
+        Check("angle between qform and sform", degrees, high=1, unit="degrees", hard=False),
+    ]
+    return [check for check in checks if not check.passed]
+
+
+def _unit_check(data: np.ndarray, voxel_ml: float) -> Check:
+    """Whether a CT is in HU: dense bone of 950 to 1150 HU never fills a tenth of a head.
+
+    There a brain lies where 1000 or 1024 was added to HU, so that all values are positive.
+    """
+    volume = float(((data > 950) & (data < 1150)).sum() * voxel_ml)
+    return Check(
+        "volume at 950 to 1150 HU",
+        volume,
+        high=500,
+        unit="ml",
+        advice="the values are not in HU: a brain lies there where 1024 was added; "
+        "convert it with its rescale intercept",
+    )
+
+
+def nan_checks(share: float) -> list[Check]:
+    """Of a scan whose background is NaN; none where the share of such voxels is 0."""
+    name = "share of voxels that are NaN, taken as background"
+    return [Check(name, share, high=0, hard=False)] if share else []
 
 
 def picture_checks(data: np.ndarray, foreground: np.ndarray) -> list[Check]:

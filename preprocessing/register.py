@@ -24,6 +24,7 @@ from preprocessing.images import HALF, Grid, read_image
 from preprocessing.quality import dice, mutual_information
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import InputError, ScanError
+from preprocessing.volumes import demand_orientation
 
 # One ITK thread, where a seed decides everything: with more, sums and so poses vary from run to
 # run. ITK reads this once it is loaded.
@@ -89,7 +90,9 @@ def _icbm152() -> tuple[str, nib.Nifti1Image, np.ndarray]:
 
 def _template(path: Path) -> tuple[str, nib.Nifti1Image, np.ndarray]:
     try:
-        image = to_spacing(nib.as_closest_canonical(read_image(path)), 1.0)
+        native = read_image(path)
+        demand_orientation(native, path)
+        image = to_spacing(nib.as_closest_canonical(native), 1.0)
     except ScanError as error:
         raise InputError(f"TEMPLATE: {error}") from None
     name = "".join(c for c in path.name.split(".")[0] if c.isalnum())

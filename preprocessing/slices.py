@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,10 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from preprocessing.files import atomic, each_row, write_table
+from preprocessing.files import atomic, each_row, read_json, write_json, write_table
 from preprocessing.images import save_nifti
 from preprocessing.scans import InputError
 
+COUNT = "index.json"  # how many rows the index beside it has
+AGAIN = "run 'make preprocess' again."
 OPEN = 64  # scans whose files stay open
 
 # axes of a volume (X, Y, Z), that of the slices last
@@ -44,8 +47,17 @@ def write_arrays(
 
 
 def write_index(folder: Path, rows: Iterable[dict]) -> None:
-    """Write the index: one row per slice; columns `INDEX_COLUMNS`."""
-    write_table(folder / "index.tsv", rows, INDEX_COLUMNS)
+    """Write index.tsv, a row per slice with `INDEX_COLUMNS`, and how many they are beside it."""
+    count = itertools.count()
+    (folder / COUNT).unlink(missing_ok=True)
+    write_table(folder / "index.tsv", _counted(rows, count), INDEX_COLUMNS)
+    write_json(folder / COUNT, {"slices": next(count)})
+
+
+def _counted(rows: Iterable[dict], count: Iterator[int]) -> Iterator[dict]:
+    for row in rows:
+        next(count)
+        yield row
 
 
 def export_nifti(
@@ -123,9 +135,15 @@ class SliceStore:
             )
         found: dict[str, int] = {}  # scans in the order of the index
         places = array("i")
-        for r in each_row(index):
-            if scans is None or r["scan"] in scans:
-                places.extend((found.setdefault(r["scan"], len(found)), int(r["row"]), int(r["z"])))
+        rows = 0
+        for rows, r in enumerate(each_row(index), start=1):
+            try:
+                place = (int(r["row"]), int(r["z"]))
+                if scans is None or r["scan"] in scans:
+                    places.extend((found.setdefault(r["scan"], len(found)), *place))
+            except (KeyError, ValueError, OverflowError):
+                raise InputError(f"{index}, line {rows + 1}: no row of a slice; {AGAIN}") from None
+        _check_count(index, rows)
         self.scans = sorted(found)
         number = {scan: i for i, scan in enumerate(self.scans)}
         # a row per slice: the number of its scan, its row in the arrays, its z
@@ -197,6 +215,14 @@ class SliceStore:
         self._open = lru_cache(maxsize=OPEN)(self._files)
 
 
+def _check_count(index: Path, rows: int) -> None:
+    """InputError where an index has lost rows since it was written."""
+    path = index.parent / COUNT
+    written = read_json(path).get("slices") if path.is_file() else rows
+    if written != rows:
+        raise InputError(f"{index}: {rows} slices, and {written} were written; {AGAIN}")
+
+
 class _Rows:
     """The entries of a .npy file along its first axis, read one by one.
 
@@ -204,9 +230,14 @@ class _Rows:
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; {AGAIN}")
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the store lets go)
-        np.lib.format.read_magic(self.file)
-        shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        try:
+            np.lib.format.read_magic(self.file)
+            shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        except Exception as error:  # numpy parses the header as Python and raises many kinds
+            raise InputError(f"{path}: not an array of slices ({error}); {AGAIN}") from None
         self.shape = shape[1:]
         self.start = self.file.tell()
         self.size = int(np.prod(self.shape)) * self.dtype.itemsize

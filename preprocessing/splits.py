@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from preprocessing.scans import InputError, Scan
+from preprocessing.labels import PATIENTS
+from preprocessing.scans import InputError, Scan, file_key, safe_name
 
 
 def assign_splits(
@@ -17,7 +18,8 @@ def assign_splits(
 
     Abnormal subjects go to test. The order of the others, healthy or unlabelled, depends on the
     seed and their names alone; it is cut into train, val and test by `fractions`. InputError where
-    a table names splits for some rows only.
+    a table names splits for some rows only, calls a scan without a label a patient's, or has groups
+    that leave train or val empty.
     """
     given = [s for s in scans if s.split]
     if len(given) == len(scans):
@@ -28,8 +30,10 @@ def assign_splits(
             f"{missing.image}: no split, while other rows have one; give every row a split or none."
         )
 
+    _check_patients(scans)
     abnormal = {s.subject for s in scans if s.label == "abnormal"}
     others = {s.subject for s in scans} - abnormal
+    _check_groups([s for s in scans if s.subject in others], len(others))
     subjects = sorted(others, key=lambda name: _digest(f"{seed}:{name}"))
 
     n_train, n_val = _counts(len(subjects), fractions)
@@ -38,8 +42,29 @@ def assign_splits(
     return [replace(s, split=split.get(s.subject, "test")) for s in scans]
 
 
+def _check_patients(scans: Sequence[Scan]) -> None:
+    """Refuse a patient's scan that no label calls healthy or abnormal: it might be trained on."""
+    unsure = next((s for s in scans if s.group.lower() in PATIENTS and not s.label), None)
+    if unsure:
+        raise InputError(
+            f"{unsure.image}: 'group' says '{unsure.group}' and no 'label' says whether the scan "
+            "is healthy or abnormal; fill the column 'label'."
+        )
+
+
+def _check_groups(scans: Sequence[Scan], count: int) -> None:
+    """Refuse groups that put all healthy scans together, so that none is left to validate on."""
+    grouped = next((s for s in scans if s.group), None)
+    if grouped and count < 2 and len(scans) > 1:
+        raise InputError(
+            f"{grouped.image}: the column 'group' ties all {len(scans)} scans that are not "
+            f"abnormal into one group, '{grouped.group}', and a group stays in one split, so train "
+            "and val would be empty; group only images that belong together, or drop the column."
+        )
+
+
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
@@ -53,45 +78,64 @@ def _counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
     return n - n_val - n_test, n_val
 
 
-def check_leaks(scans: Iterable[Scan]) -> None:
-    """Refuse by name what would make results better than they are, with an InputError.
-
-    That is a subject in two splits, one image in two rows, and an abnormal scan in train or val.
-    """
-    scans = list(scans)
-    split_of: dict[str, str] = {}
-    id_of: dict[Path, str] = {}
+def check_batch(scans: Iterable[Scan]) -> None:
+    """Refuse by name two scans that are one image, or whose files would be, with an InputError."""
+    user_of: dict[str, Scan] = {}
+    id_of: dict[str, str] = {}
     for scan in scans:
-        other = split_of.setdefault(scan.subject, scan.split)
-        if other != scan.split:
-            raise InputError(
-                f"subject '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; "
-                "keep a subject in one."
-            )
-        image = scan.image.resolve()
+        image = os.path.realpath(scan.image)
         if image in id_of:
             raise InputError(
                 f"{scan.image}: listed twice, as '{id_of[image]}' and '{scan.id}'; "
                 "list a scan once."
             )
         id_of[image] = scan.id
+        other = user_of.setdefault(file_key(scan.id), scan)
+        if other is not scan:
+            raise InputError(
+                f"{scan.image}: its id '{scan.id}' is that of {other.image}, so that their results "
+                "would be one file; give each scan an id of its own."
+            )
+
+
+def check_leaks(scans: Iterable[Scan]) -> None:
+    """Refuse by name what would make results better than they are, with an InputError.
+
+    That is a subject in two splits, one image in two rows, and an abnormal scan in train or val;
+    and what `check_batch` refuses.
+    """
+    scans = list(scans)
+    split_of: dict[str, str] = {}
+    for scan in scans:
+        other = split_of.setdefault(scan.subject, scan.split)
+        if other != scan.split:
+            kind = "group" if scan.group and scan.subject == safe_name(scan.group) else "subject"
+            raise InputError(
+                f"{kind} '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; "
+                f"keep a {kind} in one."
+            )
         if scan.label == "abnormal" and scan.split in ("train", "val"):
             raise InputError(
                 f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; "
                 "training and thresholds take healthy scans only, move it to 'test'."
             )
-    _check_sequences(scans, id_of)
+    check_batch(scans)
+    _check_sequences(scans)
 
 
-def _check_sequences(scans: Sequence[Scan], id_of: dict[Path, str]) -> None:
+def _check_sequences(scans: Sequence[Scan]) -> None:
     """The same for the other sequences, which may serve several scans of one subject."""
-    first_use: dict[Path, Scan] = {}
+    if not any(scan.sequences for scan in scans):
+        return
+    id_of = {os.path.realpath(scan.image): scan.id for scan in scans}
+    first_use: dict[str, Scan] = {}
     for scan in scans:
-        for file in scan.sequences.values():
-            user = first_use.setdefault(file.resolve(), scan)
-            if file.resolve() in id_of or user.subject != scan.subject:
-                name = id_of.get(file.resolve(), user.id)
+        for path in scan.sequences.values():
+            file = os.path.realpath(path)
+            user = first_use.setdefault(file, scan)
+            if file in id_of or user.subject != scan.subject:
+                name = id_of.get(file, user.id)
                 raise InputError(
-                    f"{file}: listed twice, as '{name}' "
+                    f"{path}: listed twice, as '{name}' "
                     f"and as a further sequence of '{scan.id}'; list an image once."
                 )

@@ -3,70 +3,83 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from preprocessing import dicom
-from preprocessing.files import nearest, read_table
-from preprocessing.images import PICTURES, is_nifti, is_picture
+from preprocessing.bids import bids_scans, bids_subject
+from preprocessing.files import numbered_rows
+from preprocessing.folders import BY_NORMA, TABLES, Tree, is_volume, look
+from preprocessing.images import PICTURES, is_picture
+from preprocessing.labels import are_kinds_of_people, label_name, split_name, told
 from preprocessing.scans import (
     LABELS,
-    SPLITS,
+    NO_COLUMNS,
     SUFFIXES,
     InputError,
     Scan,
     column,
     how_to_give,
-    safe_name,
+    stem,
+    told_apart,
+    unique_ids,
 )
+from preprocessing.splits import check_batch
 
-TABLES = (".csv", ".tsv")
+# the columns that Norma reads in every table
+_COLUMNS = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"group"}
 
-_SPLIT_NAMES = {
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-}
-
-_LABEL_NAMES = {
-    "0": "healthy",
-    "normal": "healthy",
-    "control": "healthy",
-    "1": "abnormal",
-    "lesion": "abnormal",
-    "pathological": "abnormal",
-}
+log = logging.getLogger("norma")
 
 
 def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
     """Scans of any input, and by name why a DICOM series gave none.
 
-    A DICOM folder is converted below `out` first; all else is read by `read_scans`.
+    The DICOM series of a folder are converted below `out`; all else is read by `read_scans`.
+    InputError where two scans are one image.
     """
-    bids = (source / "dataset_description.json").is_file()
-    if not source.is_dir() or bids or not dicom.has_dicom(source):
-        return read_scans(source, modality), {}
-    if "+" in modality:
+    source = Path(source)
+    described = (source / "dataset_description.json").is_file()
+    lost: dict[str, str] = {}
+    if not source.is_dir() or described or not dicom.has_dicom(source):
+        scans = read_scans(source, modality)
+    elif "+" in modality:
         raise InputError(
             f"{source}: DICOM series do not say which sequence they are; convert them first. "
             f"{how_to_give(modality)}"
         )
-    return dicom.convert(source, out / "dicom")
+    else:
+        scans, lost = _beside_dicom(source, modality, out)
+    check_batch(scans)
+    return scans, lost
+
+
+def _beside_dicom(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
+    """The scans of a folder that holds DICOM files, and maybe others; why series gave none."""
+    tree = look(source)
+    scans = _scans_below(tree, modality)
+    tree.say(_used(tree, scans, modality), lambda file: not dicom.is_dicom(file))
+    try:
+        series, lost = dicom.convert(source, out / "dicom")
+    except InputError as error:
+        if not scans:
+            raise
+        return unique_ids(scans), {f"DICOM in {source.name}": str(error)}
+    return unique_ids([*scans, *series]), lost
 
 
 def read_scans(source: Path, modality: str) -> list[Scan]:
     """List the scans in `source`.
 
-    That is a NIfTI file, a BIDS folder, a plain folder, a CSV/TSV table or a decathlon JSON. For
+    That is a volume, a BIDS folder, a plain folder, a CSV/TSV table or a decathlon JSON. For
     modality "picture": a picture, a folder of pictures, or a folder whose CSV/TSV table lists them.
     For several sequences ("t1+flair"): a BIDS folder, or a table with a column `image_<modality>`
-    for each sequence but the first.
+    for each sequence but the first. What a folder holds besides is counted and named in the log.
 
     Raises InputError where nothing can be read, a row is malformed or two scans share a name.
     """
@@ -76,33 +89,59 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
             f"{source}: no such file or folder; "
             "give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
         )
-    grouped = source.suffix.lower() in TABLES or (source.is_dir() and _is_bids(source))
+    tree = look(source) if source.is_dir() else None
+    grouped = tree.is_bids if tree else source.suffix.lower() in TABLES
     if "+" in modality and not grouped:
         raise InputError(
             f"{source}: which files belong together is not told here. {how_to_give(modality)}"
         )
 
-    scans = _scans_in(source, modality)
+    scans = _scans_below(tree, modality) if tree else _scans_of_file(source, modality)
     if not scans:
-        kinds = f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
-        if modality == "picture":
-            kinds = "pictures"
-        raise InputError(f"{source}: no scans found; expected {kinds}.")
-    return _unique_ids(scans)
+        raise InputError(_nothing(source, modality, tree))
+    if tree:
+        tree.say(_used(tree, scans, modality), lambda file: True)
+    return unique_ids(scans)
 
 
-def _scans_in(source: Path, modality: str) -> list[Scan]:
-    """The scans of a file or folder that exists, by the reader of its kind."""
+def _nothing(source: Path, modality: str, tree: Tree | None) -> str:
+    """Why no scan was found."""
+    if tree and tree.passed.get(BY_NORMA):
+        count = len(tree.passed[BY_NORMA])
+        return (
+            f"{source}: no scans but {count} files that Norma wrote; "
+            "give the folder of the scans that came in."
+        )
+    left_out = tree.left_out([], lambda file: True) if tree else []
+    but = f" ({'; '.join(left_out)})" if left_out else ""
+    if tree and tree.is_bids and modality != "picture":
+        first = modality.split("+")[0]
+        ending = f"sub-*_{SUFFIXES[first]}.nii[.gz]"
+        return f"{source}: a BIDS folder without any {ending} file for MODALITY={first}{but}."
+    kinds = f".nii or .nii.gz files (BIDS suffix '{SUFFIXES.get(modality)}')"
+    if modality == "picture":
+        kinds = "pictures"
+    return f"{source}: no scans found; expected {kinds}{but}."
+
+
+def _scans_below(tree: Tree, modality: str) -> list[Scan]:
+    """The scans of a folder."""
+    if modality == "picture":
+        return _from_pictures(tree)
+    if tree.is_bids:
+        return bids_scans(tree, modality)
+    return [_scan_of_file(file) for file in tree.volumes()]
+
+
+def _scans_of_file(source: Path, modality: str) -> list[Scan]:
+    """The scans of a file, by the reader of its kind."""
     kind = source.suffix.lower()
-    if source.is_dir() and modality == "picture":
-        return _from_pictures(source)
-    if source.is_dir():
-        return _from_bids(source, modality) if _is_bids(source) else _from_folder(source)
     if kind in TABLES:
         return _from_table(source, modality)
     if kind == ".json":
         return _from_decathlon(source)
-    if is_nifti(source) or (modality == "picture" and is_picture(source)):
+    is_scan = is_volume(source) or kind == ".hdr"
+    if is_scan or (modality == "picture" and is_picture(source)):
         return [_scan_of_file(source)]
     kinds = ", ".join(PICTURES) if modality == "picture" else ".nii, .nii.gz"
     raise InputError(
@@ -110,147 +149,14 @@ def _scans_in(source: Path, modality: str) -> list[Scan]:
     )
 
 
-# names
-
-
-def _stem(path: Path) -> str:
-    """The file's name without its ending and without the BIDS suffix of its modality."""
-    name = path.stem
-    if not is_picture(path):
-        name = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-    return re.sub(r"_(T1w|T2w|FLAIR|ct)$", "", name, flags=re.IGNORECASE) or name
-
-
-def _subject(path: Path) -> str:
-    """The BIDS subject in the file's name, or else the name."""
-    found = re.match(r"(sub-[A-Za-z0-9]+)", path.name)
-    return found.group(1) if found else safe_name(_stem(path))
-
-
 def _scan_of_file(path: Path) -> Scan:
-    return Scan(id=_stem(path), image=path, subject=_subject(path))
+    return Scan(id=stem(path), image=path, subject=bids_subject(path.name))
 
 
-def _split_name(value: str, where: object) -> str:
-    name = _SPLIT_NAMES.get(value.lower(), value.lower())
-    if name and name not in SPLITS:
-        raise InputError(
-            f"{where}: split '{value}'; expected one of {', '.join(SPLITS)}{nearest(name, SPLITS)}"
-        )
-    return name
-
-
-def _label_name(value: str, where: object) -> str:
-    name = _LABEL_NAMES.get(value.lower(), value.lower())
-    if name and name not in LABELS:
-        raise InputError(
-            f"{where}: label '{value}'; expected one of {', '.join(LABELS)}{nearest(name, LABELS)}"
-        )
-    return name
-
-
-def _unique_ids(scans: list[Scan]) -> list[Scan]:
-    """Tell scans of one name apart by their folder; refuse what still clashes."""
-    names = Counter(s.id for s in scans)
-    scans = [_named_by_folder(s) if names[s.id] > 1 else s for s in scans]
-    names = Counter(s.id for s in scans)
-    clash = next((name for name, count in names.items() if count > 1), None)
-    if clash:
-        raise InputError(
-            f"two scans are named '{clash}'; give the table a column 'id' that tells them apart."
-        )
-    return [replace(s, id=safe_name(s.id)) for s in scans]
-
-
-def _named_by_folder(scan: Scan) -> Scan:
-    """The scan with its folder in its name, and in its subject if that was the file's name."""
-    name = safe_name(f"{scan.image.parent.name}_{scan.id}")
-    of_file = scan.subject == _subject(scan.image) and not scan.subject.startswith("sub-")
-    return replace(scan, id=name, subject=name if of_file else scan.subject)
-
-
-# folders
-
-
-def _is_bids(folder: Path) -> bool:
-    return (folder / "dataset_description.json").is_file() or any(
-        is_nifti(p) for p in folder.glob("sub-*/**/sub-*.nii*")
-    )
-
-
-def _from_bids(folder: Path, modality: str) -> list[Scan]:
-    """The scans of a BIDS folder; participants.tsv may name split, label and pathology."""
-    first, *others = modality.split("+")
-    for name in (first, *others):
-        if name not in SUFFIXES:
-            raise InputError(f"unknown MODALITY '{name}'; known: {', '.join(SUFFIXES)}.")
-    participants = folder / "participants.tsv"
-    people = {}
-    if participants.is_file():
-        people = {row.get("participant_id", ""): row for row in read_table(participants)}
-
-    ending = f"_{SUFFIXES[first]}.nii"
-    files = sorted(p for p in folder.glob("sub-*/**/sub-*.nii*") if is_nifti(p))
-    images = [p for p in files if ending in p.name]
-    if not images:
-        raise InputError(
-            f"{folder}: a BIDS folder without any sub-*{ending}[.gz] file for MODALITY={first}."
-        )
-
-    scans = []
-    for image in images:
-        row = people.get(_subject(image), {})
-        partners = {name: _partner(image, SUFFIXES[name], files) for name in others}
-        scans.append(
-            replace(
-                _scan_of_file(image),
-                split=_split_name(row.get("split", ""), image),
-                label=_label_name(row.get("label", ""), image),
-                pathology=row.get("pathology", ""),
-                sequences={name: path for name, path in partners.items() if path},
-            )
-        )
-    return scans
-
-
-def _partner(image: Path, suffix: str, files: Sequence[Path]) -> Path | None:
-    """The one file of a suffix that belongs to `image`; None for none or several.
-
-    It has the name of `image` otherwise, or else is of the same subject and session.
-    """
-    base = _bids_parts(image)[0]
-    of_session = []
-    for path in files:
-        other, its_suffix = _bids_parts(path)
-        if its_suffix == suffix and _session(other) == _session(base):
-            of_session.append(path)
-
-    same_name = [p for p in of_session if _bids_parts(p)[0] == base]
-    if len(same_name) == 1:
-        return same_name[0]
-    return of_session[0] if len(of_session) == 1 else None
-
-
-def _bids_parts(path: Path) -> tuple[str, str]:
-    """A BIDS file's name up to its suffix, and the suffix."""
-    base, _, suffix = path.name.partition(".nii")[0].rpartition("_")
-    return base, suffix
-
-
-def _session(base: str) -> list[str]:
-    """Subject and session in a BIDS name."""
-    return [part for part in base.split("_") if part.startswith(("sub-", "ses-"))]
-
-
-def _from_folder(folder: Path) -> list[Scan]:
-    """Every NIfTI below a folder, but for the `_mask` and `_map` that Norma writes."""
-    images = [p for p in sorted(folder.rglob("*.nii*")) if is_nifti(p) and not _is_hidden(p)]
-    return [_scan_of_file(p) for p in images if not re.search(r"_(mask|map)\.nii", p.name)]
-
-
-def _from_pictures(folder: Path) -> list[Scan]:
+def _from_pictures(tree: Tree) -> list[Scan]:
     """The one table in a folder, or else every picture below it."""
-    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES)
+    folder = tree.folder
+    tables = _tables(tree)
     if len(tables) > 1:
         raise InputError(
             f"{folder}: {len(tables)} tables ({', '.join(p.name for p in tables)}); "
@@ -258,12 +164,22 @@ def _from_pictures(folder: Path) -> list[Scan]:
         )
     if tables:
         return _from_table(tables[0], "picture")
-    pictures = [p for p in sorted(folder.rglob("*")) if is_picture(p) and not _is_hidden(p)]
-    return [_scan_of_file(p) for p in pictures]
+    return [_scan_of_file(file) for file in tree.files if is_picture(file)]
 
 
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+def _tables(tree: Tree) -> list[Path]:
+    """Tables that lie in the folder itself."""
+    files = tree.files
+    return [f for f in files if f.parent == tree.folder and f.suffix.lower() in TABLES]
+
+
+def _used(tree: Tree, scans: Sequence[Scan], modality: str) -> list[Path]:
+    """The files that scans are made of, and the table that names them."""
+    used = _tables(tree) if modality == "picture" else []
+    for scan in scans:
+        others = (scan.mask, scan.brain_mask, scan.slice_labels)
+        used += [*scan.files, *(file for file in others if file)]
+    return used
 
 
 # tables
@@ -273,45 +189,99 @@ def _from_table(table: Path, modality: str) -> list[Scan]:
     """The scans of a table, one a row.
 
     Where a row has a `group` (images that belong together, such as near-duplicates), it stands in
-    for the subject. A sequence that a row leaves empty is missing in its scan.
+    for the subject; where groups are kinds of people (control, patient) it does not. A sequence
+    that a row leaves empty is missing in its scan.
     """
-    rows = read_table(table)
+    rows = [(f"{table}, line {line}", _known_row(row)) for line, row in numbered_rows(table)]
     if not rows:
         raise InputError(f"{table}: the table has no rows.")
-    if "image" not in rows[0]:
-        raise InputError(f"{table}: no column 'image'; columns found: {', '.join(rows[0])}.")
+    names = rows[0][1]
+    if "image" not in names:
+        raise InputError(f"{table}: no column 'image'; columns found: {', '.join(names)}.")
     columns = {name: column(name) for name in modality.split("+")[1:]}
-    lacking = next((c for c in columns.values() if c not in rows[0]), None)
+    lacking = next((c for c in columns.values() if c not in names), None)
     if lacking:
         raise InputError(
-            f"{table}: no column '{lacking}'; columns found: {', '.join(rows[0])}. "
+            f"{table}: no column '{lacking}'; columns found: {', '.join(names)}. "
             f"{how_to_give(modality)}"
         )
-    return [_scan_of_row(row, table, n, columns) for n, row in enumerate(rows, start=2)]
+    groups = {row["group"] for _, row in rows if row.get("group")}
+    ties = not are_kinds_of_people(groups)
+    if not ties:
+        log.info(
+            "%s: 'group' says %s: kinds of people, not images that belong together; "
+            "it changes no split.",
+            table,
+            " and ".join(sorted(groups)),
+        )
+    scans = [_scan_of_row(row, table, where, columns, ties) for where, row in rows]
+    _check_given_ids([s for s, (_, row) in zip(scans, rows, strict=True) if row.get("id")], table)
+    return scans
 
 
-def _scan_of_row(row: dict[str, str], table: Path, number: int, columns: dict[str, str]) -> Scan:
-    """The scan of a row of a table, on line `number`; `columns` names those of the sequences."""
-    where = f"{table}, line {number}"
+def _known_row(row: dict[str, str]) -> dict[str, str]:
+    """A row with Norma's columns in lower case, however the table writes them, n/a as nothing."""
+    low = {name: name.lower() for name in row}
+    lower = {name: own for name, own in low.items() if own in _COLUMNS and own not in row}
+    return told({lower.get(name, name): value for name, value in row.items()})
+
+
+def _scan_of_row(
+    row: dict[str, str], table: Path, where: str, columns: dict[str, str], ties: bool
+) -> Scan:
+    """The scan of a row of a table; `columns` names those of the sequences."""
     if not row["image"]:
         raise InputError(f"{where}: empty 'image'.")
-    image = table.parent / row["image"]
+    image = _file(row["image"], table, where)
     names = ("mask", "brain_mask", "slice_labels")
-    paths = {k: table.parent / row[k] if row.get(k) else None for k in names}
-    known = {f.name for f in fields(Scan)} - {"sequences"} | {"group", *columns.values()}
+    paths = {k: _file(row[k], table, where) if row.get(k) else None for k in names}
+    group = row.get("group", "")
+    known = {*_COLUMNS, *columns.values()} if ties else {*_COLUMNS, *columns.values()} - {"group"}
     # a scan with a lesion mask is abnormal
-    label = _label_name(row.get("label", ""), where) or ("abnormal" if paths["mask"] else "")
+    label = label_name(row.get("label", ""), where) or ("abnormal" if paths["mask"] else "")
     return Scan(
-        id=safe_name(row.get("id") or _stem(image)),
+        id=row.get("id") or stem(image),
         image=image,
-        subject=safe_name(row.get("group") or row.get("subject") or _subject(image)),
-        split=_split_name(row.get("split", ""), where),
+        subject=(group if ties else "") or row.get("subject") or bids_subject(image.name),
+        split=split_name(row.get("split", ""), where),
         label=label,
         pathology=row.get("pathology", ""),
         extra={k: v for k, v in row.items() if k and k not in known},
-        sequences={name: table.parent / row[c] for name, c in columns.items() if row.get(c)},
-        **paths,
+        sequences={k: _file(row[c], table, where) for k, c in columns.items() if row.get(c)},
+        group=group,
+        mask=paths["mask"],
+        brain_mask=paths["brain_mask"],
+        slice_labels=paths["slice_labels"],
     )
+
+
+def _file(cell: str, table: Path, where: str) -> Path:
+    """The file that a cell names, from the table's folder on; also as Windows writes a way."""
+    try:
+        os.fsencode(cell)
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{where}: {cell!r} holds a character that no file name has; write the name as it is."
+        ) from None
+    if "\0" in cell:
+        raise InputError(
+            f"{where}: {cell!r} holds a NUL, which no file name has; write the name as it is."
+        )
+    path = table.parent / cell
+    if "\\" in cell and not path.exists():
+        turned = table.parent / PureWindowsPath(cell).as_posix()
+        return turned if turned.exists() else path
+    return path
+
+
+def _check_given_ids(scans: Sequence[Scan], table: Path) -> None:
+    """Refuse two rows of one id, where the folders of their files do not tell them apart."""
+    names = Counter(told_apart([scan.id for scan in scans], [scan.image for scan in scans]))
+    again = next((name for name, count in names.items() if count > 1), None)
+    if again:
+        raise InputError(
+            f"{table}: two scans are named '{'_'.join(again)}'; give each row an 'id' of its own."
+        )
 
 
 # decathlon
@@ -320,8 +290,8 @@ def _scan_of_row(row: dict[str, str], table: Path, number: int, columns: dict[st
 def _from_decathlon(path: Path) -> list[Scan]:
     """The scans of a MONAI decathlon datalist; splits are left open where all is training."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error}).") from None
     lists = content if isinstance(content, dict) else {}
     names = ("training", "validation", "test", "testing")
@@ -342,17 +312,18 @@ def _from_decathlon(path: Path) -> list[Scan]:
 def _scan_of_entry(entry: Any, section: str, path: Path) -> Scan:
     """The scan of one entry of a datalist: a file name, or a dictionary that has one."""
     entry = {"image": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+    image_of = entry.get("image") if isinstance(entry, dict) else None
+    if not isinstance(image_of, str) or not image_of:
         raise InputError(
             f"{path}: every entry of '{section}' needs one file name under 'image', got {entry!r}."
         )
-    image = path.parent / entry["image"]
+    image = _file(image_of, path, str(path))
     label, lesions = _decathlon_label(entry.get("label"), path)
     return Scan(
-        id=_stem(image),
+        id=stem(image),
         image=image,
-        subject=safe_name(str(entry.get("subject") or _subject(image))),
-        split=_SPLIT_NAMES.get(section, section),
+        subject=str(entry.get("subject") or bids_subject(image.name)),
+        split=split_name(section, path),
         label=label,
         mask=lesions,
     )
@@ -363,7 +334,7 @@ def _decathlon_label(value: object, path: Path) -> tuple[str, Path | None]:
     if value is None or value == "":
         return "", None
     if isinstance(value, str):
-        return "abnormal", path.parent / value
+        return "abnormal", _file(value, path, str(path))
     if value in (0, 1):
         return LABELS[int(value)], None
     raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing.files import digest_of, read_json, read_table
 from preprocessing.images import Grid, is_picture, load_array, read_image
 from preprocessing.prepare import Prepared
 from preprocessing.scans import SPLITS, InputError, ScanError
 
-SAME_PLACE = 1e-2  # mm: a truth mask whose affine differs by more lies on another grid
+AGAIN = "run 'make preprocess' again."
 FILES = ("image", "mask", "brain_mask", "slice_labels", "preproc", "brain", "sidecar")
 PATHS = frozenset(("image", "lesions", "brain_mask", "slice_labels", "preproc", "brain", "sidecar"))
 
@@ -45,17 +46,16 @@ class Case(BaseModel):
     sidecar: Path
     digest: str = ""
     flags: str = ""
+    fingerprint: str = ""
     columns: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: dict[str, str], data: Path) -> Case:
-        """A case from its row; the cohort's own files are relative to `data`."""
+        """A case from its row, whose files are relative to `data`."""
         known = {f.alias or name for name, f in cls.model_fields.items()} - {"columns"}
         fields: dict[str, Any] = {k: v for k, v in row.items() if k in known}
         for name in FILES:
-            fields[name] = Path(row[name]) if row.get(name) else None
-        for name in ("preproc", "brain", "sidecar"):
-            fields[name] = data / row[name]
+            fields[name] = data / row[name] if row.get(name) else None
         columns = {k: v for k, v in row.items() if k not in known}
         return cls(**fields, columns=columns)
 
@@ -89,11 +89,34 @@ def read_cases(data: Path, splits: Path | None = None) -> list[Case]:
     ]
     if lacking:
         raise InputError(f"{table}: no column '{lacking[0]}'; run 'make preprocess' again.")
-    cases = [Case.from_row(row, data) for row in rows]
+    _check_count(len(rows), data)
+    try:
+        cases = [Case.from_row(row, data) for row in rows]
+    except (ValidationError, ValueError) as error:
+        raise InputError(f"{table}: a damaged row ({_problem(error)}); {AGAIN}") from None
     if splits:
         cases = _with_splits(cases, splits, table)
     _refuse_leaks(cases, splits or table)
     return cases
+
+
+def _problem(error: ValueError) -> str:
+    """What is wrong with a row, in a few words."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"'{first['loc'][0]}': {first['msg'].lower()}" if first["loc"] else first["msg"]
+    return " ".join(str(error).split())
+
+
+def _check_count(rows: int, data: Path) -> None:
+    """InputError where scans.tsv has lost rows since it was written."""
+    path = data / "preprocess.json"
+    written = read_json(path).get("n_scans") if path.is_file() else None
+    if isinstance(written, int) and written != rows:
+        raise InputError(
+            f"{data / 'scans.tsv'}: {rows} rows, and {written} were written: "
+            f"it was cut or changed; {AGAIN}"
+        )
 
 
 def _with_splits(cases: list[Case], splits: Path, table: Path) -> list[Case]:
@@ -192,20 +215,35 @@ def read_truth(case: Case, home: Grid) -> np.ndarray | None:
     if not case.lesions:
         return np.zeros(home.shape, np.int32) if case.label == "healthy" else None
     image = read_image(case.lesions)
-    if image.shape != home.shape or not np.allclose(image.affine, home.affine, atol=SAME_PLACE):
-        raise ScanError(
-            f"{case.lesions}: shape {image.shape} or affine differs from the scan's, {home.shape}; "
-            "the truth must lie on its grid."
-        )
-    labels = np.asarray(image.dataobj)
+    half_a_voxel = min(home.spacing) / 2
+    difference = grid_difference(Grid.of(image), home, half_a_voxel)
+    if difference:
+        raise ScanError(f"{case.lesions}: {difference}; the truth must lie on the scan's grid.")
+    labels = np.nan_to_num(np.asarray(image.dataobj))  # NaN is background
     if is_picture(case.lesions):
         return (labels > 0).astype(np.int32)
     return np.round(labels).astype(np.int32)
 
 
+def grid_difference(grid: Grid, home: Grid, allowed: float) -> str:
+    """How a grid differs from a scan's, in words; empty below `allowed` mm at every corner."""
+    if grid.shape != home.shape:
+        return f"shape {grid.shape} differs from the scan's, {home.shape}"
+    ends = [(0, n - 1) for n in home.shape]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)])
+    apart = np.linalg.norm(corners @ (grid.affine - home.affine).T, axis=1).max()
+    if apart < allowed:
+        return ""
+    return (
+        f"its affine lays voxels up to {apart:.3g} mm from the scan's, "
+        f"expected less than {allowed:.3g} mm"
+    )
+
+
 def data_digest(cases: Iterable[Case]) -> str:
-    """What a run learns from: the images of every case but the test ones, and their splits."""
-    return digest_of(sorted((c.id, c.split, c.digest) for c in cases if c.split != "test"))
+    """What a run learns from: every case but the test ones, as it was preprocessed, its split."""
+    learned = [case for case in cases if case.split != "test"]
+    return digest_of(sorted([c.id, c.split, c.digest, c.fingerprint] for c in learned))
 
 
 def data_digest_0(cases: Iterable[Case]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ from preprocessing.files import digest_of, file_digest, read_json, write_atomic,
 from preprocessing.images import save_nifti
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.recipe import Recipe
-from preprocessing.scans import Scan, ScanError
+from preprocessing.scans import InputError, Scan, ScanError, scan_row
+from preprocessing.volumes import partner_of
 
-STEPS_VERSION = 3  # raise when the steps change, so that nothing old is taken for done
-NO_SCANS_FAULT = (28, 13, 30)  # errno: disk full, no permission, read-only
+log = logging.getLogger("norma")
+
+STEPS_VERSION = 4  # raise when the steps change, so that nothing old is taken for done
 
 Failure = dict[str, Any]
 """Why a scan was left out: `reason`, and `checks` as rows."""
@@ -40,6 +45,8 @@ def input_files(scan: Scan, recipe: Recipe) -> list[Path]:
     files = channel_files(scan, recipe)
     if scan.brain_mask:
         files.append(scan.brain_mask)
+    partners = [partner_of(path) for path in files]
+    files += [path for path in partners if path and path.is_file()]
     if recipe.template:
         files.append(Path(recipe.template))
     return files
@@ -64,28 +71,63 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
     sidecar = sidecar_of(scan, out)
     files = input_files(scan, recipe)
     state = {"settings": recipe_digest(recipe), "stamps": _stamps(files)}
-    done = read_json(sidecar) if sidecar.is_file() else {}
+    done = read_sidecar(sidecar)
     complete = bool(done) and is_complete(done, out, formats)
     if complete and {key: done.get(key) for key in state} == state:
+        row = cohort_row(scan, out)
+        if done.get("scan") != row:  # the table says something new of the scan
+            write_json(sidecar, done | {"scan": row})
         return
 
     digests = [file_digest(path) for path in files]
-    digest = recipe_digest(recipe, digests)
+    digest = recipe_digest(recipe, [*digests, *scan.made_of])
     if complete and done["fingerprint"] == digest:
-        write_json(sidecar, done | state | {"digest": digests[0]})
+        changed = {"scan": cohort_row(scan, out), "digest": digests[0]}
+        write_json(sidecar, done | state | changed)
         return
 
     prepared = prepare(scan, recipe)
     sidecar.parent.mkdir(parents=True, exist_ok=True)
+    sidecar.unlink(missing_ok=True)  # it must not describe files that are about to change
     written = write_prepared(scan, recipe, prepared, out)
     z = slices.select(prepared.brain, recipe.min_brain_pixels)
     slices.write_arrays(out / "slices", scan.id, prepared.image, prepared.brain, z)
     if "nifti" in formats:
         folder = out / "slices" / "nifti" / scan.id
         slices.export_nifti(folder, scan.id, prepared.image, prepared.grid.affine, z)
+    arrays = [out / "slices" / f"{scan.id}_{name}.npy" for name in ("image", "mask")]
+    written["files"] += [str(path.relative_to(out)) for path in arrays]
+    written["sizes"] = [(out / name).stat().st_size for name in written["files"]]
     described = _described(prepared, z)
-    first = {"fingerprint": digest, **state, "digest": digests[0], "formats": list(formats)}
+    first: dict[str, Any] = {"fingerprint": digest, **state, "digest": digests[0]}
+    first |= {"formats": list(formats), "scan": cohort_row(scan, out)}
+    if scan.origin:
+        first["dicom"] = scan.origin
     write_json(sidecar, first | written | described)
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """A sidecar; empty where there is none, or one that is damaged and has to be made again."""
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except InputError as error:
+        log.warning("%s It is made again.", error)
+        return {}
+    needed = ("fingerprint", "image", "mask", "z", "brain_px", "checks", "flags")
+    if not isinstance(found, dict) or not all(key in found for key in needed):
+        return {}
+    return found
+
+
+def cohort_row(scan: Scan, out: Path) -> dict[str, str]:
+    """What a table said of a scan, as text; files by their way from `out`."""
+    row = {**scan.extra, **scan_row(replace(scan, extra={}))}
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if isinstance(value, Path):
+            value = os.path.relpath(value, out.resolve())
+        cells[name] = "" if value is None else str(value)
+    return cells
 
 
 def _stamps(files: Sequence[Path]) -> list[list[Any]]:
@@ -95,9 +137,15 @@ def _stamps(files: Sequence[Path]) -> list[list[Any]]:
 
 
 def is_complete(done: dict[str, Any], out: Path, formats: Sequence[str]) -> bool:
-    """Whether everything that a sidecar names is there, in all formats asked for."""
-    has_formats = set(formats) <= set(done.get("formats", ()))
-    return has_formats and all((out / name).is_file() for name in done.get("files", ()))
+    """Whether everything that a sidecar names is there, whole, in all formats asked for."""
+    if not set(formats) <= set(done.get("formats", ())):
+        return False
+    files = [out / name for name in done.get("files", ())]
+    sizes = done.get("sizes", ())
+    if len(sizes) != len(files):  # of a version that did not write them
+        return False
+    pairs = zip(files, sizes, strict=True)
+    return all(path.is_file() and path.stat().st_size == size for path, size in pairs)
 
 
 def write_prepared(scan: Scan, recipe: Recipe, prepared: Prepared, out: Path) -> dict[str, Any]:
@@ -185,23 +233,26 @@ def write_outline(
 def try_preprocess(
     scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
 ) -> Failure | None:
-    """`preprocess_scan` that answers with the failure of a bad scan, and None for a good one."""
+    """`preprocess_scan` that answers with the failure of a bad scan, and None for a good one.
+
+    Whatever one scan raises costs that scan alone; its traceback goes to the log file. What is no
+    scan's fault (the disk is full, `out` cannot be written) is raised.
+    """
+    cli.log_to(out)
     try:
         preprocess_scan(scan, recipe, out, formats)
         return None
-    except OSError as error:
-        if error.errno in NO_SCANS_FAULT:
-            raise
-        return {"reason": f"{scan.image}: {cli.error_sentence(error)}", "checks": []}
     except RefusedScan as error:
         if error.picture is not None:
             _write_refused(scan, *error.picture, out)
         return {"reason": str(error), "checks": [check.row() for check in error.checks]}
     except ScanError as error:
         return {"reason": str(error), "checks": []}
-    except (RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError, IndexError) as error:
-        what = f"unexpected {type(error).__name__}: {cli.error_sentence(error)}"
-        return {"reason": f"{scan.image}: {what}", "checks": []}
+    except Exception as error:
+        if cli.ends_the_command(error, out):
+            raise
+        cli.log_traceback(error, out)
+        return {"reason": cli.unexpected(error, scan.image), "checks": []}
 
 
 def _write_refused(scan: Scan, image: np.ndarray, brain: np.ndarray, out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,26 +12,31 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.detect.identity import figures_digest
-from pipelines.detect.report import COLUMNS, Report
+from pipelines.detect.report import COLUMNS, Report, of_scan
 from pipelines.detect.run import Run, load_run
-from pipelines.versions import __version__
+from pipelines.versions import __version__, shown_text
+from preprocessing.dicom import save_copy
 from preprocessing.files import digest_of, file_digest, read_json, write_json, write_table
 from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
+from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
-NO_SCANS_FAULT = (28, 13, 30)  # errno: disk full, no permission, read-only
+log = logging.getLogger("norma")
 
 
 @dataclass(frozen=True)
 class Job:
     """What every scan of a command is scored by.
 
-    `digest` is of the run's weights and of all settings: same digest, same result.
+    `digest` is of the run's weights and of all settings: same digest, same result. Reports name
+    files by their way from `root`, the folder that came in. `keep_nifti`: a converted scan is
+    written beside its mask.
     """
 
     run_dir: Path
@@ -37,6 +44,8 @@ class Job:
     threshold: float
     digest: str
     accelerator: str = "auto"
+    root: Path | None = None
+    keep_nifti: bool = False
 
     @property
     def run(self) -> Run:
@@ -64,13 +73,22 @@ def _read_run(run_dir: Path, accelerator: str, stamp: int) -> Run:
 
 
 def make_job(
-    run_dir: Path, out: Path, threshold: float | None = None, accelerator: str = "auto"
+    run_dir: Path,
+    source: Path,
+    out: Path,
+    threshold: float | None = None,
+    accelerator: str = "auto",
+    keep_nifti: bool = False,
 ) -> Job:
-    """The job of scoring scans by a run into `out`, cut at `threshold` or else at the run's own."""
+    """The job of scoring `source` by a run into `out`, cut at `threshold` or else at the run's."""
     run = loaded_run(run_dir, accelerator)
     threshold = run.threshold if threshold is None else threshold
-    digest = figures_digest(run.weights_digest, run.config, run.recipe, threshold)
-    return Job(run.folder, out, threshold, digest, accelerator)
+    template = run.recipe.template
+    atlas = file_digest(Path(template)) if template else None
+    recipe = run.recipe.model_copy(update={"template": atlas})
+    digest = figures_digest(run.weights_digest, run.config, recipe, threshold)
+    root = source if source.is_dir() else source.parent
+    return Job(run.folder, out, threshold, digest, accelerator, root, keep_nifti)
 
 
 def existing_source(source: Path) -> Path:
@@ -94,7 +112,35 @@ def listed(
     """
     parent = job.out if shared else None
     with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
-        yield list_scans(existing_source(source), job.run.recipe.name, Path(folder))
+        scans, lost = list_scans(existing_source(source), job.run.recipe.name, Path(folder))
+        check_leaks(scans)
+        check_out(scans, job)
+        yield scans, lost
+
+
+def check_out(scans: Sequence[Scan], job: Job) -> None:
+    """InputError where a result would take the place of another scan's, or of a user's file."""
+    for scan in scans:
+        report = read_report(job.out, scan.id)
+        other = report and report.source and report.source != source_of(scan)
+        readable = scan.image.is_file()
+        if report and other and readable and report.digest != file_digest(scan.image):
+            raise InputError(
+                f"{job.out}: holds the result of another scan that is called '{scan.id}' too, "
+                f"not that of {scan.image}; give another OUT, or an id in a table."
+            )
+        own_mask = scan.image.parent / f"{scan.id}_mask.nii.gz"
+        in_place = scan.image.parent.resolve() == job.out.resolve()
+        if in_place and own_mask.is_file() and not report:
+            raise InputError(
+                f"{own_mask}: a file that Norma did not write stands where its mask would go; "
+                "give another OUT."
+            )
+
+
+def source_of(scan: Scan) -> str:
+    """Which file a scan is, as a digest of its place: a report names no folder."""
+    return digest_of(scan.origin or os.path.realpath(scan.image))
 
 
 def detect_all(
@@ -120,14 +166,29 @@ def detect_all(
             report = result or not_scored(scan, job, f"{scan.image}: {lost_because}")
             reports.append(report)
             if progress and not report.scored:
-                tqdm.write(f"not scored: {report.reason}", file=bar.fp)
+                tqdm.write(f"not scored: {_full_reason(report, scan)}", file=bar.fp)
     finally:
         order = {scan.id: i for i, scan in enumerate(scans)}
         reports.sort(key=lambda report: order[report.id])
         for name, reason in lost.items():
-            reports.append(Report(id=name, status="not scored", reason=reason))
-        write_table(job.out / "scores.tsv", [report.row() for report in reports], COLUMNS)
+            reports.append(not_scored(Scan(name, Path(name), name), job, reason))
+        write_scores(job.out, reports)
     return reports
+
+
+def _full_reason(report: Report, scan: Scan) -> str:
+    """Why a scan was not scored, for the terminal: with the path that the user knows."""
+    reason = report.reason or ""
+    if report.image and reason.startswith(report.image):
+        return f"{scan.image}{reason.removeprefix(report.image)}"
+    return reason
+
+
+def write_scores(out: Path, reports: Sequence[Report]) -> None:
+    """scores.tsv: the scans of this command, then those of others whose reports stand in `out`."""
+    own = {report.id for report in reports}
+    others = [report for report in all_reports(out) if report.id not in own]
+    write_table(out / "scores.tsv", [report.row() for report in (*reports, *others)], COLUMNS)
 
 
 def _one_after_the_other(
@@ -141,59 +202,93 @@ def _one_after_the_other(
 def begin_scan(scan: Scan, job: Job) -> Begun:
     """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError."""
     recipe = job.run.recipe
-    files = channel_files(scan, recipe)
+    files = [*channel_files(scan, recipe)]
     if scan.brain_mask:
         files.append(scan.brain_mask)
-    key = digest_of(job.digest, [file_digest(path) for path in files])
+    key = digest_of(job.digest, [file_digest(path) for path in files], *scan.made_of)
     report = read_report(job.out, scan.id)
-    masked = (job.out / f"{scan.id}_mask.nii.gz").is_file()
-    if report and report.fingerprint == key and (masked or not report.scored):
+    if report and report.fingerprint == key and _stands(report, job.out):
         return Begun(key, report=report)
     return Begun(key, prepared=prepare(scan, recipe))
 
 
+def _stands(report: Report, out: Path) -> bool:
+    """Whether the files that a report describes are there, and whole."""
+    if not report.scored:
+        return True
+    files = report.files or {}
+    sizes = [(out / name, size) for name, size in files.items()]
+    return bool(sizes) and all(p.is_file() and p.stat().st_size == size for p, size in sizes)
+
+
 def read_report(out: Path, scan_id: str) -> Report | None:
-    """The report of a scan in `out`; None where there is none."""
+    """The report of a scan in `out`; None where there is none, or one that is damaged."""
     path = out / f"{scan_id}_report.json"
-    return Report(**read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Report(**read_json(path))
+    except (InputError, TypeError, ValidationError):
+        log.warning("%s: a damaged report; the scan is scored again.", path)
+        return None
+
+
+def all_reports(out: Path) -> list[Report]:
+    """Every report that stands in `out`, of other commands too, by id."""
+    ids = [path.name.removesuffix("_report.json") for path in out.glob("*_report.json")]
+    reports = [read_report(out, scan_id) for scan_id in sorted(ids)]
+    return [report for report in reports if report]
 
 
 def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -> Report:
     """Score one scan; one that fails gets a report "not scored" that says why, and never a mask.
 
-    `begun` gives what `begin_scan` made of the scan, where that was called already.
+    `begun` gives what `begin_scan` made of the scan, where that was called already. Whatever one
+    scan raises costs that scan alone; its traceback goes to the log file.
     """
+    cli.log_to(job.out)
     try:
         start = begun() if begun else begin_scan(scan, job)
+        if scan.origin:
+            keep_converted(scan, job)
         if start.report:
             return start.report
         assert start.prepared
-        detection = job.run.detect_prepared(scan, start.prepared, job.threshold)
+        detection = job.run.detect_prepared(scan, start.prepared, job.threshold, job.root)
         detection.report.fingerprint = start.key
+        detection.report.source = source_of(scan)
+        detection.report.digest = file_digest(scan.image)
         detection.save(job.out)
         return detection.report
-    except OSError as error:
-        if error.errno in NO_SCANS_FAULT:
-            raise
-        return not_scored(scan, job, cli.error_sentence(error))
     except RefusedScan as error:
         return not_scored(scan, job, str(error), [c.row() for c in error.checks])
     except ScanError as error:
         return not_scored(scan, job, str(error))
-    except (RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError, IndexError) as error:
-        what = f"unexpected {type(error).__name__}: {cli.error_sentence(error)}"
-        return not_scored(scan, job, f"{scan.image}: {what}")
+    except Exception as error:
+        if cli.ends_the_command(error, job.out):
+            raise
+        cli.log_traceback(error, job.out)
+        return not_scored(scan, job, cli.unexpected(error, scan.image))
+
+
+def keep_converted(scan: Scan, job: Job) -> None:
+    """Write the image of a DICOM scan beside its mask, if asked for, or remove an older one."""
+    path = job.out / f"{scan.id}_scan.nii.gz"
+    if job.keep_nifti:
+        save_copy(scan.image, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
     """The report of a scan that could not be scored; it replaces any older result of its name."""
     for name in ("mask", "map"):  # an older result would be taken for this scan's
         (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
+    named = of_scan(scan, job.root)
     report = Report(
-        id=scan.id,
-        image=str(scan.image),
+        **named,
         status="not scored",
-        reason=reason,
+        reason=shown_text(reason.replace(str(scan.image), named["image"]), job.root),
         checks=list(checks),
         notice=NOTICE,
         norma=__version__,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.postprocess import components, location_of_maximum
 from pipelines.detect.detector import NativeMap
-from pipelines.versions import __version__
+from pipelines.versions import __version__, shown_path
 from preprocessing.files import plain, write_json
 from preprocessing.images import save_nifti
 from preprocessing.scans import NOTICE, Scan
@@ -27,6 +27,7 @@ COLUMNS = (
     "components",
     "flags",
     "reason",
+    "run",
 )
 LISTED = 20  # components that a report describes, the largest ones
 
@@ -74,13 +75,16 @@ class Report(BaseModel):
     """What `make infer` says of one scan; the fields of a scan that was not scored end at `reason`.
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
-    Volumes are mm³. `fingerprint` tells whether a result still stands.
+    `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
+    `fingerprint` and `files` (bytes by name) tell whether a result still stands,
+    `source` and `digest` of which file it is.
     """
 
     model_config = ConfigDict(extra="ignore")
 
     id: str
     image: str = ""
+    dicom: dict[str, str] | None = None
     status: Literal["scored", "not scored"]
     reason: str | None = None
     notice: str = NOTICE
@@ -101,6 +105,9 @@ class Report(BaseModel):
     sequences: dict[str, str] | None = None
     brain_mask: str | None = None
     fingerprint: str | None = None
+    files: dict[str, int] | None = None
+    source: str | None = None
+    digest: str | None = None
 
     @property
     def scored(self) -> bool:
@@ -114,7 +121,7 @@ class Report(BaseModel):
         """The report as a row of scores.tsv."""
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {"id": self.id, "image": self.image or None, "status": self.status}
-        row |= {"percentile": self.percentile, "reason": self.reason}
+        row |= {"percentile": self.percentile, "reason": self.reason, "run": self.run}
         if self.scored:
             assert self.score is not None and self.anomalous_mm3 is not None
             row |= {
@@ -135,12 +142,15 @@ class Detection:
     report: Report
 
     def save(self, out: Path) -> None:
-        """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json`."""
+        """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json` to a folder."""
         name = self.report.id
+        out.mkdir(parents=True, exist_ok=True)
         for old in ("report.json", "mask.nii.gz"):  # must not stand beside a new map
             (out / f"{name}_{old}").unlink(missing_ok=True)
         save_nifti(self.map, out / f"{name}_map.nii.gz")
         save_nifti(self.mask, out / f"{name}_mask.nii.gz")
+        names = (f"{name}_map.nii.gz", f"{name}_mask.nii.gz")
+        self.report.files = {file: (out / file).stat().st_size for file in names}
         write_json(out / f"{name}_report.json", self.report.as_json())
 
 
@@ -163,9 +173,16 @@ def findings(native: NativeMap, marked: np.ndarray, scan_from_atlas: np.ndarray)
     }
 
 
-def of_scan(scan: Scan) -> dict[str, Any]:
-    """The fields of a report that name the scan."""
-    fields: dict[str, Any] = {"id": scan.id, "image": str(scan.image)}
+def of_scan(scan: Scan, root: Path | None = None) -> dict[str, Any]:
+    """The fields of a report that name the scan; files by their way from `root`.
+
+    A DICOM scan is called by its series: the converted image is gone afterwards.
+    """
+    fields: dict[str, Any] = {"id": scan.id, "image": shown_path(scan.image, root)}
+    if scan.origin:
+        number = scan.origin["series_number"] or "without number"
+        fields["image"] = f"{scan.origin['folder']}, series {number}"
+        fields["dicom"] = scan.origin
     if scan.sequences:
-        fields["sequences"] = {name: str(path) for name, path in scan.sequences.items()}
+        fields["sequences"] = {n: shown_path(path, root) for n, path in scan.sequences.items()}
     return fields

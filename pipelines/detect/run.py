@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,27 @@ from pydantic import BaseModel, ValidationError
 from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import percentile_of
 from models.base import AnomalyModel
-from pipelines.config import read_config, write_yaml
+from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_detector, build_model, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, cut, scan_score
 from pipelines.detect.points import NAMES, Point, ScoredScan, conformal, quantile, scores_of, share
 from pipelines.detect.report import Detection, Report, findings, of_scan
-from pipelines.versions import __version__
+from pipelines.versions import __version__, shown_path
 from preprocessing.files import file_digest, nearest, read_json, write_atomic, write_json
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan
 
 FORMAT = 1  # of a run folder; raise when an older Norma could not read it
+SEALED = (
+    "config.yaml",
+    "recipe.yaml",
+    "threshold.json",
+    "reference.json",
+    "healthy_voxels.npz",
+    "weights.pt",
+)
 NEEDED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
 
 
@@ -96,13 +104,18 @@ class Run:
         threshold = self.threshold if threshold is None else threshold
         return self.detect_prepared(scan, prepare(scan, self.recipe), threshold)
 
-    def detect_prepared(self, scan: Scan, prepared: Prepared, threshold: float) -> Detection:
-        """`detect` of a scan that was prepared with the run's recipe."""
+    def detect_prepared(
+        self, scan: Scan, prepared: Prepared, threshold: float, root: Path | None = None
+    ) -> Detection:
+        """`detect` of a scan that was prepared with the run's recipe.
+
+        The report names files by their way from `root`, the folder that came in.
+        """
         native = self.detector.map(prepared)
         marked = cut(native, threshold, self.config.postprocess)
         score = scan_score(native, self.config.calibration.score_fraction)
         report = Report(
-            **of_scan(scan),
+            **of_scan(scan, root),
             status="scored",
             notice=NOTICE,
             norma=__version__,
@@ -112,7 +125,7 @@ class Run:
             threshold=threshold,
             **findings(native, marked, prepared.scan_from_atlas),
             model=self.config.name,
-            run=str(self.folder),
+            run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,
             flags=prepared.flags,
             checks=[c.row() for c in prepared.checks],
@@ -174,13 +187,21 @@ class Run:
 
 
 def like_scan(data: np.ndarray, prepared: Prepared) -> nib.Nifti1Image:
-    """`data` with the shape, affine and qform/sform codes of the scan."""
-    # the header brings the codes, and its affine is the scan's own
-    image = nib.Nifti1Image(data, prepared.home.affine, prepared.header)
-    image.header.set_data_dtype(data.dtype)
-    image.header.set_slope_inter(1, 0)
-    image.header["cal_min"] = 0
-    image.header["cal_max"] = 0
+    """`data` with the shape, affine and qform/sform codes of the scan, and nothing else of it.
+
+    A header holds free text (names of patients too), so geometry alone is carried over.
+    """
+    large = max(data.shape) > np.iinfo(np.int16).max
+    image = (nib.Nifti2Image if large else nib.Nifti1Image)(data, prepared.home.affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"Norma {__version__}"
+    header = prepared.header
+    if header is None:  # a scan of another format
+        return image
+    for name in ("qform", "sform"):
+        code = int(header[f"{name}_code"])
+        matrix = getattr(header, f"get_{name}")() if code else prepared.home.affine
+        getattr(image, f"set_{name}")(matrix, code, update_affine=False)
     return image
 
 
@@ -204,16 +225,17 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
                 f"{run_dir}: no {name}, so this is no finished run; finish it with 'make train'."
             )
 
+    _check_files(run_dir)
     config = read_config(RunConfig, run_dir / "config.yaml")
     recipe = read_recipe(run_dir)
     device = pick_device(accelerator)
-    model = build_detector(config, build_model(config, recipe))
+    model = _built(config, recipe, run_dir)
     weights = run_dir / "weights.pt"
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(
-            f"{weights}: not the weights of this config ({str(error).splitlines()[0]})."
+            f"{weights}: not the weights of this config ({_short_cause(error)})."
         ) from None
     model.eval().to(device)
 
@@ -227,7 +249,59 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
             f"{run_dir}: threshold.json or reference.json is damaged ({_first_problem(error)}); "
             "train it again with 'make train'."
         ) from None
-    return Run(run_dir, Detector(model, config, device), recipe, points, healthy)
+    run = Run(run_dir, Detector(model, config, device), recipe, points, healthy)
+    _check_threshold(run)
+    return run
+
+
+def _built(config: RunConfig, recipe: Recipe, run_dir: Path) -> AnomalyModel:
+    """The model of a run, without weights; InputError where its config describes none."""
+    try:
+        return build_detector(config, build_model(config, recipe))
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / 'config.yaml'}: {error}") from None
+    except (
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{run_dir / 'config.yaml'}: describes no model ({_short_cause(error)}); "
+            "train it again with 'make train'."
+        ) from None
+
+
+def _check_files(run_dir: Path) -> None:
+    """InputError where a file of the run is not the one that training wrote."""
+    for name, digest in read_history(run_dir).get("files", {}).items():
+        path = run_dir / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise InputError(
+                f"{path}: not the file that this run was finished with; copy the run again, or "
+                "train it again with 'make train'."
+            )
+
+
+def _check_threshold(run: Run) -> None:
+    """InputError for a threshold that would mark nothing or everything, whatever the scan."""
+    voxel = run.threshold if run.config.calibration.point in run.points else float("nan")
+    silent = not any(run.reference.voxel_quantiles.values())  # a map that is 0 has threshold 0
+    if not np.isfinite(voxel) or voxel < 0 or (voxel == 0 and not silent):
+        raise InputError(
+            f"{run.folder / 'threshold.json'}: threshold {voxel}; expected a finite number above "
+            "0; train it again with 'make train'."
+        )
+
+
+def _short_cause(error: Exception) -> str:
+    """Why weights cannot be loaded; torch's advice to load them all the same is not repeated."""
+    text = str(error)
+    if "weights_only" in text or "Unpickling" in text or "pickle" in text.lower():
+        return "it holds more than numbers, and Norma loads nothing that could run code"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _first_problem(error: Exception) -> str:
@@ -260,30 +334,15 @@ def _with_key(path: Path, key: str) -> dict[str, Any]:
 def read_history(run_dir: Path) -> dict[str, Any]:
     """run.json of a run folder, finished or not; empty where the file is missing."""
     path = run_dir / "run.json"
-    return read_json(path) if path.is_file() else {}
+    history = read_json(path) if path.is_file() else {}
+    if not isinstance(history, dict):
+        raise InputError(f"{path}: expected a JSON object; train the run again with 'make train'.")
+    return history
 
 
 def write_history(run_dir: Path, history: dict[str, Any]) -> None:
     """Write run.json with the format of the folder."""
     write_json(run_dir / "run.json", {"format": FORMAT} | history)
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run or cohort folder; a template that lies in the folder is named in full."""
-    recipe = read_config(Recipe, folder / "recipe.yaml")
-    if recipe.template and (folder / recipe.template).is_file():
-        return recipe.model_copy(update={"template": str(folder / recipe.template)})
-    return recipe
-
-
-def write_recipe(run_dir: Path, recipe: Recipe) -> None:
-    """Write recipe.yaml, and a copy of a user's template beside it: the run stands alone."""
-    if recipe.template:
-        template = Path(recipe.template)
-        name = "template" + "".join(template.suffixes[-2:])
-        shutil.copyfile(template, run_dir / name)
-        recipe = recipe.model_copy(update={"template": name})
-    write_atomic(run_dir / "recipe.yaml", write_yaml(recipe))
 
 
 def write_calibration(
@@ -307,10 +366,21 @@ def write_calibration(
 
 
 def write_weights(model: AnomalyModel, run_dir: Path) -> None:
-    """The last file of a run: where it stands, the run is finished."""
+    """The last file of a run: where it stands, the run is finished.
+
+    Before it run.json gets the digests of all files, that of the weights too.
+    """
     buffer = io.BytesIO()
     torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
+    seal(run_dir, {"weights.pt": sha256(buffer.getvalue()).hexdigest()})
     write_atomic(run_dir / "weights.pt", buffer.getvalue())
+
+
+def seal(run_dir: Path, more: dict[str, str] | None = None) -> None:
+    """Write the digests of a run's files into its run.json; `more` are of files not there yet."""
+    names = [name for name in SEALED if (run_dir / name).is_file()]
+    digests = {name: file_digest(run_dir / name) for name in names} | (more or {})
+    write_history(run_dir, read_history(run_dir) | {"files": digests})
 
 
 def write_voxels(healthy: VoxelHistogram, run_dir: Path) -> None:

@@ -18,10 +18,11 @@ from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import best_f1
 from pipelines import cli
 from pipelines.cohort.cases import PATHS, Case, read_cases, read_truth
+from pipelines.config import read_recipe
 from pipelines.detect.detector import NativeMap, scan_score
 from pipelines.detect.identity import figures_digest, settings
 from pipelines.detect.points import Point
-from pipelines.detect.run import Run, read_recipe
+from pipelines.detect.run import Run
 from pipelines.study.case_pictures import Images, case_images
 from pipelines.study.evaluation import Evaluation, Failure, ScanRow, SliceRow
 from pipelines.study.measure import evaluate_scan

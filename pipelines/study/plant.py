@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import label
 
 from evaluation import shapes, synthetic
-from pipelines.cohort.cases import Case, load
+from pipelines.cohort.cases import Case, grid_difference, load
 from preprocessing.files import nearest
 from preprocessing.images import Grid, array_axis, read_image
 from preprocessing.register import carry_mask, resample
@@ -21,7 +21,7 @@ MARGIN_MM = 3.0  # between a lesion and the brain's surface, about
 LARGEST = 0.5  # of the brain's volume
 TRIES = 5  # places tried for a lesion that changes too little
 VISIBLE = 0.1  # mean change that is enough, as a share of the brain's range
-SAME_PLACE = 1e-3  # mm: affines that differ by more are of another scan
+SAME_PLACE = 0.1  # mm: a scan whose voxels lie farther off is another one
 VOLUMES = "1,20"
 
 
@@ -86,11 +86,11 @@ def load_head(case: Case) -> Head:
         raise ScanError(f"{case.brain}: no such file; run 'make preprocess' again.")
     prepared = load(case, image=False)
     home = prepared.home
-    moved = not np.allclose(image.affine, home.affine, atol=SAME_PLACE)
-    if image.shape != home.shape or moved:
+    difference = grid_difference(Grid.of(image), home, SAME_PLACE)
+    if difference:
         raise ScanError(
-            f"{case.image}: shape {image.shape} or affine differs from what "
-            f"{case.sidecar.parents[1]} was made of; run 'make preprocess' again."
+            f"{case.image}: {difference}, of which {case.sidecar.parents[1]} was made; "
+            "run 'make preprocess' again."
         )
     atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
     brain = carry_mask(prepared.brain, prepared.grid, Grid.of(image), atlas_from_scan)

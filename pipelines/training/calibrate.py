@@ -11,7 +11,7 @@ from evaluation.metrics import VoxelHistogram
 from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.detect.detector import Detector, NativeMap, scan_score
 from pipelines.detect.points import Point, ScoredScan, operating_points
-from pipelines.detect.run import HealthyReference, Run, write_calibration
+from pipelines.detect.run import HealthyReference, Run, seal, write_calibration
 
 WHAT = {"map": "map", "model": "model's own scores", "cluster": "map's cluster enhancement"}
 QUANTILES = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -72,3 +72,4 @@ def calibrate_run(run: Run, cases: Sequence[Case], tune: Sequence[Case] = ()) ->
     """Calibrate a trained run anew on healthy `cases`, and write that into its folder."""
     points, reference, healthy = calibrate(run.detector, cases, tune)
     write_calibration(run.folder, points, reference, healthy, run.config.calibration.point)
+    seal(run.folder)

@@ -19,7 +19,7 @@ from lightning_fabric.strategies import DDPStrategy
 from models import model_class
 from models.base import AnomalyModel
 from pipelines.cohort.cases import Case, data_digest, data_digest_0, learning_cases, read_cases
-from pipelines.config import ConfigError, read_config, write_yaml
+from pipelines.config import ConfigError, read_config, read_recipe, write_recipe, write_yaml
 from pipelines.detect.build import build_detector, build_model, load_members, with_members
 from pipelines.detect.config import Loop, RunConfig
 from pipelines.detect.detector import Detector
@@ -27,10 +27,8 @@ from pipelines.detect.identity import settings
 from pipelines.detect.run import (
     finished,
     read_history,
-    read_recipe,
     write_calibration,
     write_history,
-    write_recipe,
     write_weights,
 )
 from pipelines.training.calibrate import calibrate

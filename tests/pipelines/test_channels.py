@@ -195,7 +195,7 @@ def test_channels_are_the_sequences_in_order_each_scaled_by_its_own_recipe(data)
         points = np.c_[np.argwhere(inside), np.ones(inside.sum())] @ mask.affine.T
         scaled = {"image": (side["world"], 0.75), "image_flair": (side["further"][0]["world"], 0.9)}
         for channel, (column, (world, top)) in enumerate(scaled.items()):
-            raw = nib.load(row[column])
+            raw = nib.load(data / row[column])
             at = points @ np.array(world).T @ np.linalg.inv(raw.affine).T
             values = ndimage.map_coordinates(
                 raw.get_fdata(dtype=np.float32), at[:, :3].T, order=1, mode="nearest"

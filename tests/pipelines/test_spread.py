@@ -283,7 +283,8 @@ def test_slurm_jobs_run_the_scans_and_a_dry_run_shows_the_script(heads, tmp_path
         and "--nthreads 1 " in text
         and "--nworkers 4 " in text
     )
-    assert not list(tmp_path.glob("job-*")) and not list((tmp_path / "dry").iterdir())
+    assert not list(tmp_path.glob("job-*"))
+    assert [p.name for p in (tmp_path / "dry").iterdir()] == [cli.LOCK]
 
     done = start(tmp_path / "out", heads, "--executor", "slurm", "--workers", "1")
     done.communicate(timeout=120)

@@ -106,3 +106,20 @@ def test_a_brain_cut_by_the_field_of_view_keeps_its_last_slice():
     mask[8:32, 8:32, 0:20] = True
     opened = brain._tidy(mask, opening=3)
     assert opened[15, 15, 0] and opened[:, :, 0].sum() == opened[:, :, 5].sum()
+
+
+def test_a_background_of_nan_gets_a_value_of_its_own():
+    shape = (30, 34, 28)
+    inside = ellipsoid(shape, (15, 17, 14), (9, 11, 8))
+    data = np.where(inside, np.arange(np.prod(shape)).reshape(shape) % 900 + 5.0, np.nan)
+    filled, share = brain.fill_background(data)
+    assert share == pytest.approx((~inside).mean()) and (filled[~inside] < 5).all()
+    np.testing.assert_array_equal(brain.off_background(filled), inside)
+    data[15, 17, 14] = np.nan  # a hole
+    assert not np.isnan(brain.fill_background(data)[0]).any()
+    flat = np.where(inside, np.float32(600), np.float32(np.nan))
+    np.testing.assert_array_equal(brain.off_background(brain.fill_background(flat)[0]), inside)
+    scattered = np.where(inside, np.nan, 5.0)
+    assert brain.fill_background(scattered)[1] == 0
+    data[15, 17, 14] = np.inf
+    assert brain.fill_background(data)[1] == 0

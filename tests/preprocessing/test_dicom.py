@@ -12,6 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from preprocessing import dicom
 from preprocessing.images import read_image
+from preprocessing.quality import flags
 from preprocessing.scans import InputError
 from preprocessing.tables import list_scans
 
@@ -170,9 +171,11 @@ def test_a_tilt_that_cannot_be_corrected_fails_by_name(tmp_path):
     write_series(tmp_path / "in/straight", offset=-2 * 40000)
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
     assert [s.subject for s in scans] == ["straight"]
-    assert list(failures) == ["tilted"]
-    reason = "(tilted gantry, which it corrects in 16-bit data of 3 slices or more alone)"
-    assert reason in failures["tilted"]
+    assert (
+        list(failures) == ["tilted_series-3"]
+        and "(tilted gantry, which it corrects in 16-bit data of 3 slices or more alone)"
+        in failures["tilted_series-3"]
+    )
 
 
 def test_a_second_run_forgets_series_that_are_gone(tmp_path):
@@ -228,9 +231,10 @@ def test_a_broken_series_fails_by_name_and_the_others_are_converted(tmp_path):
     (tmp_path / "in/bad/notes.txt").write_text("no image")
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
     assert [s.subject for s in scans] == ["good"]
-    assert list(failures) == ["bad"]
-    start = f"{tmp_path / 'in/bad'}: dcm2niix made no volume of this series ("
-    assert failures["bad"].startswith(start)
+    assert failures == {
+        "bad_damaged": f"{tmp_path / 'in/bad'}: 1 of its DICOM files cannot be used: "
+        "its header names no series and describes no pixels."
+    }
 
 
 def test_a_truncated_slice_costs_its_series_not_its_neighbours(tmp_path):
@@ -239,17 +243,24 @@ def test_a_truncated_slice_costs_its_series_not_its_neighbours(tmp_path):
     for path in bad.iterdir():
         path.write_bytes(path.read_bytes()[:600])
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
-    assert [s.subject for s in scans] == ["good"] and list(failures) == ["bad"]
+    assert [s.subject for s in scans] == ["good"]
+    assert (
+        list(failures) == ["bad_damaged"] and f"{N} of its DICOM files" in failures["bad_damaged"]
+    )
 
 
-@pytest.mark.parametrize("how", ["absent", "damaged"])
-def test_a_gap_in_a_series_is_logged_and_keeps_the_other_slices_in_place(tmp_path, caplog, how):
+@pytest.mark.parametrize("how", ["absent", "header cut", "pixels cut"])
+def test_a_gap_in_a_series_is_flagged_and_keeps_the_other_slices_in_place(tmp_path, how):
     lost = write_series(tmp_path / "in/p") / "3_007.dcm"
-    lost.unlink() if how == "absent" else lost.write_bytes(lost.read_bytes()[:600])
+    length = {"absent": 0, "header cut": 600, "pixels cut": 4000}[how]
+    lost.write_bytes(lost.read_bytes()[:length])
     (scan,), failures = dicom.convert(tmp_path / "in", tmp_path / "out")
-    assert failures == {} and "_Eq" in scan.image.name
-    (logged,) = [r.getMessage() for r in caplog.records]
-    assert logged.startswith(f"{tmp_path / 'in/p'}: Missing images? Expected 15 images")
+    assert list(failures) == (["p_damaged"] if how == "header cut" else [])
+    assert "_Eq" in scan.image.name
+    flagged = ["missing slices (interpolated) is 1 slices, expected at most 0 slices"]
+    if how == "pixels cut":
+        flagged.append("damaged slices left out is 1 slices, expected at most 0 slices")
+    assert flags(scan.checks) == flagged
     image = nib.as_closest_canonical(read_image(scan.image))
     assert image.shape == (SIZE, SIZE, N)
     places = rod(image)
@@ -260,7 +271,7 @@ def test_a_gap_in_a_series_is_logged_and_keeps_the_other_slices_in_place(tmp_pat
 def test_nothing_but_broken_series_is_an_input_error(tmp_path):
     (tmp_path / "in/bad").mkdir(parents=True)
     (tmp_path / "in/bad/x.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x07" * 500)
-    with pytest.raises(InputError, match=r"in/bad: dcm2niix made no volume of this series"):
+    with pytest.raises(InputError, match=r"in/bad: 1 of its DICOM files cannot be used: "):
         dicom.convert(tmp_path / "in", tmp_path / "out")
     with pytest.raises(InputError, match=r"empty: no DICOM series found"):
         (tmp_path / "empty").mkdir()
@@ -285,7 +296,11 @@ def test_derived_series_are_used_only_where_there_is_nothing_else(tmp_path):
     write_series(tmp_path / "in/both", 9, kind=("DERIVED", "SECONDARY", "MPR"))
     write_series(tmp_path / "in/alone", 9, kind=("DERIVED", "SECONDARY", "MPR"))
     scans, failures = dicom.convert(tmp_path / "in", tmp_path / "out")
-    assert failures == {} and [s.id for s in scans] == ["alone_series-9", "both_series-2"]
+    assert [s.id for s in scans] == ["alone_series-9", "both_series-2"]
+    assert list(failures) == ["both_series-9"]
+    assert failures["both_series-9"].endswith(
+        "derived from other images of its study, which are taken instead."
+    )
 
 
 def secrets_in(text):

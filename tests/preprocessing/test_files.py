@@ -79,3 +79,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["scores.tsv"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@sum", "=HYPERLINK(1)"])
+def test_a_cell_is_no_formula(tmp_path, text):
+    write_table(tmp_path / "t.tsv", [{"a": text, "b": "plain", "c": -1.5, "d": "+3"}])
+    cells = (tmp_path / "t.tsv").read_text().splitlines()[1].split("\t")
+    assert cells == [f"'{text}", "plain", "-1.5", "+3"]
+    (row,) = read_table(tmp_path / "t.tsv")
+    assert row == {"a": text, "b": "plain", "c": "-1.5", "d": "+3"}

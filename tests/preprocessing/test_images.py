@@ -2,8 +2,10 @@
 
 import errno
 import struct
+import zlib
 from pathlib import Path
 
+import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
 import pytest
@@ -200,3 +202,78 @@ def test_absent_flat_and_tiny_images_are_refused(tmp_path):
         match=r"thin\.nii: expected at least 8 voxels along each axis, got shape \(30, 40, 7\)",
     ):
         read_image(tmp_path / "thin.nii")
+
+
+def bmp_header(width, height):
+    """The first bytes of an 8-bit BMP that claims any size."""
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024, 0, 0, 54 + 1024) + info + bytes(1024)
+
+
+def png_header(width, height):
+    """The beginning of a grey PNG that claims any size."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    pixels = zlib.compress(bytes(1000))
+    data = b"IDAT" + pixels
+    end = struct.pack(">I", len(pixels)) + data + struct.pack(">I", zlib.crc32(data))
+    return b"\x89PNG\r\n\x1a\n" + chunk + end
+
+
+@pytest.mark.parametrize("side", [8200, 12000, 20000, 60000])
+@pytest.mark.parametrize("name", ["x.png", "x.bmp"])
+def test_a_picture_too_large_is_refused_before_its_pixels(tmp_path, name, side, recwarn):
+    header = png_header if name == "x.png" else bmp_header
+    (tmp_path / name).write_bytes(header(side, side))
+    with pytest.raises(
+        ScanError, match=rf"{name}: .* pixels.*; expected at most 67 million pixels"
+    ):
+        read_image(tmp_path / name)
+    assert not [w for w in recwarn if "Bomb" in w.category.__name__]
+
+
+def one_bit_tiff(pixels):
+    """A TIFF of one bit per colour, from bool (rows, columns, 3)."""
+    rows, columns, _ = pixels.shape
+    data = np.packbits(pixels.reshape(rows, -1), axis=1).tobytes()
+    start = 8 + len(data)
+    tags = [
+        (256, 4, 1, columns),
+        (257, 4, 1, rows),
+        (258, 3, 3, start + 2 + 12 * 9 + 4),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 3),
+        (278, 4, 1, rows),
+        (279, 4, 1, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    folder = struct.pack("<H", len(tags)) + entries + bytes(4) + struct.pack("<HHH", 1, 1, 1)
+    return b"II*\0" + struct.pack("<I", start) + data + folder
+
+
+def test_a_tiff_of_one_bit_colour_is_read(tmp_path):
+    pixels = np.zeros((40, 48, 3), bool)
+    pixels[5:30, 7:40] = True
+    pixels[10:20, 10:20, 1:] = False
+    (tmp_path / "x.tif").write_bytes(one_bit_tiff(pixels))
+    shown = np.asarray(read_image(tmp_path / "x.tif").dataobj)[::-1, ::-1, 0].T
+    assert shown[0, 0] == 0 and shown[6, 8] == pytest.approx(1)
+    assert shown[12, 12] == pytest.approx(0.2125)  # luminance of red
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (-3, np.int16, r"pixels of type int16 from -3 to 0, expected 0 or more"),
+        (400, np.float32, r"pixels of type float32 from 0 to 400, expected 0 to 1"),
+        (1j, np.complex64, r"pixels of type complex64, expected whole numbers"),
+    ],
+)
+def test_pixels_that_have_no_share_of_a_range_are_refused(tmp_path, value, kind, message):
+    pixels = np.zeros((40, 48), kind)
+    pixels[3, 4] = value
+    iio.imwrite(tmp_path / "x.tif", pixels)
+    with pytest.raises(ScanError, match=rf"x\.tif: {message}; save it as 8 or 16 bit"):
+        read_image(tmp_path / "x.tif")

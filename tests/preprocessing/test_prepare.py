@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from preprocessing import prepare, register
+from preprocessing import prepare, quality, register
 from preprocessing.images import Grid, read_image
 from preprocessing.quality import dice
 from preprocessing.recipe import Intensity, Limits, Recipe, Series
@@ -118,3 +118,30 @@ def test_a_picture_lies_in_the_middle_of_its_frame(tmp_path):
     assert found.brain.sum() == 40 * 50 and found.brain_method == "foreground"
     # whole pixels: (100 - 80) / 2 and (90 - 60) / 2 to each side
     np.testing.assert_array_equal(found.scan_from_atlas[:2, 3], (-10, -15))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1 / 300, -1.7), (1, -1024.3), (1, None)])
+def test_a_linear_change_of_grey_leaves_brain_and_image(
+    scan, first, prepared, tmp_path, monkeypatch, slope, intercept
+):
+    """Z-scored, a negative background, or one of NaN: the brain is the same to the voxel."""
+    native = nib.load(scan.image)
+    data = np.asarray(native.dataobj, np.float32)
+    changed = np.where(data == 0, np.nan, data)
+    if intercept is not None:
+        changed = data * np.float32(slope) + np.float32(intercept)
+    path = tmp_path / "changed.nii"
+    nib.save(nib.Nifti1Image(changed.astype(np.float32), native.affine), path)
+    other = prepare.strip(Scan("s", path, "s"), RECIPE)
+    assert other.method == "none"
+    np.testing.assert_array_equal(other.brain, first.brain)
+    assert bool(quality.flags(other.checks)) == (intercept is None)
+
+    # the fit itself is steady to a few tenths of a mm, not to the bit: the same pose for both
+    pose = prepared.scan_from_atlas
+    monkeypatch.setattr(register, "fit", lambda *_, **__: (pose, pose))
+    recipe = RECIPE.model_copy(update={"limits": Limits(min_overlap=0.5, min_information=0)})
+    if intercept is not None:
+        laid = prepare.lay_on_atlas(other, recipe)
+        np.testing.assert_array_equal(laid.brain, prepared.brain)
+        np.testing.assert_allclose(laid.image, prepared.image, atol=1e-3)

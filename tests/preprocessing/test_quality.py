@@ -46,3 +46,16 @@ def test_dice_by_hand():
     b[2:8] = True
     assert quality.dice(a, b) == pytest.approx(2 * 2 / 10)
     assert quality.dice(np.zeros(3, bool), np.zeros(3, bool)) == 0
+
+
+def test_a_ct_with_1024_added_is_named_as_not_in_hu():
+    hu = np.full((40, 40, 40), -1000.0)
+    hu[8:32, 8:32, 8:32] = 35  # 13,824 voxels of 0.125 ml
+    hu[8:12, 8:32, 8:32] = 1000  # bone
+    extent = (200, 200, 200)
+    assert all(c.passed for c in quality.image_checks(hu, "ct", extent))
+    for added in (1000, 1024):
+        stored = hu + added
+        stored[:3] = 0
+        with pytest.raises(ScanError, match=r"the values are not in HU: .* rescale intercept"):
+            quality.demand(quality.image_checks(stored, "ct", extent))

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipelines.config import load_recipe
-from pipelines.detect.run import FORMAT, load_run, read_recipe, write_history, write_recipe
+from pipelines.config import load_recipe, read_recipe, write_recipe
+from pipelines.detect.run import FORMAT, load_run, seal, write_history
 from pipelines.training.calibrate import calibrate_run
 from preprocessing.scans import InputError
 
@@ -20,7 +20,8 @@ def run_dir(tiny_run, tmp_path):
 
 
 def test_a_run_says_its_format_and_a_newer_one_is_refused(run_dir):
-    assert load_run(run_dir, "cpu").history == {}  # version 0.1.0 wrote no format: it reads as 1
+    (run_dir / "run.json").write_text("{}")  # version 0.1.0 wrote no format: it reads as 1
+    load_run(run_dir, "cpu")
     write_history(run_dir, {"data": "ct"})
     assert json.loads((run_dir / "run.json").read_text()) == {"format": FORMAT, "data": "ct"}
     load_run(run_dir, "cpu")
@@ -51,6 +52,9 @@ def test_damage_is_one_sentence(run_dir):
     threshold = json.loads((run_dir / "threshold.json").read_text())
     threshold["points"]["quantile"]["voxel"] = "high"
     (run_dir / "threshold.json").write_text(json.dumps(threshold))
+    with pytest.raises(InputError, match="not the file that this run was finished with"):
+        load_run(run_dir, "cpu")
+    seal(run_dir)
     with pytest.raises(InputError, match=r"is damaged .*voxel"):
         load_run(run_dir, "cpu")
 

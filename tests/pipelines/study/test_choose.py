@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from pipelines.detect.run import seal
 from preprocessing.files import read_json, read_table
 from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
 from tests.pipelines.test_pipeline import run
@@ -122,6 +123,7 @@ def test_a_ranking_goes_on_where_it_stopped_and_sees_what_changed(
     )
     config = tmp_path / "runs" / "pca" / "config.yaml"
     config.write_text(config.read_text().replace("median: 0", "median: 3"))
+    seal(tmp_path / "runs" / "pca")
     assert run("choose", *arguments) == 0 and seen[3:] == ["pca"]
     assert run("choose", *arguments, "--seed", 1) == 0 and seen[4:] == ["intensity", "pca"]
 
@@ -182,6 +184,7 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert run("choose", "--data", data, "--runs", tmp_path) == 2
     assert "no finished run in this folder" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "other")
+    (tmp_path / "other" / "preprocess.json").unlink()  # it says how many rows were written
     table = (tmp_path / "other" / "scans.tsv").read_text().splitlines()
     (tmp_path / "other" / "scans.tsv").write_text(
         "\n".join(line for line in table if "\tval\t" not in line) + "\n"
