@@ -67,19 +67,28 @@ def detect(image: str | Path, run: Run | str | Path, threshold: float | None = N
 
 
 def detect_all(
-    source: str | Path, run_dir: str | Path, out: str | Path, workers: int = 1
+    source: str | Path,
+    run_dir: str | Path,
+    out: str | Path,
+    threshold: float | None = None,
+    executor: str = "",
+    workers: int = 1,
+    keep_nifti: bool = False,
 ) -> list[Report]:
     """Score every scan of a folder or table into `out`, as `make infer` does; one report a scan.
 
-    A scan that cannot be scored has a report that says why; DICOM folders are converted.
+    A scan that cannot be scored has a report that says why. DICOM folders are converted; with
+    `keep_nifti` what they are converted to stays. `executor` and `workers` as in docs/cluster.md.
     """
     from pipelines.cli import release, writable_folder
-    from pipelines.detect.batch import detect_all, listed, make_job
+    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
 
+    source = existing_source(Path(source))
+    job = make_job(Path(run_dir), source, Path(out), threshold, keep_nifti=keep_nifti)
     try:
-        job = make_job(Path(run_dir), Path(source), writable_folder(out))
-        with listed(Path(source), job) as (scans, lost):
-            return detect_all(scans, lost, job, workers=workers, progress=False)
+        writable_folder(out)
+        with listed(source, job, shared=bool(executor)) as (scans, lost):
+            return detect_all(scans, lost, job, executor, workers, progress=False)
     finally:
         release()
 
