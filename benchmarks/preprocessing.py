@@ -24,6 +24,7 @@ from preprocessing.quality import dice
 from preprocessing.recipe import Recipe
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan
+from preprocessing.stripped import is_stripped
 
 PEER = "ANTs Rigid, BET, NIfTI per slice"
 
@@ -48,7 +49,7 @@ def slow_chain(path: Path, modality: str, out: Path) -> Chain:
     image = ants.resample_image(image, (1, 1, 1), use_voxels=False, interp_type=0)
     lap("resample to 1 mm")
     at_1mm = nib.Nifti1Image(image.numpy(), register.affine_of(image))
-    stripped = brain.is_stripped(at_1mm)
+    stripped = is_stripped(at_1mm, modality)
     mask = brain.brain_mask(at_1mm, modality, "none" if stripped else "bet")[0]
     lap("brain mask")
     atlas = register.load_atlas()

@@ -35,6 +35,7 @@ LOCK = ".norma.lock"
 
 log = logging.getLogger("norma")
 _claimed: dict[Path, IO[str]] = {}
+_stderr: list[int] = []  # a copy of descriptor 2 as the command found it, while it is elsewhere
 
 
 class Terminated(KeyboardInterrupt):
@@ -125,6 +126,31 @@ def log_to(folder: Path) -> None:
     root.addHandler(handler)
     logging.captureWarnings(True)
     logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
+    _divert_libraries(path)
+
+
+def _divert_libraries(path: Path) -> None:
+    """What C++ libraries print on descriptor 2 goes to a file; Python's stderr stays where it was.
+
+    ITK, which fits scans, and decoders of pictures write there past Python's logging.
+    """
+    try:
+        on_two = sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # a stream of a test or of a notebook
+        on_two = False
+    if on_two:
+        sys.stderr.flush()
+        _stderr.append(os.dup(2))
+        own = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+                handler.setStream(own)
+        sys.stderr = own
+    if not _stderr:
+        return
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def log_traceback(error: BaseException, folder: Path) -> None:
@@ -222,6 +248,8 @@ def release() -> None:
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)
         handler.close()
+    if _stderr:
+        os.dup2(_stderr[-1], 2)
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:

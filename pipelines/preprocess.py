@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
     source = existing_input(Path(arguments.input or demo_table(arguments.seed)))
     default = Path("work") / modality if arguments.input else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
-    given = list_input(source, modality, out, arguments.seed)
+    given = list_input(source, modality, out, arguments.seed, recipe.limits.max_gb)
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(given.scans)))
         return cli.OK

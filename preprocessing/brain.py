@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from preprocessing.images import outer_planes
+from preprocessing.background import off_background
 from preprocessing.scans import ScanError
+from preprocessing.stripped import BONE_HU, is_stripped
 
 CT_BRAIN_HU = 80.0  # the upper end of the brain window, which deepbet is shown
-BONE_HU = 100.0  # at and above: bone; pictures windowed to 100 HU clip there
 # At and above, beside bone: a voxel that shares bone. Fresh blood is darker, so that a bleed at the
 # skull stays in the mask. Without this rule healthy scans held 10 to 20 ml of such bright voxels
 # within 3 mm of the mask's edge; 0.3 ml are left (docs/experiments.md).
@@ -25,8 +25,6 @@ SKULL_NEAR = 6  # mm from the mask's border within which bone counts as skull
 SHARED = 2  # mm beside the skull that go too
 LEAK = 6  # voxels: what is thinner than twice this and hangs on is a leak into the scalp
 GIVEN_BACK = 2  # voxels that an opening gives back beyond its radius
-# Brains that are stripped lie between; a whole head has a foreground well above 2.3 litres.
-STRIPPED_ML = (400.0, 2300.0)
 
 
 def brain_mask(
@@ -37,7 +35,8 @@ def brain_mask(
 ) -> tuple[np.ndarray, str]:
     """Brain mask of a 1 mm RAS+ scan, bool (X, Y, Z), and the method that made it.
 
-    "auto": "none" for a scan that `is_stripped` recognises, "deepbet" for any other.
+    "auto": "none" for a scan that `is_stripped` recognises, "deepbet" for any other. `find_brain`
+    asks that of a scan before it is resampled.
     "none": the scan's own foreground.
     "deepbet": Fisch et al. 2024. It gets CT as 0..80 HU with bone set to 0.
     "bet": the deformable surface of Smith 2002.
@@ -46,11 +45,11 @@ def brain_mask(
     by default it is looked for here. Bone is removed from the mask of a CT. Raises ScanError where
     no brain is found.
     """
-    if front is None:
-        front = off_background(np.asarray(image.dataobj))
     if method == "auto":
-        method = "none" if is_stripped(image, front) else "deepbet"
+        method = "none" if is_stripped(image, modality) else "deepbet"
     if method == "none":
+        if front is None:
+            front = off_background(np.asarray(image.dataobj))
         return _tidy(front, opening=0), method
 
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -81,60 +80,9 @@ def picture_foreground(data: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(_largest(labels))[..., None]
 
 
-def is_stripped(image: nib.Nifti1Image, front: np.ndarray | None = None) -> bool:
-    """Whether a scan is skull-stripped; `front` as `brain_mask` has it.
-
-    It then has one background value, and a foreground in one piece that is as large as a brain.
-    """
-    if front is None:
-        front = off_background(np.asarray(image.dataobj))
-    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    if not STRIPPED_ML[0] < front.sum() * voxel_ml < STRIPPED_ML[1] or front.mean() > 0.6:
-        return False
-    labels, _ = ndimage.label(front[::2, ::2, ::2])
-    return bool(np.bincount(labels.ravel())[1:].max() > 0.9 * (labels > 0).sum())
-
-
 def foreground(data: np.ndarray) -> np.ndarray:
     """Largest region in one piece that is not background, holes filled; bool, same shape."""
     return _tidy(off_background(data), opening=0)
-
-
-def off_background(data: np.ndarray) -> np.ndarray:
-    """What has another value than the background, bool.
-
-    It has to be asked of a scan as it came in: interpolation blurs the one value of the background,
-    by an amount that depends on that value.
-    """
-    return data != _background(data)
-
-
-def fill_background(data: np.ndarray) -> tuple[np.ndarray, float]:
-    """A scan whose background is NaN with a number in its place, and the share of such voxels.
-
-    NaN is background where nine tenths of it hang together with the border: the rest are holes. It
-    becomes a value a hundredth of the range below the lowest one, which no other voxel has. Any
-    other scan stays as it is, and one with infinite values too.
-    """
-    absent = np.isnan(data)
-    if not absent.any() or absent.all() or np.isinf(data).any():
-        return data, 0.0
-    labels, _ = ndimage.label(absent)
-    outer = np.unique(np.concatenate([plane.ravel() for plane in outer_planes(labels)]))
-    if np.isin(labels, outer[outer > 0]).sum() < 0.9 * absent.sum():
-        return data, 0.0
-    low = float(np.nanmin(data))
-    high = float(np.nanmax(data))
-    filled = data.copy()
-    filled[absent] = low - 0.01 * max(high - low, abs(low) / 1000, 1e-6)
-    return filled, float(absent.mean())
-
-
-def _background(data: np.ndarray) -> float:
-    """The value that most voxels of the outermost planes share."""
-    voxels = np.concatenate([plane.ravel() for plane in outer_planes(data)])
-    values, counts = np.unique(voxels, return_counts=True)
-    return float(values[counts.argmax()])
 
 
 def _soft_tissue(hu: np.ndarray) -> np.ndarray:

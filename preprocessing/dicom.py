@@ -41,7 +41,7 @@ from preprocessing.files import write_atomic
 from preprocessing.images import SMALLEST, is_nifti
 from preprocessing.quality import Check
 from preprocessing.scans import InputError, Scan, ScanError
-from preprocessing.volumes import LIMIT
+from preprocessing.volumes import MAX_GB, too_large
 
 __all__ = ["convert", "has_dicom", "is_dicom", "save_copy"]
 
@@ -62,13 +62,13 @@ def has_dicom(folder: Path) -> bool:
     return any(True for _ in dicom_files(folder))
 
 
-def convert(folder: Path, out: Path) -> tuple[list[Scan], dict[str, str]]:
+def convert(folder: Path, out: Path, max_gb: float = MAX_GB) -> tuple[list[Scan], dict[str, str]]:
     """Convert every series below `folder` into NIfTI in `out`; one subject per top-level folder.
 
     dcm2niix corrects gantry tilt and unequal slice distances, and writes the corrected volume
     beside the original; the corrected one is taken, and flagged. Derived series are used only where
     their study gives nothing else. No patient name goes into a file name or a log: a series is
-    called by its folder and series number.
+    called by its folder and series number. A series of `max_gb` as float32 or more is left out.
 
     Returns the scans and, by name, why a series gave none. Raises InputError where none did.
     """
@@ -80,7 +80,7 @@ def convert(folder: Path, out: Path) -> tuple[list[Scan], dict[str, str]]:
         try:
             if series.derived and series.first.study in studies:
                 raise ScanError("derived from other images of its study, which are taken instead.")
-            scans.append(_convert_series(series, folder, out / series.name))
+            scans.append(_convert_series(series, folder, out / series.name, max_gb))
         except ScanError as error:
             lost[series.name] = f"{series.where}: {error}"
             continue
@@ -125,10 +125,11 @@ def save_copy(image: Path, path: Path) -> None:
 # from a series to a scan
 
 
-def _convert_series(series: Series, root: Path, target: Path) -> Scan:
+def _convert_series(series: Series, root: Path, target: Path, max_gb: float) -> Scan:
     """A series as a scan whose image lies in `target`; ScanError with the reason why it is none."""
-    _demand_usable(series)
+    _demand_usable(series, max_gb)
     series, stack = _one_volume(series)
+    _demand_size(stack.even_slices, series.first, max_gb)
     image = _dcm2niix(series, stack, target)
     volume = nib.Nifti1Image.from_filename(image)
     spacing = float(series.first.spacing.max())
@@ -151,7 +152,7 @@ def _convert_series(series: Series, root: Path, target: Path) -> Scan:
     return Scan(series.name, image, series.subject, origin=origin, checks=tuple(checks))
 
 
-def _demand_usable(series: Series) -> None:
+def _demand_usable(series: Series, max_gb: float) -> None:
     """Raise ScanError where headers say that a series is no volume of CT or MR, or too large."""
     first = series.first
     if first.modality not in MODALITIES:
@@ -165,7 +166,7 @@ def _demand_usable(series: Series) -> None:
     for header in series.headers:
         if header.grey != "MONOCHROME2":
             raise ScanError(f"pixels are {header.grey or 'of no kind'}, expected MONOCHROME2.")
-    _demand_size(count_slices(series.headers), first)
+    _demand_size(count_slices(series.headers), first, max_gb)
 
     positions, orientations, spacing = series.planes
     if not all(np.isfinite(part).all() for part in (positions, orientations, spacing)):
@@ -184,13 +185,12 @@ def _demand_usable(series: Series) -> None:
         raise ScanError(_TOO_FEW.format(len(positions)))
 
 
-def _demand_size(slices: int, of: Header) -> None:
+def _demand_size(slices: int, of: Header, max_gb: float) -> None:
     """Raise ScanError where a volume of that many slices passes the limit."""
-    claimed = 4 * of.rows * of.columns * slices
-    if claimed >= LIMIT:
+    large = too_large((of.columns, of.rows, slices), max_gb)
+    if large:
         raise ScanError(
-            f"{of.columns} x {of.rows} x {slices} voxels would take {claimed / 1e9:.1f} GB, "
-            f"expected less than {LIMIT / 1e9:g} GB; export fewer or smaller slices."
+            f"{of.columns} x {of.rows} x {slices} voxels {large}; export fewer or smaller slices."
         )
 
 
@@ -219,7 +219,6 @@ def _one_volume(series: Series) -> tuple[Series, Stack]:
         log.warning("%s: %d slices came twice and are used once", series.where, repeated)
     if count < SMALLEST:
         raise ScanError(_TOO_FEW.format(count))
-    _demand_size(stack.even_slices, series.first)
     return series, stack
 
 

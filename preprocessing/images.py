@@ -17,13 +17,14 @@ from skimage import color, util
 from preprocessing.files import atomic
 from preprocessing.scans import ScanError
 from preprocessing.volumes import (
-    LIMIT,
+    MAX_GB,
     SMALLEST,
     absent,
     check_volume,
     first_line,
     open_volume,
     refuse_pointer,
+    too_large,
 )
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -108,21 +109,21 @@ def load_array(path: Path) -> np.ndarray:
     return data
 
 
-def read_image(path: Path) -> nib.Nifti1Image:
+def read_image(path: Path, max_gb: float = MAX_GB) -> nib.Nifti1Image:
     """Read a volume as float32 (X, Y, Z), with its header; a picture by `read_picture`.
 
     NIfTI, pairs of .hdr and .img, and .mgz are read, compressed or not, whatever their name says.
     scl_slope is applied, a trailing axis of length 1 dropped. Raises ScanError for a file that is
     missing, truncated or damaged, in colour or complex, not 3-D, smaller than 8 voxels along an
-    axis, larger than `volumes.LIMIT`, or without a usable voxel size or affine.
+    axis, of `max_gb` as float32 or more, or without a usable voxel size or affine.
     """
     if is_picture(path):
-        return read_picture(path)
+        return read_picture(path, max_gb=max_gb)
     volume = open_volume(path)
-    return volume.image(check_volume(volume))
+    return volume.image(check_volume(volume, max_gb))
 
 
-def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
+def read_picture(path: Path, channels: int = 1, max_gb: float = MAX_GB) -> nib.Nifti1Image:
     """Read a picture as a scan of one slice, float32 (X, Y, 1) in [0, 1], with pixels of 1 mm.
 
     Values are shares of the data type's range. A picture is taken as a radiological display: its
@@ -132,14 +133,14 @@ def read_picture(path: Path, channels: int = 1) -> nib.Nifti1Image:
     (X, Y, 1, channels): red, green, blue, or whatever a TIFF holds. Raises ScanError for what is
     no picture.
     """
-    data = _decoded(path)
+    data = _decoded(path, max_gb)
     shown = _grey(data, path) if channels == 1 else _planes(data, path, channels)
     # rows run from the front to the back, columns from the patient's right to the left
     turned = np.ascontiguousarray(shown.swapaxes(0, 1)[::-1, ::-1, None])
     return nib.Nifti1Image(turned, np.eye(4))
 
 
-def _decoded(path: Path) -> np.ndarray:
+def _decoded(path: Path, max_gb: float) -> np.ndarray:
     """The pixels of a picture as its file has them; ScanError where they cannot be had."""
     if not path.is_file():
         raise ScanError(absent(path))
@@ -149,7 +150,7 @@ def _decoded(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow's own, much larger limit on pixels
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            _refuse_large(iio.improps(path).shape, path)
+            _refuse_large(iio.improps(path).shape, path, max_gb)
             data = iio.imread(path)
     except ScanError:
         raise
@@ -173,13 +174,15 @@ def _decoded(path: Path) -> np.ndarray:
     return data
 
 
-def _refuse_large(shape: tuple[int, ...], path: Path) -> None:
+def _refuse_large(shape: tuple[int, ...], path: Path, max_gb: float) -> None:
     """Refuse a picture by the size that its header claims, before its pixels are read."""
     rows_columns = sorted(shape)[-2:]
-    pixels = int(np.prod(rows_columns, dtype=object))
-    if pixels > PIXELS or 4 * int(np.prod(shape, dtype=object)) >= LIMIT:
-        sides = " x ".join(map(str, shape))
+    sides = " x ".join(map(str, shape))
+    if int(np.prod(rows_columns, dtype=object)) > PIXELS:
         raise ScanError(f"{path}: {sides} pixels; {SHRINK}.")
+    large = too_large(shape, max_gb)
+    if large:
+        raise ScanError(f"{path}: {sides} pixels {large}; shrink the picture.")
 
 
 def _grey(data: np.ndarray, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One scan to the space of its atlas: check, 1 mm, brain, rigid fit, intensity."""
+"""One scan to the space of its atlas: check, 1 mm, brain, fit, intensity."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ import nibabel as nib
 import numpy as np
 
 from preprocessing import intensity, quality, register
-from preprocessing.brain import (
-    brain_mask,
-    fill_background,
-    off_background,
-    picture_foreground,
-)
+from preprocessing.background import fill_background, off_background
+from preprocessing.brain import brain_mask, picture_foreground
 from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
 from preprocessing.quality import Check
-from preprocessing.recipe import Intensity, Limits, Recipe, Series
+from preprocessing.recipe import Intensity, Recipe, Series
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError, how_to_give
-from preprocessing.volumes import absent, demand_orientation, forms_apart
+from preprocessing.stripped import is_stripped
+from preprocessing.volumes import (
+    MAX_GB,
+    absent,
+    demand_orientation,
+    forms_apart,
+    has_orientation,
+)
 
 log = logging.getLogger("norma")
+
+GUESSES = 4  # orientations in which a scan that has none is stripped and fitted
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Stripped:
     native: as it came in.
     work: at the recipe's spacing, RAS+.
     brain: bool, on the grid of `work`.
+    turn: (4x4) from the mm of the scan's own header to those of `native`, which differ where the
+        orientation was guessed.
     source: which of the two is interpolated to the atlas.
     """
 
@@ -83,12 +90,20 @@ class Stripped:
     method: str
     source: nib.Nifti1Image
     checks: list[Check]
+    turn: np.ndarray = field(default_factory=lambda: np.eye(4))
+
+    @property
+    def home(self) -> Grid:
+        """The grid of the scan as its own header has it."""
+        grid = Grid.of(self.native)
+        return Grid(grid.shape, self.turn.T @ grid.affine)
 
 
 class RefusedScan(ScanError):
     """A scan failed its checks.
 
     It carries all checks, and where there is one a picture (image, brain) for the quality page.
+    `brain_method` is what made the brain, "" where it was not yet looked for.
     """
 
     def __init__(
@@ -96,10 +111,12 @@ class RefusedScan(ScanError):
         message: str,
         checks: list[Check],
         picture: tuple[np.ndarray, np.ndarray] | None = None,
+        brain_method: str = "",
     ) -> None:
         super().__init__(message)
         self.checks = checks
         self.picture = picture
+        self.brain_method = brain_method
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
@@ -116,16 +133,37 @@ def prepare(scan: Scan, recipe: Recipe) -> Prepared:
 
 
 def prepare_volume(scan: Scan, recipe: Recipe) -> Prepared:
-    """The steps for one scan: check, 1 mm, brain, N4, rigid to the atlas, intensity.
+    """The steps for one scan: check, 1 mm, brain, N4, to the atlas, intensity.
 
     Other sequences follow as channels. Raises ScanError, as RefusedScan where a check fails.
     """
     files = channel_files(scan, recipe)
-    first = strip(scan, recipe)
-    prepared = lay_on_atlas(first, recipe)
+    first, prepared = _first_on_atlas(scan, recipe)
     for series, path in zip(recipe.sequences, files[1:], strict=True):
         prepared = add_sequence(prepared, first, series, path, recipe)
     return prepared
+
+
+def _first_on_atlas(scan: Scan, recipe: Recipe) -> tuple[Stripped, Prepared]:
+    """The first sequence stripped, and laid on the atlas.
+
+    Where "auto" took a scan for stripped and a check of its brain fails, deepbet has its turn. If
+    that fails too, the first failure is raised.
+    """
+    try:
+        first = strip(scan, recipe)
+        return first, lay_on_atlas(first, recipe)
+    except RefusedScan as error:
+        if recipe.brain != "auto" or error.brain_method != "none":
+            raise
+        refused = error
+    log.info("%s: a check of it as a skull-stripped scan failed; deepbet is tried", scan.id)
+    try:
+        first = strip(scan, recipe.model_copy(update={"brain": "deepbet"}))
+        return first, lay_on_atlas(first, recipe)
+    except ScanError as second:
+        log.info("%s: %s", scan.id, second)
+        raise refused from None
 
 
 def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
@@ -145,21 +183,70 @@ def channel_files(scan: Scan, recipe: Recipe) -> list[Path]:
 
 def strip(scan: Scan, recipe: Recipe) -> Stripped:
     """Read and check the first sequence, bring it to the recipe's spacing, and find its brain."""
-    native, checks = read_volume(scan.image, recipe.modality)
+    native, checks = read_volume(scan.image, recipe.modality, recipe)
     checks = [*scan.checks, *checks]
     _demand(checks, scan.image)
+    if not has_orientation(native):
+        return _guessed(scan, native, recipe, checks)
+    return _stripped(scan, native, recipe, checks)
 
+
+def _stripped(
+    scan: Scan,
+    native: nib.Nifti1Image,
+    recipe: Recipe,
+    checks: list[Check],
+    turn: np.ndarray | None = None,
+) -> Stripped:
+    """A scan that was read, at the recipe's spacing and with its brain."""
     work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, recipe.pad)
     brain, method = find_brain(scan, native, work, recipe)
-    checks += quality.brain_checks(brain, (recipe.spacing,) * 3, recipe.limits.brain_ml)
-    _demand(checks, scan.image, (np.asarray(work.dataobj), brain))
+    checks = checks + quality.brain_checks(brain, (recipe.spacing,) * 3, recipe.limits.brain_ml)
+    _demand(checks, scan.image, (np.asarray(work.dataobj), brain), method)
 
     if recipe.n4 and recipe.modality != "ct":  # N4 is for MR alone
         work = register.n4(work, brain)
     # Without N4 the image is interpolated once, from its own voxels to the atlas. The copy at the
     # recipe's spacing then serves the brain and the fit alone.
     source = work if recipe.n4 else native
-    return Stripped(scan.image, native, work, brain, method, source, checks)
+    turn = np.eye(4) if turn is None else turn
+    return Stripped(scan.image, native, work, brain, method, source, checks, turn)
+
+
+def _guessed(scan: Scan, native: nib.Nifti1Image, recipe: Recipe, checks: list[Check]) -> Stripped:
+    """A scan without orientation, stripped in the one in which it is most like the atlas.
+
+    A coarse fit of the whole head names the likeliest few; of these the brain decides.
+    """
+    atlas = register.load_atlas(recipe.template, recipe.grid)
+    shown = _without_bone(native, recipe.intensity)
+    turns = register.likely_turns(shown, Grid.of(native), atlas)[:GUESSES]
+    best: Stripped | None = None
+    most = -np.inf
+    for turn in turns:
+        placed = _placed(native, turn @ native.affine)
+        guess = quality.guess_check("".join(nib.aff2axcodes(placed.affine)))
+        try:
+            first = _stripped(scan, placed, recipe, [*checks, guess], turn)
+            _, affine_fit, view = _fitted(first, recipe)
+        except ScanError as error:  # no brain is found in a head that lies wrong
+            failure = error
+            continue
+        _, information = _affine_likeness(first, view, affine_fit, atlas)
+        if information > most:
+            best = first
+            most = information
+    if best is None:
+        raise failure
+    return best
+
+
+def _placed(image: nib.Nifti1Image, affine: np.ndarray) -> nib.Nifti1Image:
+    """An image without orientation at another place; its header says no more than before."""
+    moved = nib.Nifti1Image(np.asarray(image.dataobj), affine, image.header)
+    moved.header["qform_code"] = 0
+    moved.header["sform_code"] = 0
+    return moved
 
 
 def find_brain(
@@ -167,25 +254,38 @@ def find_brain(
 ) -> tuple[np.ndarray, str]:
     """The brain on the grid of `work`, bool, and what made it; a mask of the table goes first.
 
-    What is background is asked of the scan as it came in, `native`.
+    What is background, and whether the scan is stripped, is asked of it as it came in, `native`.
     """
     if scan.brain_mask:
-        given = read_image(scan.brain_mask)
-        demand_orientation(given, scan.brain_mask)
-        brain = carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), Grid.of(work))
+        given = read_image(scan.brain_mask, recipe.limits.max_gb)
+        place = _mask_grid(given, scan.brain_mask, native)
+        brain = carry_mask(np.asarray(given.dataobj) > 0, place, Grid.of(work))
         if not brain.any():
             raise ScanError(
                 f"{scan.brain_mask}: the brain mask is empty on the grid of {scan.image}."
             )
         return brain, "given"
 
-    front = None
-    if recipe.brain in ("auto", "none"):
-        front = _front(native, recipe.spacing)
-    brain, method = brain_mask(work, recipe.modality, recipe.brain, front)
-    if method == "none" and recipe.brain == "auto":
-        log.info("%s: already skull-stripped, taken as it is", scan.id)
-    return brain, method
+    method = recipe.brain
+    if method == "auto":
+        method = "none" if is_stripped(native, recipe.modality) else "deepbet"
+        if method == "none":
+            log.info("%s: already skull-stripped, taken as it is", scan.id)
+    front = _front(native, recipe.spacing) if method == "none" else None
+    return brain_mask(work, recipe.modality, method, front)
+
+
+def _mask_grid(given: nib.Nifti1Image, path: Path, native: nib.Nifti1Image) -> Grid:
+    """Where a brain mask lies; beside a scan without orientation it is taken voxel by voxel."""
+    if has_orientation(native):
+        demand_orientation(given, path)
+        return Grid.of(given)
+    if given.shape != native.shape:
+        raise ScanError(
+            f"{path}: shape {given.shape}, and the scan has {native.shape} and no orientation; "
+            "expected the same shape; draw the mask on the scan."
+        )
+    return Grid.of(native)
 
 
 def _front(native: nib.Nifti1Image, spacing: float) -> np.ndarray:
@@ -201,26 +301,31 @@ def _front(native: nib.Nifti1Image, spacing: float) -> np.ndarray:
 def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     """Fit a stripped sequence to the atlas, check the fit, and scale its intensities there."""
     atlas = register.load_atlas(recipe.template, recipe.grid)
+    rigid_fit, affine_fit, shown = _fitted(first, recipe)
+    scan_from_atlas = affine_fit if recipe.align == "affine" else rigid_fit
     here = Grid.of(first.work)
-    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
-    scan_from_atlas, affine_fit = register.fit(
-        shown, here, atlas, brain=first.brain, spacing=recipe.registration_spacing
-    )
-
     in_atlas = carry_mask(first.brain, here, atlas.grid, scan_from_atlas)
     image = _onto_brain(first.source, atlas.grid, scan_from_atlas, in_atlas)
-    overlap = quality.dice(in_atlas, atlas.brain)
+    turned = in_atlas
+    if recipe.align != "rigid":
+        turned = carry_mask(first.brain, here, atlas.grid, rigid_fit)
     checks = [
         *first.checks,
-        *_fit_checks(shown, first.brain, here, affine_fit, atlas, overlap, recipe.limits),
+        *quality.registration_checks(
+            quality.dice(turned, atlas.brain),
+            *_affine_likeness(first, shown, affine_fit, atlas),
+            _over_turned(first, shown, affine_fit, atlas),
+            recipe.limits.min_overlap,
+            recipe.limits.min_information,
+        ),
     ]
-    _demand(checks, first.path, (image, in_atlas))
+    _demand(checks, first.path, (image, in_atlas), first.method)
     return Prepared(
         image=scale_intensity(image, in_atlas, recipe.intensity),
         brain=in_atlas,
         grid=atlas.grid,
-        home=Grid.of(first.native),
-        scan_from_atlas=scan_from_atlas,
+        home=first.home,
+        scan_from_atlas=first.turn.T @ scan_from_atlas,
         space=atlas.name,
         outline=atlas.brain,
         header=first.native.header,
@@ -240,31 +345,54 @@ def _onto_brain(
     return resample(data, Grid.of(image), grid, image_from_grid, pad=None, within=brain)
 
 
-def _fit_checks(
-    shown: np.ndarray,
-    brain: np.ndarray,
-    grid: Grid,
-    affine_fit: np.ndarray,
-    atlas: register.Atlas,
-    rigid_overlap: float,
-    limits: Limits,
-) -> list[Check]:
-    """Overlaps and mutual information; those of the affine fit on every second atlas voxel."""
-    coarse = atlas.grid.every(2)
-    atlas_brain = atlas.brain[HALF]
-    brain_there = carry_mask(brain, grid, coarse, affine_fit)
-    image_there = resample(shown, grid, coarse, affine_fit)
-    both = brain_there & atlas_brain
-    information = 0.0
-    if both.any():
-        information = quality.mutual_information(image_there[both], atlas.image[HALF][both])
-    return quality.registration_checks(
-        rigid_overlap,
-        quality.dice(brain_there, atlas_brain),
-        information,
-        limits.min_overlap,
-        limits.min_information,
+def _fitted(first: Stripped, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rigid and affine map (4x4) from the atlas to a stripped scan, and what was fitted."""
+    atlas = register.load_atlas(recipe.template, recipe.grid)
+    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
+    rigid, affine = register.fit(
+        shown,
+        Grid.of(first.work),
+        atlas,
+        brain=first.brain,
+        spacing=recipe.registration_spacing,
     )
+    return rigid, affine, shown
+
+
+def _affine_likeness(
+    first: Stripped, shown: np.ndarray, affine_fit: np.ndarray, atlas: register.Atlas
+) -> tuple[float, float]:
+    """Dice and mutual information with the atlas where the affine fit lays a scan.
+
+    Both are measured on every second atlas voxel.
+    """
+    brain_there = carry_mask(first.brain, Grid.of(first.work), atlas.grid.every(2), affine_fit)
+    overlap = quality.dice(brain_there, atlas.brain[HALF])
+    return overlap, _information(first, shown, affine_fit, atlas)
+
+
+def _information(
+    first: Stripped, shown: np.ndarray, scan_from_atlas: np.ndarray, atlas: register.Atlas
+) -> float:
+    """Mutual information with the atlas where a matrix lays a scan; 0 where the brains part."""
+    grid = Grid.of(first.work)
+    coarse = atlas.grid.every(2)
+    both = carry_mask(first.brain, grid, coarse, scan_from_atlas) & atlas.brain[HALF]
+    if not both.any():
+        return 0.0
+    image_there = resample(shown, grid, coarse, scan_from_atlas)
+    return quality.mutual_information(image_there[both], atlas.image[HALF][both])
+
+
+def _over_turned(
+    first: Stripped, shown: np.ndarray, affine_fit: np.ndarray, atlas: register.Atlas
+) -> float:
+    """The likeness of a scan as it lies, over the best one of it turned by half a turn."""
+    own = _information(first, shown, affine_fit, atlas)
+    turned = [
+        _information(first, shown, affine_fit @ turn, atlas) for turn in register.half_turns(atlas)
+    ]
+    return own / max(*turned, 1e-6)
 
 
 def add_sequence(
@@ -272,7 +400,7 @@ def add_sequence(
 ) -> Prepared:
     """`prepared` with another sequence of the scan as its last channel."""
     image, between, checks = place_sequence(series, path, first, recipe)
-    sequence_from_atlas = between @ prepared.scan_from_atlas
+    sequence_from_atlas = between @ first.turn @ prepared.scan_from_atlas
     everywhere = np.ones(image.shape, bool)
     covered = carry_mask(everywhere, Grid.of(image), prepared.grid, sequence_from_atlas)
     checks += quality.coverage_checks(covered, prepared.brain)
@@ -282,6 +410,8 @@ def add_sequence(
     checks = [*prepared.checks, *checks]
     _demand(checks, path, (data, prepared.brain))
     channel = scale_intensity(data, prepared.brain, series.intensity)
+    if not has_orientation(image):
+        sequence_from_atlas = first.turn.T @ sequence_from_atlas
     return replace(
         prepared,
         image=np.stack([*prepared.channels, channel], -1),
@@ -298,7 +428,9 @@ def place_sequence(
     Sequences whose headers give one shape and affine are taken as aligned; all others are
     registered to the first one, rigidly.
     """
-    native, checks = read_volume(path, series.modality)
+    native, checks = read_volume(path, series.modality, recipe)
+    if not has_orientation(native):
+        native = _beside(native, path, first)
     if any(c.hard and not c.passed for c in checks):
         return native, np.eye(4), checks
 
@@ -323,8 +455,21 @@ def place_sequence(
     if recipe.n4 and series.modality != "ct":
         scan_from_sequence = np.linalg.inv(sequence_from_scan)
         inside = carry_mask(first.brain, Grid.of(first.work), Grid.of(work), scan_from_sequence)
-        return register.n4(work, inside), sequence_from_scan, checks
+        corrected = register.n4(work, inside)
+        if not has_orientation(native):
+            corrected = _placed(corrected, corrected.affine)
+        return corrected, sequence_from_scan, checks
     return native, sequence_from_scan, checks
+
+
+def _beside(native: nib.Nifti1Image, path: Path, first: Stripped) -> nib.Nifti1Image:
+    """Another sequence without orientation, voxel by voxel on the first one, which has none too."""
+    sizes = (native.header.get_zooms()[:3], first.native.header.get_zooms()[:3])
+    if has_orientation(first.native) or native.shape != first.native.shape:
+        demand_orientation(native, path)
+    if not np.allclose(*sizes, rtol=1e-3):
+        demand_orientation(native, path)
+    return _placed(native, first.native.affine)
 
 
 def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
@@ -332,7 +477,7 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
 
     There is no atlas.
     """
-    native, planes = _picture_and_planes(scan.image, recipe.channels)
+    native, planes = _picture_and_planes(scan.image, recipe.channels, recipe.limits.max_gb)
     data = np.asarray(native.dataobj)
     if data.shape[2] != 1:
         raise ScanError(
@@ -359,26 +504,28 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     )
 
 
-def _picture_and_planes(path: Path, channels: int) -> tuple[nib.Nifti1Image, np.ndarray]:
+def _picture_and_planes(
+    path: Path, channels: int, max_gb: float
+) -> tuple[nib.Nifti1Image, np.ndarray]:
     """A picture as a grey scan (X, Y, 1), and what its channels are made of.
 
     That is the same array, or its colour planes (X, Y, 1, C).
     """
     if channels == 1:
-        native = read_image(path)
+        native = read_image(path, max_gb)
         return native, np.asarray(native.dataobj)
     if not is_picture(path):
         raise ScanError(
             f"{path}: channels={channels} is for pictures, this is none; give PNG, JPG or TIF."
         )
-    planes = np.asarray(read_picture(path, channels).dataobj)
+    planes = np.asarray(read_picture(path, channels, max_gb).dataobj)
     return nib.Nifti1Image(planes.mean(-1), np.eye(4)), planes
 
 
 def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, str]:
     """The part of a picture (X, Y, 1) that counts, bool, and what made it."""
     if scan.brain_mask:
-        given = np.asarray(read_image(scan.brain_mask).dataobj) > 0
+        given = np.asarray(read_image(scan.brain_mask, recipe.limits.max_gb).dataobj) > 0
         if given.shape != data.shape:
             raise ScanError(
                 f"{scan.brain_mask}: shape {given.shape[:2]} differs from the picture's, "
@@ -390,10 +537,16 @@ def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.nda
     return picture_foreground(data), "foreground"
 
 
-def read_volume(path: Path, modality: str) -> tuple[nib.Nifti1Image, list[Check]]:
-    """A scan as it came in, a background of NaN filled, and the checks of its voxels."""
-    native = read_image(path)
-    demand_orientation(native, path)
+def read_volume(
+    path: Path, modality: str, recipe: Recipe | None = None
+) -> tuple[nib.Nifti1Image, list[Check]]:
+    """A scan as it came in, a background of NaN filled, and the checks of its voxels.
+
+    A scan without orientation is refused where the `recipe` guesses none.
+    """
+    native = read_image(path, recipe.limits.max_gb if recipe else MAX_GB)
+    if recipe is None or recipe.orientation == "refuse":
+        demand_orientation(native, path)
     data, share = fill_background(np.asarray(native.dataobj))
     if share:
         native = nib.Nifti1Image(data, native.affine, native.header)
@@ -404,13 +557,17 @@ def read_volume(path: Path, modality: str) -> tuple[nib.Nifti1Image, list[Check]
 
 
 def _demand(
-    checks: Sequence[Check], path: Path, picture: tuple[np.ndarray, np.ndarray] | None = None
+    checks: Sequence[Check],
+    path: Path,
+    picture: tuple[np.ndarray, np.ndarray] | None = None,
+    brain_method: str = "",
 ) -> None:
     """Raise RefusedScan where a hard check failed, naming the file."""
     try:
         quality.demand(checks)
     except ScanError as error:
-        raise RefusedScan(f"{path}: {error}", list(checks), picture) from None
+        text = f"{path}: {error}"
+        raise RefusedScan(text, list(checks), picture, brain_method) from None
 
 
 def registration_view(data: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:
@@ -427,8 +584,22 @@ def _ranged(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
     return np.clip(data, *limits)
 
 
+def _without_bone(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
+    """The whole head as `_ranged`; what is above a window, as bone is, becomes as dark as air."""
+    shown = _ranged(image, how)
+    if how.kind == "window":
+        shown = np.where(np.asarray(image.dataobj) > how.high, how.low, shown)
+    return shown
+
+
 def scale_intensity(image: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:
     """An image to [0, 1] as the recipe says, 0 outside the brain; float32."""
     if how.kind == "window":
+        if how.tissue is not None:
+            image = intensity.match_tissue(image, brain, how.tissue)
         return intensity.window(image, brain, how.low, how.high)
+    if how.kind == "nyul":
+        return intensity.nyul(image, brain)
+    if how.peak is not None:
+        return intensity.white(image, brain, how.low, how.top, how.peak)
     return intensity.percentiles(image, brain, how.low, how.high, how.top)

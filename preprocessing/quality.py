@@ -21,7 +21,7 @@ class Check:
     """One measured value against its limits, either of which may be open.
 
     A `hard` check refuses the scan, any other only flags it. `advice` ends the sentence of a check
-    that did not hold.
+    that did not hold; `words` stand in its place.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Check:
     unit: str = ""
     hard: bool = True
     advice: str = ""
+    words: str = ""
 
     @property
     def passed(self) -> bool:
@@ -38,6 +39,8 @@ class Check:
 
     def sentence(self) -> str:
         """The value and what was expected, for a message."""
+        if self.words:
+            return self.words
         found = f"{self.name} is {self.value:.4g} {self.unit}".rstrip()
         advice = f" ({self.advice})" if self.advice else ""
         return f"{found}, expected {self.expected}{advice}"
@@ -52,7 +55,7 @@ class Check:
 
     def row(self) -> dict[str, Any]:
         """The check as it is written to JSON."""
-        row = {k: v for k, v in asdict(self).items() if k not in ("low", "high", "advice")}
+        row = {k: v for k, v in asdict(self).items() if k not in ("low", "high", "advice", "words")}
         return {
             **row,
             "value": round(float(self.value), 4),
@@ -95,6 +98,18 @@ def form_checks(apart_mm: float, degrees: float) -> list[Check]:
         Check("angle between qform and sform", degrees, high=1, unit="degrees", hard=False),
     ]
     return [check for check in checks if not check.passed]
+
+
+def guess_check(axes: str) -> Check:
+    """Of a scan without orientation, which was guessed; `axes` such as "LPI"."""
+    return Check(
+        f"orientation guessed as {axes}",
+        1,
+        high=0,
+        hard=False,
+        words=f"the header has no orientation; guessed as {axes} by registration; "
+        "left and right cannot be told apart this way",
+    )
 
 
 def _unit_check(data: np.ndarray, voxel_ml: float) -> Check:
@@ -150,6 +165,7 @@ def registration_checks(
     rigid_dice: float,
     affine_dice: float,
     information: float,
+    over_turned: float,
     min_overlap: float,
     min_information: float,
 ) -> list[Check]:
@@ -157,7 +173,9 @@ def registration_checks(
 
     The rigid overlap catches a scan that lies wrong. The affine overlap and the mutual information
     are measured where the affine fit lays the scan, so that size and shape do not count. They catch
-    an object that is no brain (a box, a bottle) and an upside-down header.
+    an object that is no brain (a box, a bottle). `over_turned` is the likeness over that of the
+    same scan turned by half a turn; it catches a header that is upside down or back to front
+    (docs/results/turned.json).
     """
     return [
         Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
@@ -167,6 +185,15 @@ def registration_checks(
             information,
             low=min_information,
             unit="nats",
+            advice="no brain, or one that lies otherwise than its header says, such as back to "
+            "front",
+        ),
+        Check(
+            "likeness as the scan lies, over that of it turned by half a turn",
+            over_turned,
+            low=1,
+            advice="the header says wrongly how the head lies (upside down or back to front); "
+            "repair it",
         ),
     ]
 

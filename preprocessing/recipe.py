@@ -18,14 +18,66 @@ class Closed(BaseModel):
 class Intensity(Closed):
     """How intensities become [0, 1].
 
-    `window`: between fixed limits in HU. `percentiles`: between percentiles inside the brain, of
-    which the upper one becomes `top`; the rest is room for bright lesions.
+    `window`: between the fixed limits `low` and `high` in HU. With `tissue` all values of a scan
+        are shifted first, so that the mode of its brain tissue lies at that HU.
+    `percentiles`: between the percentiles `low` and `high` inside the brain, of which the upper
+        one becomes `top`; the rest is room for bright lesions.
+    `nyul`: percentiles of the brain onto those of the atlas' T1. For T1.
+    `white`: the percentile `low` becomes 0 and a mode of the brain `top`. `peak` says which mode:
+        "upper", white matter of T1, or "main", brain tissue of T2 and FLAIR.
     """
 
-    kind: Literal["window", "percentiles"]
-    low: float
-    high: float
+    kind: Literal["window", "percentiles", "nyul", "white"]
+    low: float = 1.0
+    high: float = 99.0
     top: float = Field(1.0, gt=0, le=1)
+    tissue: float | None = None
+    peak: Literal["upper", "main"] | None = None
+
+    @model_validator(mode="after")
+    def _settings_go_with_the_kind(self) -> Intensity:
+        self._demand_limits()
+        if self.kind == "nyul" and self.top != 1.0:
+            raise ValueError(f"kind=nyul has values of its own; leave top={self.top:g} out")
+        if self.kind == "white" and self.top == 1.0:
+            raise ValueError(
+                "kind=white lays the peak at top; give top below 1, such as 0.75, "
+                "or all that is brighter is lost"
+            )
+        if (self.kind == "white") != (self.peak is not None):
+            raise ValueError(
+                f"kind={self.kind}, peak={self.peak}: peak goes with kind=white and is needed "
+                "there; give upper for T1, main for T2 and FLAIR"
+            )
+        return self._demand_tissue()
+
+    def _demand_limits(self) -> None:
+        """Limits are named where the kind needs them, and left alone where it does not."""
+        if self.kind in ("window", "percentiles"):
+            missing = [name for name in ("low", "high") if name not in self.model_fields_set]
+            if missing:
+                raise ValueError(f"'intensity': kind={self.kind} needs {' and '.join(missing)}")
+            if not self.low < self.high:
+                raise ValueError(f"low={self.low:g} must lie below high={self.high:g}")
+        elif self.high != 99.0 or (self.kind == "nyul" and self.low != 1.0):
+            unused = "high" if self.kind == "white" else "low and high"
+            raise ValueError(f"kind={self.kind} does not use {unused}; leave out")
+        if self.kind != "window" and (self.low < 0 or self.high > 100):
+            raise ValueError(f"low={self.low:g}, high={self.high:g}: percentiles lie from 0 to 100")
+        if self.kind == "white" and self.low >= 50:
+            raise ValueError(f"low={self.low:g}: the percentile that becomes 0 lies below 50")
+
+    def _demand_tissue(self) -> Intensity:
+        """A mode of brain tissue is of CT, and is looked for from 10 to 60 HU."""
+        if self.tissue is None:
+            return self
+        if self.kind != "window":
+            raise ValueError(f"tissue={self.tissue:g} goes with kind=window, that is with CT")
+        if not (10 <= self.tissue <= 60 and self.low < self.tissue < self.high):
+            raise ValueError(
+                f"tissue={self.tissue:g} must lie from 10 to 60 HU and inside the window"
+            )
+        return self
 
 
 class Limits(Closed):
@@ -38,6 +90,7 @@ class Limits(Closed):
     brain_ml: tuple[float, float] = (600.0, 2300.0)
     min_overlap: float = 0.7  # Dice with the atlas brain, rigid; the affine one must be 0.2 better
     min_information: float = 0.05  # nats of mutual information with the atlas
+    max_gb: float = Field(4.0, gt=0)  # a scan that takes as much as float32 is refused unread
 
 
 class Series(Closed):
@@ -58,6 +111,10 @@ class Recipe(Closed):
     template: a skull-stripped NIfTI in place of the ICBM152 atlas.
     grid: voxels of the atlas along each axis, or pixels of a picture's frame; None keeps an axis.
     registration_spacing: mm at which scans are fitted to the atlas.
+    orientation: what becomes of a scan whose header does not say how it lies. `guess` finds it by
+        registration, which cannot tell left from right.
+    align: whether a scan keeps its size in the atlas ("rigid"), or is scaled and sheared onto it
+        ("affine"). Maps come back home either way.
     min_brain_pixels: slices with fewer are dropped.
     sequences: registered to the first one, that of `modality`; they follow it as channels.
     channels: how many colour planes of a picture become channels, from the first on; 1: grey.
@@ -72,6 +129,8 @@ class Recipe(Closed):
     template: str | None = None
     grid: tuple[int | None, int | None, int | None] = (240, 240, None)
     registration_spacing: float = Field(3.0, gt=0)
+    orientation: Literal["refuse", "guess"] = "refuse"
+    align: Literal["rigid", "affine"] = "rigid"
     min_brain_pixels: int = Field(10, ge=1)
     limits: Limits = Limits()
     sequences: tuple[Series, ...] = ()
@@ -95,6 +154,8 @@ class Recipe(Closed):
                 f"channels={self.channels} is for pictures; "
                 f"name the sequences of a scan as MODALITY={self.modality}+flair"
             )
+        if self.align != "rigid" and self.modality == "picture":
+            raise ValueError(f"align={self.align} is for scans; a picture has no atlas")
         modalities = [self.modality, *(s.modality for s in self.sequences)]
         twice = len(set(modalities)) < len(modalities)
         if self.sequences and (twice or "picture" in modalities):

@@ -41,6 +41,8 @@ TURNS = (-25, 25)  # degrees about each axis at which other fits start
 NEAR = 5  # mm around the brain that count where two sequences of one head are fitted
 RIM = 3  # voxels of rim that `likeness` leaves out: there any two stripped heads are alike
 
+GUESS_MM = 6.0  # at which the orientation of a scan is guessed
+
 AntsPair = tuple[Any, Any]  # fixed and moving image of a fit, as ANTs holds them
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm in RAS+ to ITK's LPS, and back
@@ -160,8 +162,8 @@ def fit(
     mass. The rigid map has its rotation (polar decomposition) and sends the centre of the atlas
     brain where it does; scale and shear are thrown away. A rigid fit of a brain to a template of
     another size has no clear optimum. This way the pose repeats within a few tenths of a
-    millimetre, where ANTs' own rigid stages differ by several. The affine map serves the checks
-    alone.
+    millimetre, where ANTs' own rigid stages differ by several. The affine map serves the checks,
+    and scans that are to be aligned by it.
 
     A head that lies askew can end in a wrong optimum. So where the brains overlap by a Dice below
     `SURE`, other starts are tried. `brain` is bool, by default what of the image is above 0.
@@ -196,6 +198,57 @@ def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
         start[:3, 3] = moving - start[:3, :3] @ fixed
         starts.append(start)
     return starts
+
+
+def likely_turns(image: np.ndarray, grid: Grid, atlas: Atlas, seed: int = 0) -> list[np.ndarray]:
+    """Turns (4x4) of space after which a scan may lie as the atlas does, the likeliest first.
+
+    `image` is a whole head or a brain, on a grid whose axes may be any. Each of the 24 rotations
+    that send axes to axes is a start of an affine fit at 6 mm, and they are sorted by how like the
+    atlas its end is. Those whose fit fails are left out. None of them mirrors: whether left is
+    right cannot be found this way. Raises ScanError where all fail.
+    """
+    pair = _coarse_pair((atlas.image, atlas.affine), (image, grid.affine), GUESS_MM)
+    fixed = centre(atlas.brain, atlas.affine)
+    middle = np.array(ndimage.center_of_mass(image - image.min()))
+    moving = grid.affine[:3, :3] @ middle + grid.affine[:3, 3]
+
+    found = []
+    for turn in quarter_turns():
+        start = turn.T.copy()
+        start[:3, 3] = moving - start[:3, :3] @ fixed
+        try:
+            end = _ants_fit("Affine", pair, seed, start=start)
+        except ScanError as error:  # from a far start the two may not even overlap
+            failure = error
+            continue
+        found.append((likeness(atlas.image, atlas.grid, atlas.brain, image, grid, end), turn))
+    if not found:
+        raise failure
+    return [turn for _, turn in sorted(found, key=lambda one: -one[0])]
+
+
+def half_turns(atlas: Atlas) -> list[np.ndarray]:
+    """The rotations (4x4) by half a turn about the atlas brain's centre, about each axis."""
+    middle = centre(atlas.brain, atlas.affine)
+    turns = []
+    for signs in ((1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)):
+        turn = np.diag([*signs, 1.0])
+        turn[:3, 3] = middle - turn[:3, :3] @ middle
+        turns.append(turn)
+    return turns
+
+
+def quarter_turns() -> list[np.ndarray]:
+    """The 24 rotations (4x4) that send axes to axes; none of them mirrors."""
+    turns = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            turn = np.eye(4)
+            turn[:3, :3] = np.diag(signs)[list(order)]
+            if np.linalg.det(turn) > 0:
+                turns.append(turn)
+    return turns
 
 
 def _overlap_with(

@@ -30,6 +30,7 @@ from preprocessing.scans import (
     unique_ids,
 )
 from preprocessing.splits import check_batch
+from preprocessing.volumes import MAX_GB
 
 # the columns that Norma reads in every table
 _COLUMNS = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"group"}
@@ -37,10 +38,13 @@ _COLUMNS = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"group"}
 log = logging.getLogger("norma")
 
 
-def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
+def list_scans(
+    source: Path, modality: str, out: Path, max_gb: float = MAX_GB
+) -> tuple[list[Scan], dict[str, str]]:
     """Scans of any input, and by name why a DICOM series gave none.
 
-    The DICOM series of a folder are converted below `out`; all else is read by `read_scans`.
+    The DICOM series of a folder are converted below `out`, those that take `max_gb` as float32 or
+    more excepted; all else is read by `read_scans`.
     InputError where two scans are one image.
     """
     source = Path(source)
@@ -54,18 +58,20 @@ def list_scans(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict
             f"{how_to_give(modality)}"
         )
     else:
-        scans, lost = _beside_dicom(source, modality, out)
+        scans, lost = _beside_dicom(source, modality, out, max_gb)
     check_batch(scans)
     return scans, lost
 
 
-def _beside_dicom(source: Path, modality: str, out: Path) -> tuple[list[Scan], dict[str, str]]:
+def _beside_dicom(
+    source: Path, modality: str, out: Path, max_gb: float
+) -> tuple[list[Scan], dict[str, str]]:
     """The scans of a folder that holds DICOM files, and maybe others; why series gave none."""
     tree = look(source)
     scans = _scans_below(tree, modality)
     tree.say(_used(tree, scans, modality), lambda file: not dicom.is_dicom(file))
     try:
-        series, lost = dicom.convert(source, out / "dicom")
+        series, lost = dicom.convert(source, out / "dicom", max_gb)
     except InputError as error:
         if not scans:
             raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nibabel.volumeutils import apply_read_scaling
 from preprocessing.scans import ScanError
 
 SMALLEST = 8  # voxels or pixels along each axis
-LIMIT = 4e9  # bytes of a scan as float32 that are refused: a head at 0.2 mm
+MAX_GB = 4.0  # of a scan as float32, by default: a head at 0.2 mm
 FAR = 1000  # mm: a field of view that no head scanner has
 LONGEST_AXIS = 32767  # voxels, the most that NIfTI-1 holds, in which results are written
 SLACK = 2**20  # bytes that may follow the voxels, as the footer of .mgz does
@@ -145,12 +145,29 @@ def volume_shape(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return numbers
 
 
+def too_large(shape: Sequence[int], max_gb: float) -> str:
+    """What is wrong with an array of this shape; empty where it takes less than `max_gb`."""
+    claimed = 4 * int(np.prod(shape, dtype=object)) / 1e9
+    if claimed < max_gb:
+        return ""
+    return (
+        f"take {claimed:.1f} GB as float32, expected less than {max_gb:g} GB "
+        "(limits.max_gb of the recipe)"
+    )
+
+
+def has_orientation(image: nib.Nifti1Image) -> bool:
+    """Whether a header says which way its volume lies: one of the codes is above 0."""
+    return bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
+
+
 def demand_orientation(image: nib.Nifti1Image, path: Path) -> None:
-    """Refuse a volume whose header does not say which way it lies: both codes are 0."""
-    if image.header["qform_code"] <= 0 and image.header["sform_code"] <= 0:
+    """Refuse a volume whose header does not say which way it lies."""
+    if not has_orientation(image):
         raise ScanError(
             f"{path}: the header does not say how the scan lies (qform_code and sform_code are 0), "
-            "expected one above 0; convert it again, or set the sform once you know the axes."
+            "expected one above 0; convert it again, set the sform once you know the axes, or "
+            "preprocess with orientation=guess."
         )
 
 
@@ -296,8 +313,11 @@ def _volume(path: Path, data: Path, header: Any) -> Volume:
     return Volume(path, data, header, shape, dtype, int(header.get_data_offset()), affine, oriented)
 
 
-def check_volume(volume: Volume) -> tuple[int, ...]:
-    """The shape of a scan, 3-D; ScanError where it is none, or too large to be a head's."""
+def check_volume(volume: Volume, max_gb: float = MAX_GB) -> tuple[int, ...]:
+    """The shape of a scan, 3-D; ScanError where it is none, or too large to be a head's.
+
+    As float32 it takes less than `max_gb`.
+    """
     path = volume.path
     shape = volume_shape(volume.shape, path)
     if volume.dtype.kind not in "biuf":
@@ -311,12 +331,9 @@ def check_volume(volume: Volume) -> tuple[int, ...]:
             f"{path}: {sides} voxels; expected at most {LONGEST_AXIS} along each axis, "
             "which is what NIfTI-1 holds; crop or resample it."
         )
-    claimed = 4.0 * shape[0] * shape[1] * shape[2]
-    if claimed >= LIMIT:
-        raise ScanError(
-            f"{path}: {sides} voxels are {claimed / 1e9:.1f} GB as float32; "
-            f"expected less than {LIMIT / 1e9:g} GB; crop or resample it."
-        )
+    large = too_large(shape, max_gb)
+    if large:
+        raise ScanError(f"{path}: {sides} voxels {large}; crop or resample it.")
     _check_affine(volume.affine, path)
     extent = np.linalg.norm(volume.affine[:3, :3], axis=0) * shape
     if extent.max() > FAR:

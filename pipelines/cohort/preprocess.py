@@ -32,6 +32,7 @@ from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, Scan, scan_row
 from preprocessing.splits import assign_splits, check_leaks
 from preprocessing.tables import list_scans
+from preprocessing.volumes import MAX_GB
 
 log = logging.getLogger("norma")
 
@@ -83,12 +84,15 @@ def existing_input(source: Path) -> Path:
     return source
 
 
-def list_input(source: Path, modality: str, out: Path, seed: int = 0) -> Input:
+def list_input(
+    source: Path, modality: str, out: Path, seed: int = 0, max_gb: float = MAX_GB
+) -> Input:
     """The scans of `source`, split by subject where it says nothing of splits.
 
-    InputError for a leak or nothing to read. DICOM folders are converted below `out`.
+    InputError for a leak or nothing to read. DICOM folders are converted below `out`,
+    but for series that take `max_gb` as float32 or more.
     """
-    scans, lost = list_scans(source, modality, out)
+    scans, lost = list_scans(source, modality, out, max_gb)
     check_people(source, scans)
     given = all(scan.split for scan in scans)
     earlier = earlier_rows(out, scans)

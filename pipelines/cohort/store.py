@@ -24,7 +24,7 @@ from preprocessing.volumes import partner_of
 
 log = logging.getLogger("norma")
 
-STEPS_VERSION = 4  # raise when the steps change, so that nothing old is taken for done
+STEPS_VERSION = 5  # raise when the steps change, so that nothing old is taken for done
 
 Failure = dict[str, Any]
 """Why a scan was left out: `reason`, and `checks` as rows."""
@@ -53,11 +53,16 @@ def input_files(scan: Scan, recipe: Recipe) -> list[Path]:
 
 
 def fingerprint(scan: Scan, recipe: Recipe) -> str:
-    """Digest of recipe, version of the steps and bytes of all inputs: same digest, same result."""
-    return recipe_digest(recipe, [file_digest(path) for path in input_files(scan, recipe)])
+    """Digest of recipe, version of the steps, and all that a scan is made of: same, same result."""
+    return _fingerprint(scan, recipe, [file_digest(path) for path in input_files(scan, recipe)])
 
 
-def recipe_digest(recipe: Recipe, digests: Sequence[str] = ()) -> str:
+def _fingerprint(scan: Scan, recipe: Recipe, digests: Sequence[str]) -> str:
+    """`fingerprint` with the digests of the scan's files."""
+    return recipe_digest(recipe, [*digests, *scan.made_of])
+
+
+def recipe_digest(recipe: Recipe, digests: Sequence[Any] = ()) -> str:
     """Digest of the version of the steps, the recipe, and the `digests` of its inputs."""
     return digest_of(STEPS_VERSION, recipe, list(digests))
 
@@ -80,7 +85,7 @@ def preprocess_scan(scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str
         return
 
     digests = [file_digest(path) for path in files]
-    digest = recipe_digest(recipe, [*digests, *scan.made_of])
+    digest = _fingerprint(scan, recipe, digests)
     if complete and done["fingerprint"] == digest:
         changed = {"scan": cohort_row(scan, out), "digest": digests[0]}
         write_json(sidecar, done | state | changed)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -329,3 +330,37 @@ def test_a_mask_of_the_user_s_own_is_not_written_over(command, two, tiny_run):
     assert done.code == 2
     assert "a file that Norma did not write" in done.error
     assert own.read_bytes() == b"drawn by hand"
+
+
+def test_what_libraries_print_goes_to_the_log_and_sentences_to_stderr(tmp_path):
+    """A library in C++ writes on descriptor 2, past Python's stderr."""
+    script = (
+        "import argparse, os, sys\n"
+        "from pathlib import Path\n"
+        "from pipelines import cli\n"
+        "def main(arguments):\n"
+        f"    cli.log_to(Path({str(tmp_path)!r}))\n"
+        "    os.write(2, b'a library speaks\\n')\n"
+        "    cli.log.info('a sentence of our own')\n"
+        "    print('and one past logging', file=sys.stderr)\n"
+        "    cli.release()\n"
+        "    os.write(2, b'back again\\n')\n"
+        "    return 0\n"
+        "sys.argv = ['x']\ncli.run(main, argparse.ArgumentParser())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    own = ["a sentence of our own", "and one past logging", "back again"]
+    assert done.stderr.splitlines() == own
+    assert (tmp_path / cli.LOG).read_text().startswith("a library speaks\n")
+
+
+def test_no_scan_is_read_by_itk():
+    """Volumes are read by nibabel behind checks of our own; ANTs reads its own transforms alone."""
+    root = Path(cli.__file__).resolve().parent.parent
+    for folder in ("preprocessing", "pipelines", "models", "evaluation"):
+        for path in (root / folder).rglob("*.py"):
+            text = path.read_text()
+            assert "image_read" not in text, path
+            assert "ReadImage" not in text, path

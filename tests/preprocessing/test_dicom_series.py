@@ -489,9 +489,18 @@ def test_a_claim_beyond_the_limit_is_refused_before_pixels_are_read(tmp_path, mo
 
     write_series(tmp_path / "in/p", PLACES, change=claim)
     monkeypatch.setattr(dicom, "_run", lambda *_: pytest.fail("pixels were read"))
-    assert "65000 x 65000 x 12 voxels would take 202.8 GB, expected less than 4 GB" in (
+    assert "65000 x 65000 x 12 voxels take 202.8 GB as float32, expected less than 4 GB" in (
         the_reason(tmp_path)
     )
+
+
+def test_the_limit_of_memory_is_a_setting_that_the_reason_names(tmp_path):
+    write_series(tmp_path / "in/p", PLACES)
+    (scan,), _ = convert(tmp_path)
+    gigabytes = 4 * np.prod(read_image(scan.image).shape) / 1e9
+    with pytest.raises(InputError, match=r"GB \(limits\.max_gb of the recipe\); export fewer"):
+        dicom.convert(tmp_path / "in", tmp_path / "out", gigabytes)
+    assert dicom.convert(tmp_path / "in", tmp_path / "out", gigabytes * 1.001)[0]
 
 
 def test_a_claim_beyond_the_file_is_damage(tmp_path):

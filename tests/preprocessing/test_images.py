@@ -232,6 +232,14 @@ def test_a_picture_too_large_is_refused_before_its_pixels(tmp_path, name, side, 
     assert not [w for w in recwarn if "Bomb" in w.category.__name__]
 
 
+def test_the_limit_of_memory_holds_for_pictures_by_their_header(tmp_path):
+    (tmp_path / "x.png").write_bytes(png_header(500, 250))
+    with pytest.raises(ScanError, match=r"x\.png: .*take .* less than 0\.0004 GB \(limits\.max_gb"):
+        read_image(tmp_path / "x.png", max_gb=0.0004)
+    with pytest.raises(ScanError, match="not a readable picture"):  # of 0.0005 GB, and cut
+        read_image(tmp_path / "x.png", max_gb=0.00051)
+
+
 def one_bit_tiff(pixels):
     """A TIFF of one bit per colour, from bool (rows, columns, 3)."""
     rows, columns, _ = pixels.shape

@@ -1,5 +1,7 @@
 """Preparation in parts: each can be called alone, and they carry a scan there and back."""
 
+import re
+
 import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
@@ -9,9 +11,16 @@ from preprocessing import prepare, quality, register
 from preprocessing.images import Grid, read_image
 from preprocessing.quality import dice
 from preprocessing.recipe import Intensity, Limits, Recipe, Series
-from preprocessing.resample import carry_mask
+from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError
-from tests.preprocessing.spaces import atlas_centre, moved_grid, moved_head, rigid_motion
+from tests.preprocessing.spaces import (
+    apply,
+    atlas_centre,
+    moved_grid,
+    moved_head,
+    rigid_motion,
+    voxel_points,
+)
 
 RECIPE = Recipe(
     modality="t1",
@@ -106,6 +115,54 @@ def test_a_missing_sequence_is_named(scan, tmp_path):
         prepare.channel_files(gone, recipe)
 
 
+def test_an_affine_alignment_takes_the_size_of_the_atlas_and_comes_back(tmp_path):
+    """A head 8 % longer, 6 % narrower and sheared; the true map is known."""
+    atlas = register.load_atlas()
+    middle = atlas_centre(atlas)
+    motion = rigid_motion([4, -3, 5], np.array([3.0, -4, 2]), middle)
+    deform = np.eye(4)
+    deform[:3, :3] = [[0.94, 0.03, 0], [0, 1.08, 0.04], [0, 0, 1.05]]
+    deform[:3, 3] = middle - deform[:3, :3] @ middle
+    true = motion @ deform  # scan_from_atlas
+    grid = moved_grid(atlas, motion, (1.9, 2.1, 2.3), (-1, 1, 1), (100, 110, 90))
+    brain = carry_mask(atlas.brain, atlas.grid, grid, np.linalg.inv(true))
+    data = 1000 * moved_head(atlas, true, grid) * brain
+    nib.save(nib.Nifti1Image(data, grid.affine), tmp_path / "a.nii")
+    first = prepare.strip(Scan("a", tmp_path / "a.nii", "a"), RECIPE)
+    rigid = prepare.lay_on_atlas(first, RECIPE)
+    affine = prepare.lay_on_atlas(first, RECIPE.model_copy(update={"align": "affine"}))
+
+    assert np.linalg.det(rigid.scan_from_atlas) == pytest.approx(1, abs=1e-6)
+    share = np.linalg.det(true)  # of a volume in the scan to one in the atlas
+    assert np.linalg.det(affine.scan_from_atlas) == pytest.approx(share, rel=0.03)
+    points = apply(atlas.affine, np.argwhere(atlas.brain)[::997])
+    away = [
+        np.linalg.norm(apply(p.scan_from_atlas, points) - apply(true, points), axis=1).mean()
+        for p in (rigid, affine)
+    ]
+    assert away[1] < 1 < 2.5 < away[0]
+    # linear interpolation widens either brain by a part of a voxel
+    assert dice(affine.brain, atlas.brain) > max(0.94, dice(rigid.brain, atlas.brain) + 0.01)
+    # the checks are of the scan, not of how it is aligned
+    assert affine.checks == rigid.checks
+
+    # what is found in the atlas comes home: its place within a voxel, its volume as in the scan
+    spot = apply(np.linalg.inv(true), apply(grid.affine, np.array([[60.0, 40, 50]])))[0]
+    away_mm = np.linalg.norm(voxel_points(affine.grid) - spot, axis=-1)
+    in_atlas = np.exp(-((away_mm / 8) ** 2) / 2).astype(np.float32)
+    atlas_from_scan = np.linalg.inv(affine.scan_from_atlas)
+    home = resample(in_atlas, affine.grid, affine.home, atlas_from_scan)
+    assert np.abs(np.argwhere(home == home.max())[0] - (60, 40, 50)).max() <= 1
+    at_home = (home > 0.5).sum() * np.prod(affine.home.spacing)
+    assert at_home == pytest.approx(share * (in_atlas > 0.5).sum(), rel=0.05)
+
+
+def test_a_picture_cannot_be_aligned():
+    window = Intensity(kind="window", low=0, high=1)
+    with pytest.raises(ValueError, match="a picture has no atlas"):
+        Recipe(modality="picture", intensity=window, align="affine")
+
+
 def test_a_picture_lies_in_the_middle_of_its_frame(tmp_path):
     picture = np.zeros((60, 80), np.uint8)
     picture[10:50, 20:70] = 200
@@ -145,3 +202,128 @@ def test_a_linear_change_of_grey_leaves_brain_and_image(
         laid = prepare.lay_on_atlas(other, recipe)
         np.testing.assert_array_equal(laid.brain, prepared.brain)
         np.testing.assert_allclose(laid.image, prepared.image, atol=1e-3)
+
+
+def unoriented(image, order, signs, path):
+    """Write an image with its axes in another order, and a header that does not say which.
+
+    Gives how its axes truly lie, as "RAS".
+    """
+    turned = nib.as_closest_canonical(image).as_reoriented(np.stack([order, signs], 1))
+    bare = nib.Nifti1Image(np.asarray(turned.dataobj, np.float32), None)
+    bare.header.set_zooms(turned.header.get_zooms()[:3])
+    bare.header["qform_code"] = 0
+    bare.header["sform_code"] = 0
+    nib.save(bare, path)
+    return "".join(nib.aff2axcodes(turned.affine))
+
+
+def left_right_swapped(axes):
+    return axes.translate(str.maketrans("LR", "RL"))
+
+
+GUESSED = re.compile(
+    "the header has no orientation; guessed as ([A-Z]{3}) by registration; "
+    "left and right cannot be told apart this way"
+)
+
+
+def test_the_orientation_of_a_scan_that_has_none_is_guessed(scan, tmp_path):
+    """The truth is known, but for left and right."""
+    order = (2, 0, 1)
+    signs = (1, -1, -1)
+    path = tmp_path / "x.nii"
+    true = unoriented(nib.load(scan.image), order, signs, path)
+    with pytest.raises(ScanError, match=r"does not say how the scan lies.*orientation=guess"):
+        prepare.prepare(Scan("x", path, "x"), RECIPE)
+    recipe = RECIPE.model_copy(update={"orientation": "guess"})
+    found = prepare.prepare(Scan("x", path, "x"), recipe)
+    (flag,) = [text for text in found.flags if "orientation" in text]
+    guess = GUESSED.fullmatch(flag).group(1)
+    assert guess in (true, left_right_swapped(true))
+
+    # on the array as it came in, with a header that says as little as before
+    own = nib.load(path)
+    assert found.home.shape == own.shape
+    np.testing.assert_array_equal(found.home.affine, own.affine)
+    assert (found.header["qform_code"], found.header["sform_code"]) == (0, 0)
+    back = np.linalg.inv(found.scan_from_atlas)
+    assert np.linalg.det(back[:3, :3]) == pytest.approx(1)
+    there = carry_mask(found.brain, found.grid, found.home, back)
+    assert dice(there, np.asarray(own.dataobj) > 0) > 0.93
+
+
+def test_mask_and_sequence_without_orientation_go_voxel_by_voxel(scan, tmp_path, monkeypatch):
+    """They lie on the scan's own array; one of another shape is refused."""
+    order = (2, 0, 1)
+    signs = (1, -1, -1)
+    for name, image in (("x", scan.image), ("y", scan.sequences["flair"])):
+        unoriented(nib.load(image), order, signs, tmp_path / f"{name}.nii")
+    own = nib.load(tmp_path / "x.nii")
+    data = np.asarray(own.dataobj)
+    brain = nib.Nifti1Image((data > 0).astype(np.uint8), None)
+    brain.header["sform_code"] = 0
+    brain.header["qform_code"] = 0
+    nib.save(brain, tmp_path / "brain.nii")
+
+    def turns(*_):
+        return [t for t in register.quarter_turns() if as_atlas(t @ own.affine)][:1]
+
+    def as_atlas(affine):
+        axes = "".join(nib.aff2axcodes(affine))
+        return axes in (true, left_right_swapped(true))
+
+    true = "".join(
+        nib.aff2axcodes(
+            nib.as_closest_canonical(nib.load(scan.image))
+            .as_reoriented(np.stack([order, signs], 1))
+            .affine
+        )
+    )
+    monkeypatch.setattr(register, "likely_turns", turns)
+    intensity = Intensity(kind="percentiles", low=1, high=95)
+    series = Series(modality="flair", intensity=intensity)
+    recipe = RECIPE.model_copy(update={"orientation": "guess", "sequences": (series,)})
+    given = Scan(
+        "x",
+        tmp_path / "x.nii",
+        "x",
+        brain_mask=tmp_path / "brain.nii",
+        sequences={"flair": tmp_path / "y.nii"},
+    )
+    found = prepare.prepare(given, recipe)
+    assert found.brain_method == "given"
+    (between,) = found.further_from_atlas
+    np.testing.assert_allclose(between, found.scan_from_atlas, atol=1e-9)
+    one, two = found.channels
+    assert np.corrcoef(one[found.brain], two[found.brain])[0, 1] > 0.9
+
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)), tmp_path / "brain.nii")
+    with pytest.raises(ScanError, match=r"brain\.nii: shape \(9, 9, 9\).*no orientation"):
+        prepare.prepare(given, recipe)
+
+
+def test_there_are_24_quarter_turns_and_none_mirrors():
+    turns = register.quarter_turns()
+    assert len({turn.tobytes() for turn in turns}) == 24
+    for turn in turns:
+        np.testing.assert_array_equal(turn @ turn.T, np.eye(4))
+        assert np.linalg.det(turn) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1)], ids=["back to front", "upside down"])
+def test_a_header_that_says_wrongly_how_the_head_lies_is_refused(brain_t1, tmp_path, signs):
+    """Turned by half a turn it would be more like the atlas, and as it came it is less."""
+    image = nib.load(brain_t1)
+    wrong = np.diag([*signs, 1.0]) @ image.affine
+    path = tmp_path / "wrong_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), wrong), path)
+    name = "likeness as the scan lies, over that of it turned by half a turn"
+
+    right = {c.name: c.value for c in prepare.prepare(Scan("a", brain_t1, "a"), RECIPE).checks}
+    assert right[name] > 1.2
+    with pytest.raises(prepare.RefusedScan) as refused:
+        prepare.prepare(Scan("b", path, "b"), RECIPE)
+    found = {c.name: c for c in refused.value.checks}
+    assert found[name].value < 1 and not found[name].passed
+    assert "wrongly how the head lies" in str(refused.value)

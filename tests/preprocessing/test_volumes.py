@@ -14,6 +14,7 @@ from nibabel.cifti2 import cifti2_axes
 from pipelines.config import load_recipe
 from preprocessing import prepare, quality, volumes
 from preprocessing.images import load_array, read_image
+from preprocessing.recipe import Limits
 from preprocessing.scans import Scan, ScanError
 
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 2.4, -0.5, -7], [0, 0.4, 3.0, 3], [0, 0, 0, 1]])
@@ -124,8 +125,8 @@ def test_freesurfer_volumes_are_read(tmp_path, name):
 @pytest.mark.parametrize(
     ("shape", "zoom", "message"),
     [
-        ((1400, 1400, 1400), 0.07, r"1400 x 1400 x 1400 voxels are 11\.0 GB as float32"),
-        ((1000, 1000, 1000), 0.2, r"4\.0 GB as float32; expected less than 4 GB"),
+        ((1400, 1400, 1400), 0.07, r"1400 x 1400 x 1400 voxels take 11\.0 GB as float32"),
+        ((1000, 1000, 1000), 0.2, r"4\.0 GB as float32, expected less than 4 GB"),
         ((32767, 32767, 32767), 0.01, "GB as float32"),
         ((200, 200, 100), 8.0, r"field of view is 1600 x 1600 x 800 mm; expected at most 1000 mm"),
         ((200, 200, 100), 1.0, r"truncated or damaged \(\d+ bytes, the header claims 8000352\)"),
@@ -154,6 +155,7 @@ def test_a_small_file_never_takes_much_memory(tmp_path):
 import resource, sys
 from pathlib import Path
 from preprocessing.images import read_image
+from preprocessing.recipe import Limits
 from preprocessing.scans import Scan, ScanError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
@@ -235,7 +237,24 @@ def test_voxels_that_would_begin_in_the_header_are_refused(tmp_path, offset):
 
 
 def test_limits_are_those_of_the_docs():
-    assert (volumes.LIMIT, volumes.FAR, volumes.SMALLEST) == (4e9, 1000, 8)
+    assert (volumes.MAX_GB, volumes.FAR, volumes.SMALLEST) == (4, 1000, 8)
+    assert Limits().max_gb == volumes.MAX_GB
+
+
+def test_the_limit_of_memory_is_a_setting_that_its_sentence_names(tmp_path):
+    raw, _ = packed_nifti()
+    (tmp_path / "x.nii").write_bytes(raw)
+    voxels = int(np.prod(read_image(tmp_path / "x.nii").shape))
+    gigabytes = 4 * voxels / 1e9
+    scan = Scan("x", tmp_path / "x.nii", "x")
+    recipe = load_recipe("t1", [f"limits.max_gb={gigabytes}"])
+    told = rf"x\.nii: .* GB as float32, expected less than {gigabytes:g} GB \(limits\.max_gb of"
+    with pytest.raises(ScanError, match=told):
+        prepare.prepare(scan, recipe)
+    assert read_image(scan.image, max_gb=gigabytes * 1.001).shape
+    mask = Scan("y", tmp_path / "x.nii", "y", brain_mask=tmp_path / "x.nii")
+    with pytest.raises(ScanError, match=r"limits\.max_gb"):
+        prepare.find_brain(mask, read_image(scan.image), read_image(scan.image), recipe)
 
 
 def test_a_header_without_orientation_is_refused_and_two_that_differ_are_flagged(tmp_path):
