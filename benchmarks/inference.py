@@ -52,7 +52,7 @@ def inference(scan: Path, repeats: int) -> list[Row]:
 def untrained_run(name: str, settings: list[str], recipe: Recipe) -> Run:
     """Return a run with random weights, whose thresholds are set by hand."""
     torch.manual_seed(0)
-    config = load_run_config(name, settings)
+    config = load_run_config(name, [*settings, "calibration.point=quantile"])
     model = build_model(config).eval()
     if name == "patchcore":
         fill_memory(model)
@@ -123,4 +123,4 @@ def score_in_turn(run: Run, scans: list[Scan], start: Start, out: Path) -> None:
 def score_all(run: Run, scans: Iterable[tuple[Scan, Callable[[], Prepared]]], out: Path) -> None:
     """Score scans, each with the function that waits for its preparation, and write the results."""
     for scan, prepared in scans:
-        run.detect_prepared(scan, prepared(), THRESHOLD).save(out)
+        run.detect_prepared(scan, prepared(), run.point()).save(out)

@@ -27,7 +27,7 @@ from pipelines.detect.config import load_run_config
 from pipelines.detect.run import load_run
 from pipelines.study.evaluate import evaluate
 from pipelines.study.protocol import load_protocol
-from pipelines.training.fit import train
+from pipelines.training.folds import train_run
 from preprocessing import slices
 from preprocessing.datasets.virtual import make_cohort
 from preprocessing.files import write_json
@@ -142,7 +142,7 @@ def cohort_costs(folder: Path) -> dict[str, float]:
     run_dir = folder / "run"
     run_dir.mkdir()
     with quiet():
-        lap("healthy reference and thresholds", lambda: train(config, data, run_dir))
+        lap("healthy reference and thresholds", lambda: train_run(config, data, run_dir))
         run = load_run(run_dir, "cpu")
         lap(
             "evaluate the test fifth",

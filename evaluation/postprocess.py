@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,6 +20,7 @@ from evaluation.checks import (
 )
 
 MEDIAN_VOXELS = 50_000  # filtered at a time: 25 MB for 5 x 5 x 5
+Strength = Literal["peak", "mass", "cluster"]
 ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
@@ -142,13 +143,57 @@ def cluster_enhanced(
     return enhanced
 
 
-def components(
-    mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray
-) -> list[dict[str, Any]]:
-    """Return the 26-connected components of `mask`, largest first, as dictionaries ready for JSON.
+def strengths(
+    marked: np.ndarray,
+    anomaly_map: np.ndarray,
+    spacing: Sequence[float],
+    low: float = 0.0,
+    kind: Strength = "peak",
+) -> np.ndarray:
+    """Return how strong each 26-connected component of `marked` is, in scikit-image's order (N,).
 
-    Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm, peak_voxel, peak_mm, and peak
-    and mean of the map. `affine` (4, 4) maps voxel indices to mm.
+    By `kind`: the map's "peak" in it; its "mass", the integral in ml of what exceeds `low`; or the
+    peak of the map's "cluster" enhancement.
+    """
+    marked = as_mask(marked, "marked")
+    values = _finite_map(anomaly_map)
+    check_same_shape(marked, values, "marked and anomaly_map")
+    box = bounding_box(marked)
+    if box is None:
+        return np.zeros(0)
+    labels = label(marked[box], connectivity=3)
+    if kind == "mass":
+        voxel_ml = float(np.prod(check_spacing(spacing))) / 1000
+        above = np.maximum(values[box].astype(float) - low, 0)
+        return np.bincount(labels.ravel(), above.ravel())[1:] * voxel_ml
+
+    taken = cluster_enhanced(values, spacing)[box] if kind == "cluster" else values[box]
+    highest = np.full(labels.max() + 1, -np.inf)
+    np.maximum.at(highest, labels.ravel(), taken.ravel().astype(float))
+    return highest[1:]
+
+
+def keep_strong(marked: np.ndarray, found: np.ndarray, level: float) -> np.ndarray:
+    """Return `marked` without the components whose strength (`strengths`) is not above `level`."""
+    marked = as_mask(marked, "marked").copy()
+    box = bounding_box(marked)
+    if box is not None:
+        strong = np.concatenate([[False], found > level])
+        marked[box] = strong[label(marked[box], connectivity=3)]
+    return marked
+
+
+def components(
+    mask: np.ndarray,
+    anomaly_map: np.ndarray,
+    affine: np.ndarray,
+    low: float = 0.0,
+    kind: Strength = "peak",
+) -> list[dict[str, Any]]:
+    """Return the 26-connected components of `mask`, strongest first, as dictionaries for JSON.
+
+    Keys: volume_mm3, n_voxels, centre_voxel (mean index), centre_mm, peak_voxel, peak_mm, peak and
+    mean of the map, and the strength (`strengths`). `affine` (4, 4) maps voxel indices to mm.
     """
     mask = as_mask(mask, "mask")
     affine = check_affine(affine)
@@ -161,8 +206,12 @@ def components(
     corner = np.array([side.start for side in box])
     labels = label(mask[box], connectivity=3)
     regions = regionprops(labels, intensity_image=anomaly_map[box].astype(float))
-    found = [_describe(region, corner, anomaly_map, affine) for region in regions]
-    return sorted(found, key=lambda item: (-item["n_voxels"], -item["peak"]))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    strong = strengths(mask, anomaly_map, spacing, low, kind)
+    found: list[dict[str, Any]] = []
+    for region, strength in zip(regions, strong.tolist(), strict=True):
+        found.append(_describe(region, corner, anomaly_map, affine) | {"strength": strength})
+    return sorted(found, key=lambda item: (-item["strength"], -item["n_voxels"]))
 
 
 def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str, Any]:

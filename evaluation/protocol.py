@@ -61,6 +61,9 @@ LABELS = {
     "hd95_undefined": "scans with a lesion and nothing marked (no Hausdorff distance)",
     "lesion_sensitivity": "lesions found (at least 10 % covered)",
     "lesion_precision": "marked components that are lesions",
+    "abnormal_with_finding": "abnormal scans with a finding at the operating point",
+    "healthy_with_finding": "healthy scans with a finding at the operating point",
+    "false_findings": "false findings per healthy scan",
     "healthy_false_positive_ml": "false-positive ml per healthy scan",
     "healthy_voxel_fpr": (
         "share of healthy brain voxels above the threshold, realised on the test scans"
@@ -134,6 +137,7 @@ def summarise(
         result
         | _figures_of_classification(scans, scan_threshold, points or {})
         | _figures_of_masks(with_lesion, voxels)
+        | _figures_of_findings(scans)
         | _figures_of_healthy(healthy)
     )
 
@@ -188,6 +192,19 @@ def _figures_of_masks(with_lesion: Sequence[Row], voxels: VoxelHistogram) -> dic
         "hd95_undefined": float(unmarked) if with_lesion else float("nan"),
         "lesion_sensitivity": _mean([float(lesion["score"] > 0) for lesion in lesions]),
         "lesion_precision": lesion_metrics.precision(candidates),
+    }
+
+
+def _figures_of_findings(scans: Sequence[Row]) -> dict[str, float]:
+    """Return how many scans of a kind have a finding; NaN for files of before they were counted."""
+    found: dict[str, list[float]] = {"healthy": [], "abnormal": []}
+    for scan in scans:
+        if scan["label"] in found and scan.get("findings") is not None:
+            found[scan["label"]].append(float(scan["findings"]))
+    return {
+        "abnormal_with_finding": _mean([float(count > 0) for count in found["abnormal"]]),
+        "healthy_with_finding": _mean([float(count > 0) for count in found["healthy"]]),
+        "false_findings": _mean(found["healthy"]),
     }
 
 

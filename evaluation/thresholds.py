@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.stats import beta
 
 from evaluation.metrics import VoxelHistogram, quantile_rank
 
@@ -30,17 +33,64 @@ def conformal_threshold(healthy_scores: np.ndarray, false_alarm: float) -> float
     This holds where new healthy scans are exchangeable with these. ValueError when
     n < 1 / false_alarm - 1: then no finite threshold keeps the promise.
     """
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"a false-alarm rate lies between 0 and 1, got {false_alarm!r}")
-    scores = np.sort(_healthy(healthy_scores))
-    rank = int(np.ceil((scores.size + 1) * (1 - false_alarm) - 1e-9))  # 1e-9: float rounding
-    if rank > scores.size:
+    level = healthy_level(healthy_scores, false_alarm)
+    if level.alarm_rate > false_alarm + 1e-9:
         needed = int(np.ceil(1 / false_alarm - 1 - 1e-9))
         raise ValueError(
             f"a false-alarm rate of {false_alarm:g} needs at least {needed} healthy validation "
-            f"scans, there are {scores.size}"
+            f"scans, there are {level.n}"
         )
-    return float(scores[rank - 1])
+    return level.value
+
+
+@dataclass(frozen=True)
+class Level:
+    """A threshold taken from healthy scans: the `rank`-th smallest of `n` values.
+
+    Each value comes from a model that has not seen its scan. `fold` is how many scans were left out
+    together: 1 where none of them trained the model. With folds a new scan must pass the level by
+    every fold's model (CV-minmax, after Barber et al. 2021).
+    """
+
+    value: float
+    rank: int
+    n: int
+    fold: int = 1
+
+    @property
+    def alarm_rate(self) -> float:
+        """How often a new healthy scan passes at most, over all draws of the healthy scans."""
+        return (self.n + self.fold - self.rank) / (self.n + self.fold)
+
+    def worst_rate(self, confidence: float = 0.95) -> float:
+        """How often at most for the very scans that were drawn, with this confidence.
+
+        The rate is beta distributed (Vovk 2012). For scans that trained no model alone.
+        """
+        return float(beta.ppf(confidence, self.n + 1 - self.rank, self.rank))
+
+
+def healthy_level(values: np.ndarray, false_alarm: float, fold: int = 1) -> Level:
+    """Return the lowest level that new healthy scans pass at the rate `false_alarm` at most.
+
+    `values` (N,) are one per healthy scan. Too few of them allow no such level: then it is the
+    highest value, and its `alarm_rate` is above `false_alarm`. ValueError as `healthy_quantile`.
+    """
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"a false-alarm rate lies between 0 and 1, got {false_alarm!r}")
+    known = np.sort(_healthy(values))
+    rank = int(np.ceil((known.size + 1) * (1 - false_alarm) - 1e-9))  # 1e-9: float rounding
+    rank = min(rank, known.size)
+    return Level(float(known[rank - 1]), rank, known.size, fold)
+
+
+def p_value_of(strength: float, healthy: np.ndarray) -> float:
+    """Return how often a new healthy scan holds something as strong, at most (Vovk et al. 2005).
+
+    `healthy` (N,) holds the strongest thing in each healthy scan: (1 + those >= strength) / (N+1).
+    """
+    known = _healthy(healthy)
+    return float((1 + (known >= strength).sum()) / (known.size + 1))
 
 
 def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -23,6 +23,13 @@ def main(arguments: argparse.Namespace) -> int:
             f"{r['run']}: AUROC {r['auroc']} ± {r['sd']} by the score '{r['score']}', "
             f"voxel AP {r['voxel_ap']} ({r['runs']} runs)"
         )
+    for entry in entries:
+        best = entry["masks"][0]
+        print(
+            f"{entry['run']}: best masks by calibration.strength={best['strength']} "
+            f"calibration.outline={best['outline']:g}: Dice {best['dice']:.3f}, "
+            f"{best['found']:.0%} of the lesions found"
+        )
     return cli.OK
 
 

@@ -12,7 +12,9 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.pages.comparison import comparison_page
     from pipelines.pages.evaluation import evaluation_page
     from pipelines.pages.text import comparison_line
+    from pipelines.study.choose import Planting
     from pipelines.study.compare import compare, configs, question
+    from pipelines.study.plant import kinds_of, volumes_of
     from pipelines.study.protocol import protocol_for
     from preprocessing.files import write_atomic
 
@@ -23,6 +25,8 @@ def main(arguments: argparse.Namespace) -> int:
     settings = [f"{key}={count}" for key, count in counts.items() if count]
     protocol = protocol_for(test, arguments.protocol, settings)
     given = {key: getattr(arguments, key) for key in ("baseline", "name", "point", "accelerator")}
+    if arguments.choose:
+        given["planting"] = Planting(kinds_of(arguments.kinds), volumes_of(arguments.volumes))
     asked = question(data, names, protocol, test=test, **given)
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)
@@ -66,6 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--folds", type=int, help="folds by subject instead of seeds")
     p.add_argument("--repeats", type=int, help="how often the folds are drawn anew")
     p.add_argument("--point", help="operating point, as in evaluate")
+    p.add_argument(
+        "--choose",
+        action="store_true",
+        help="add the row 'chosen': in each run the model that finds planted lesions best, by its "
+        "validation scans alone",
+    )
+    p.add_argument("--kinds", help="planted lesions of --choose, as in choose")
+    p.add_argument("--volumes", help="their volumes in ml, as in choose")
     p.add_argument("--preset", help="a file of configs/preset, such as small")
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
     p.add_argument(

@@ -16,7 +16,8 @@ def main(arguments: argparse.Namespace) -> int:
     from evaluation.protocol import LABELS
     from pipelines.detect.run import load_run
     from pipelines.pages.evaluation import evaluation_page
-    from pipelines.pages.text import value_text
+    from pipelines.pages.headline import plain_sentence
+    from pipelines.pages.text import is_known, value_text
     from pipelines.study.evaluate import evaluate
     from pipelines.study.protocol import existing_data, protocol_for
 
@@ -30,7 +31,11 @@ def main(arguments: argparse.Namespace) -> int:
         return cli.NOTHING_DONE
     print(f"operating point: {result.point.point}, {result.point.rule}")
     for key, label in LABELS.items():
-        print(f"{label}: {value_text(result.summary[key])}")
+        if is_known(result.summary[key]):
+            print(f"{label}: {value_text(result.summary[key])}")
+    print(plain_sentence(result))
+    if result.point.promise:
+        print(result.point.promise)
     print(f"look at {out / 'index.html'}")
     return cli.SOME_FAILED if result.failures else cli.OK
 
@@ -44,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--point",
-        help="operating point: quantile, conformal, share, few-label, fixed=0.3, oracle; "
-        "quantile=0.95 and the like too",
+        help="operating point: finding, quantile, conformal, share, few-label, fixed=0.3, oracle; "
+        "finding=0.05 and the like too",
     )
     p.add_argument(
         "--protocol", help="a file of configs/protocol (default volumes, or pictures for pictures)"

@@ -14,7 +14,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.demo import demo_data
     from pipelines.detect.config import load_run_config
     from pipelines.pages.quality import quality_page
-    from pipelines.training.fit import train
+    from pipelines.training.folds import train_run
 
     preset = arguments.preset or (None if arguments.data else "small")
     config = load_run_config(arguments.model, arguments.overrides, preset)
@@ -23,7 +23,7 @@ def main(arguments: argparse.Namespace) -> int:
     read_cases(data, splits)
     default = Path("runs") / (data.name if arguments.data else "demo") / arguments.model
     run_dir = cli.writable_folder(arguments.out or default)
-    train(config, data, run_dir, splits)
+    train_run(config, data, run_dir, splits)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(
             f"{run_dir}: trained; score scans with "

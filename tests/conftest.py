@@ -96,7 +96,8 @@ def tiny_run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("run") / "vae_cr"
     folder.mkdir()
-    config = load_run_config("vae_cr", ["model.channels=[4,4,8]", "image_size=[32,32]"])
+    settings = ["model.channels=[4,4,8]", "image_size=[32,32]", "calibration.point=quantile"]
+    config = load_run_config("vae_cr", settings)
     torch.manual_seed(0)
     model = build_model(config)
     (folder / "config.yaml").write_text(write_yaml(config))

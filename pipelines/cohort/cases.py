@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,19 @@ def data_digest_0(cases: Iterable[Case]) -> str:
     """`data_digest` as version 0.1.0 wrote it, by the paths of the images."""
     lines = [f"{c.id} {c.split} {c.image}" for c in cases if c.split != "test"]
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def people_in(columns: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Ages and sexes of scans in words, from further columns of their table; empty for none."""
+    found: dict[str, str] = {}
+    ages: list[float] = []
+    for row in columns:
+        text = row.get("age", "")
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            ages.append(float(text))
+    if ages:
+        found["ages"] = f"{min(ages):g} to {max(ages):g} years, median {np.median(ages):g}"
+    sexes = [row["sex"] for row in columns if row.get("sex")]
+    if sexes:
+        found["sexes"] = ", ".join(f"{sexes.count(s)} {s}" for s in sorted(set(sexes)))
+    return found

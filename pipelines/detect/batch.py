@@ -12,17 +12,30 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipelines import cli, spread
+from pipelines.cohort.store import fingerprint
 from pipelines.detect.identity import figures_digest
+from pipelines.detect.points import Point
 from pipelines.detect.report import COLUMNS, Report, of_scan
 from pipelines.detect.run import Run, load_run
+from pipelines.detect.thumbnail import thumbnail
+from pipelines.detect.typical import compare_with, flags_of
 from pipelines.versions import __version__, shown_text
 from preprocessing.dicom import save_copy
-from preprocessing.files import digest_of, file_digest, read_json, write_json, write_table
-from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
+from preprocessing.files import (
+    digest_of,
+    file_digest,
+    read_json,
+    write_atomic,
+    write_json,
+    write_table,
+)
+from preprocessing.prepare import Prepared, RefusedScan, prepare
+from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
 from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
@@ -34,14 +47,14 @@ log = logging.getLogger("norma")
 class Job:
     """What every scan of a command is scored by.
 
-    `digest` is of the run's weights and of all settings: same digest, same result. Reports name
-    files by their way from `root`, the folder that came in. `keep_nifti`: a converted scan is
-    written beside its mask.
+    `digest` is of the run's weights, settings and healthy reference: same digest, same result.
+    Reports name files by their way from `root`, the folder that came in. `keep_nifti`: a converted
+    scan is written beside its mask.
     """
 
     run_dir: Path
     out: Path
-    threshold: float
+    point: Point
     digest: str
     accelerator: str = "auto"
     root: Path | None = None
@@ -76,19 +89,24 @@ def make_job(
     run_dir: Path,
     source: Path,
     out: Path,
-    threshold: float | None = None,
+    point: str | None = None,
     accelerator: str = "auto",
     keep_nifti: bool = False,
 ) -> Job:
-    """The job of scoring `source` by a run into `out`, cut at `threshold` or else at the run's."""
+    """The job of scoring `source` by a run into `out`, cut at a named point or the run's own."""
     run = loaded_run(run_dir, accelerator)
-    threshold = run.threshold if threshold is None else threshold
+    at = run.point(point)
+    if np.isnan(at.voxel):
+        raise InputError(f"operating point '{at.point}': new scans have no labels to find it with.")
     template = run.recipe.template
     atlas = file_digest(Path(template)) if template else None
     recipe = run.recipe.model_copy(update={"template": atlas})
-    digest = figures_digest(run.weights_digest, run.config, recipe, threshold)
+    # percentiles are read off these two
+    known = [run.folder / name for name in ("reference.json", "typical.json")]
+    healthy = [file_digest(path) for path in known if path.is_file()]
+    digest = figures_digest(run.weights_digest, run.config, recipe, at.as_json(), healthy)
     root = source if source.is_dir() else source.parent
-    return Job(run.folder, out, threshold, digest, accelerator, root, keep_nifti)
+    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti)
 
 
 def existing_source(source: Path) -> Path:
@@ -110,12 +128,38 @@ def listed(
     `shared`: convert below the job's `out`, which every worker sees, and not in this machine's
     temporary folder.
     """
-    parent = job.out if shared else None
-    with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
-        scans, lost = list_scans(existing_source(source), job.run.recipe.name, Path(folder))
-        check_leaks(scans)
+    with listed_scans(source, job.run.recipe, job.out if shared else None) as (scans, lost):
         check_out(scans, job)
         yield scans, lost
+
+
+@contextmanager
+def listed_scans(
+    source: Path, recipe: Recipe, parent: Path | None = None
+) -> Iterator[tuple[list[Scan], dict[str, str]]]:
+    """`listed` for no job: DICOM is converted in `parent`, or else a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
+        scans, lost = list_scans(
+            existing_source(source), recipe.name, Path(folder), recipe.limits.max_gb
+        )
+        check_leaks(scans)
+        yield scans, lost
+
+
+def check_scan(scan: Scan, run: Run) -> tuple[list[str], str]:
+    """Lines that compare a scan with a run's training scans, and why it cannot be used, or ""."""
+    try:
+        prepared = prepare(scan, run.recipe)
+    except ScanError as error:
+        return [], cli.error_sentence(error)
+    if not run.typical:
+        return ["the run is of an older version and does not describe its training scans"], ""
+    rows = compare_with(run.typical, prepared)
+    lines = [f"flag: {flag}" for flag in (*prepared.flags, *flags_of(rows))]
+    for row in rows:
+        between = f"training scans {row.lowest:.3g} to {row.highest:.3g}"
+        lines.append(f"{row.name}: {row.value:.3g}, percentile {row.percentile:.0f} ({between})")
+    return lines, ""
 
 
 def check_out(scans: Sequence[Scan], job: Job) -> None:
@@ -202,10 +246,8 @@ def _one_after_the_other(
 def begin_scan(scan: Scan, job: Job) -> Begun:
     """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError."""
     recipe = job.run.recipe
-    files = [*channel_files(scan, recipe)]
-    if scan.brain_mask:
-        files.append(scan.brain_mask)
-    key = digest_of(job.digest, [file_digest(path) for path in files], *scan.made_of)
+    # the template counts by its bytes, in the job's digest, and not by its place
+    key = digest_of(job.digest, fingerprint(scan, recipe.model_copy(update={"template": None})))
     report = read_report(job.out, scan.id)
     if report and report.fingerprint == key and _stands(report, job.out):
         return Begun(key, report=report)
@@ -254,10 +296,11 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
         if start.report:
             return start.report
         assert start.prepared
-        detection = job.run.detect_prepared(scan, start.prepared, job.threshold, job.root)
+        detection = job.run.detect_prepared(scan, start.prepared, job.point, job.root)
         detection.report.fingerprint = start.key
         detection.report.source = source_of(scan)
         detection.report.digest = file_digest(scan.image)
+        write_atomic(job.out / f"{scan.id}_picture.png", thumbnail(start.prepared, detection))
         detection.save(job.out)
         return detection.report
     except RefusedScan as error:
@@ -282,8 +325,9 @@ def keep_converted(scan: Scan, job: Job) -> None:
 
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
     """The report of a scan that could not be scored; it replaces any older result of its name."""
-    for name in ("mask", "map"):  # an older result would be taken for this scan's
-        (job.out / f"{scan.id}_{name}.nii.gz").unlink(missing_ok=True)
+    for name in ("mask.nii.gz", "map.nii.gz", "picture.png"):
+        # an older result would be taken for this scan's
+        (job.out / f"{scan.id}_{name}").unlink(missing_ok=True)
     named = of_scan(scan, job.root)
     report = Report(
         **named,

@@ -12,6 +12,7 @@ from torch import nn
 
 from models import create_model, model_class
 from models.base import AnomalyModel
+from models.parts.folded import Folded
 from models.parts.healthy_map import Referenced
 from pipelines.config import ConfigError, read_yaml, validate
 from pipelines.detect.config import RunConfig
@@ -168,8 +169,11 @@ def _check_members(config: RunConfig, runs: list[str], members: list[RunConfig])
 def member_folder(run_dir: Path, name: str) -> Path:
     """The finished run `name` beside a run; InputError for none.
 
-    It is `../<name>`, or in a comparison `../../<name>/<unit>` or its first seed.
+    It is `../<name>`, or in a comparison `../../<name>/<unit>` or its first seed. Of
+    a run that is a fold of another it is that fold of the member.
     """
+    if run_dir.parent.name == "folds":
+        return _fold_of(member_folder(run_dir.parent.parent, name), run_dir.name)
     beside = run_dir.parent / name
     model = run_dir.parent.parent / name
     for folder in (beside, model / run_dir.name, model / "seed-0"):
@@ -179,6 +183,16 @@ def member_folder(run_dir: Path, name: str) -> Path:
         f"{run_dir}: no finished run '{name}' beside it; train it first, in a comparison name it "
         "first."
     )
+
+
+def _fold_of(member: Path, number: str) -> Path:
+    """A fold of a member that was trained in folds; InputError where it has none of that number."""
+    folder = member / "folds" / number
+    if not (folder / "weights.pt").is_file():
+        raise InputError(
+            f"{member}: not trained in as many folds; train it with the same calibration.folds."
+        )
+    return folder
 
 
 def with_members(config: RunConfig, run_dir: Path) -> RunConfig:
@@ -222,6 +236,13 @@ def load_members(model: AnomalyModel, config: RunConfig, run_dir: Path) -> None:
                 f"model of {config.name}: member '{name}' was trained on scans with other channels "
                 "than these."
             ) from None
+
+
+def build_run(config: RunConfig, recipe: Recipe | None = None) -> AnomalyModel:
+    """What a run folder holds the weights of: a detector, or with folds one of each as one."""
+    count = config.calibration.folds
+    made = [build_detector(config, build_model(config, recipe)) for _ in range(max(count, 1))]
+    return Folded(made) if count else made[0]
 
 
 def build_detector(config: RunConfig, model: AnomalyModel) -> AnomalyModel:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from evaluation.postprocess import Strength
 from pipelines.config import CONFIGS, config_path, merge, overlaid, read_yaml, validate
 from pipelines.detect.identity import Level, Shapes
 from preprocessing.recipe import Closed
@@ -128,20 +129,39 @@ class Calibration(Closed):
     - "cluster": the map's threshold-free cluster enhancement; large components count for more.
 
     A slice's score is the same within the slice, plus `context` times that of its scan: a slice of
-    a scan with a finding is more suspicious. Masks are cut at `point`: the "quantile" of healthy
-    voxels, "conformal" at the `false_alarm` rate per scan, or the "share" of healthy data under the
-    threshold.
+    a scan with a finding is more suspicious.
+
+    Masks are cut at `point`. "finding" outlines components at the `outline` quantile of healthy
+    voxels. It keeps those that are stronger than the strongest one of nine healthy scans in ten
+    (`false_alarm`); `strength` says stronger in what (evaluation/postprocess.py). The other points
+    keep every component: the "quantile" of healthy voxels, "conformal" at the `false_alarm` rate
+    per scan, the "share" of healthy data under the threshold.
+
+    With `folds` the model is trained so many times, each time without one part of the healthy
+    scans, and calibrated on all of them (models/parts/folded.py).
     """
 
     shapes: ClassVar[Level] = "figures"
 
-    point: Literal["quantile", "conformal", "share"] = "quantile"
+    folds: Annotated[int, Shapes("training"), Field(ge=0)] = 0
+    point: Literal["finding", "quantile", "conformal", "share"] = "finding"
+    strength: Strength = "peak"
+    outline: float = Field(0.998, gt=0, lt=1)
     quantile: float = Field(0.99, gt=0, lt=1)
     false_alarm: float = Field(0.1, gt=0, lt=1)
     share: float = Field(0.92, gt=0, lt=1)
     score: Annotated[Literal["map", "model", "cluster"], Shapes("map")] = "map"
     score_fraction: float = Field(0.01, gt=0, le=1)
     context: float = Field(0.0, ge=0)
+
+    @field_validator("folds")
+    @classmethod
+    def _more_than_one_fold(cls, folds: int) -> int:
+        if folds in (1, 2):
+            raise ValueError(
+                f"{folds} folds leave too little to train on; expected 0, or 3 or more"
+            )
+        return folds
 
 
 class RunConfig(Closed):

@@ -20,6 +20,7 @@ from pipelines.cohort.cases import Case, load
 from pipelines.detect.config import Postprocess, RunConfig
 from pipelines.detect.identity import map_digest
 from pipelines.detect.inputs import resize_volume, with_neighbours
+from pipelines.detect.points import Point
 from preprocessing import register
 from preprocessing.files import atomic
 from preprocessing.images import Grid, array_axis, save_nifti
@@ -320,13 +321,26 @@ def top_mean(values: np.ndarray, fraction: float) -> float:
     return float(np.partition(values, values.size - count)[-count:].mean(dtype=np.float64))
 
 
-def cut(native: NativeMap, threshold: float, config: Postprocess) -> np.ndarray:
-    """What a native map marks (bool): threshold, closing, components of the smallest volume on."""
-    return postprocess.binarise(
+def cut(native: NativeMap, point: Point, config: Postprocess) -> np.ndarray:
+    """What a native map marks (bool) at an operating point.
+
+    Threshold, closing, components of the smallest volume on; then those alone that are strong
+    enough, where the point has a level for that.
+    """
+    marked = postprocess.binarise(
         native.map,
         native.brain,
         native.spacing,
-        threshold,
+        point.voxel,
         config.closing_mm,
         config.min_volume_mm3,
     )
+    if point.component is None:
+        return marked
+    found = strengths(native, marked, point)
+    return postprocess.keep_strong(marked, found, point.component)
+
+
+def strengths(native: NativeMap, marked: np.ndarray, point: Point) -> np.ndarray:
+    """The strength of each component of `marked` (bool) by the rule of a point, (N,)."""
+    return postprocess.strengths(marked, native.map, native.spacing, point.voxel, point.strength)

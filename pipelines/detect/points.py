@@ -2,14 +2,16 @@
 
 | point | voxel threshold | scan threshold | has seen |
 |---|---|---|---|
+| finding | quantile of healthy voxels, and a level per component | rarely passed | healthy scans |
 | quantile | that quantile of healthy voxels | that quantile of healthy scores | healthy scans |
-| conformal | healthy scans rarely have a voxel above | healthy scans rarely pass | healthy scans |
+| conformal | healthy scans rarely have a voxel above | rarely passed | healthy scans |
 | share | that share of healthy voxels is below | that share of scores is below | healthy scans |
 | few-label | best pooled Dice on split `tune` | best F1 on healthy and `tune` scans | some labels |
 | fixed | a number | a number | what its giver has seen |
 | oracle | best pooled Dice on test scans | best F1 on test scans | test labels: never stored |
 
-Healthy scans are those of the validation split. "Rarely" is the false-alarm rate per scan.
+Healthy scans are those of the validation split, with folds all of them. "Rarely" is the false-alarm
+rate per scan. At point "finding" a component counts where healthy scans rarely hold one as strong.
 """
 
 from __future__ import annotations
@@ -21,19 +23,29 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from evaluation.metrics import VoxelHistogram
-from evaluation.thresholds import best_f1, conformal_threshold, healthy_quantile
+from evaluation.postprocess import Strength
+from evaluation.thresholds import (
+    Level,
+    best_f1,
+    conformal_threshold,
+    healthy_level,
+    healthy_quantile,
+)
 from pipelines.detect.config import Calibration
 from preprocessing.scans import InputError
 
-NAMES = ("quantile", "conformal", "share", "few-label", "fixed", "oracle")
+NAMES = ("finding", "quantile", "conformal", "share", "few-label", "fixed", "oracle")
 NAN = float("nan")
+STRENGTHS = {"peak": "peak", "mass": "mass above the outline", "cluster": "cluster enhancement"}
 
 
 class Point(BaseModel):
-    """An operating point: thresholds that a voxel or a scan score must exceed.
+    """An operating point: thresholds that a voxel, a component or a scan score must exceed.
 
-    `rule` says in a sentence where they come from. A point that cannot be had says why in
-    `refused`. The oracle's thresholds are NaN until the test scans fill them.
+    `rule` says in a sentence where they come from. `component` is the level that the `strength` of
+    a component must pass; without one all count. `promise` says in words how often healthy scans
+    show a finding. A point that cannot be had says why in `refused`. The oracle's thresholds are
+    NaN until the test scans fill them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +53,10 @@ class Point(BaseModel):
     point: str
     rule: str = ""
     voxel: float = NAN
+    component: float | None = None
+    strength: Strength = "peak"
     scan: float = NAN
+    promise: str = ""
     refused: str = ""
 
     @field_validator("voxel", "scan", mode="before")
@@ -55,13 +70,18 @@ class Point(BaseModel):
 
 
 class ScoredScan(BaseModel):
-    """A scan that a run was calibrated on: its score, and the highest value of its map."""
+    """A scan that a run was calibrated on.
+
+    Its score, the highest value of its map, and the strength of its strongest component at the
+    outline of point "finding": 0 for none, None in runs of version 0.1.0.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     score: float
     maximum: float
+    strongest: float | None = None
     label: str = "healthy"
 
 
@@ -73,6 +93,49 @@ def scores_of(scans: Sequence[ScoredScan]) -> np.ndarray:
 def maxima_of(scans: Sequence[ScoredScan]) -> np.ndarray:
     """Highest map values (N,)."""
     return np.array([s.maximum for s in scans], float)
+
+
+def strongest_of(scans: Sequence[ScoredScan]) -> np.ndarray:
+    """Strength of each scan's strongest component (N,); empty where a run does not know them."""
+    known = [s.strongest for s in scans if s.strongest is not None]
+    return np.array(known if len(known) == len(scans) else [], float)
+
+
+def finding(
+    scans: Sequence[ScoredScan], outline: float, calibration: Calibration, fold: int = 1
+) -> Point:
+    """Components outlined at `outline` that few healthy scans have as strong a one as.
+
+    `fold` is how many of the scans were left out of a training together.
+    """
+    level = healthy_level(strongest_of(scans), calibration.false_alarm, fold)
+    scan = healthy_level(scores_of(scans), calibration.false_alarm, fold)
+    rule = (
+        f"components whose {STRENGTHS[calibration.strength]} passes {level.value:.4g}, outlined "
+        f"at the {calibration.outline:.4g} quantile of the map in healthy scans"
+    )
+    return Point(
+        point="finding",
+        rule=rule,
+        voxel=outline,
+        component=level.value,
+        strength=calibration.strength,
+        scan=scan.value,
+        promise=promise(level),
+    )
+
+
+def promise(level: Level) -> str:
+    """In words: how often a healthy scan shows a finding, and how sure that is."""
+    scans = f"In healthy scans like the {level.n} that it was calibrated on"
+    one_in = int(1 / level.alarm_rate + 1e-9)
+    text = f"{scans}, at most one in {one_in} shows any finding"
+    if level.fold > 1:
+        return f"{text}; that bound ({level.alarm_rate:.0%}) holds on average over such cohorts."
+    return (
+        f"{text}. That bound ({level.alarm_rate:.0%}) holds on average over such cohorts; for this "
+        f"one it is {level.worst_rate():.0%} with 95 % confidence."
+    )
 
 
 def quantile(healthy: VoxelHistogram, scores: np.ndarray, q: float) -> Point:
@@ -143,10 +206,12 @@ def operating_points(
     tune: Sequence[ScoredScan],
     labelled: VoxelHistogram | None,
     calibration: Calibration,
+    fold: int = 1,
 ) -> dict[str, Point]:
     """Every point that a run stores, by name; one that cannot be had holds `refused`."""
     scores = scores_of(scans)
     points = {
+        "finding": finding(scans, healthy.quantile(calibration.outline), calibration, fold),
         "quantile": quantile(healthy, scores, calibration.quantile),
         "share": share(healthy, scores, calibration.share),
     }

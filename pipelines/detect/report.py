@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.postprocess import components, location_of_maximum
+from evaluation.thresholds import p_value_of
 from pipelines.detect.detector import NativeMap
+from pipelines.detect.points import Point
+from pipelines.detect.typical import Compared
 from pipelines.versions import __version__, shown_path
 from preprocessing.files import plain, write_json
 from preprocessing.images import save_nifti
@@ -29,14 +33,21 @@ COLUMNS = (
     "reason",
     "run",
 )
-LISTED = 20  # components that a report describes, the largest ones
+MIDLINE_MM = 5.0
+# thirds of the ICBM152 brain, which reaches from y = -106 to 74 and from z = -72 to 84 mm
+FRONT_MM = 14.0
+BACK_MM = -46.0
+TOP_MM = 32.0
+BASE_MM = -20.0
+LISTED = 20  # components that a report describes, the strongest ones
 
 
 class Component(BaseModel):
     """A 26-connected piece of what is marked.
 
     `*_voxel` are array indices, `*_mm` RAS+ millimetres of the scan, `*_atlas_mm` of the atlas.
-    `peak` and `mean` are of the map inside it.
+    `peak` and `mean` are of the map inside it. `strength` is what it is ranked by. `p_value` says
+    how often a healthy scan has a component as strong, at most. `place` names it in words.
     """
 
     volume_mm3: float
@@ -47,8 +58,11 @@ class Component(BaseModel):
     peak_mm: list[float]
     peak: float
     mean: float
+    strength: float | None = None
+    p_value: float | None = None
     centre_atlas_mm: list[float]
     peak_atlas_mm: list[float]
+    place: str = ""
 
 
 class Maximum(BaseModel):
@@ -75,6 +89,8 @@ class Report(BaseModel):
     """What `make infer` says of one scan; the fields of a scan that was not scored end at `reason`.
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
+    `promise` says how often a healthy scan shows a finding. Components are listed by strength.
+    `typical` says how like the training scans this one is as a whole.
     `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
     `fingerprint` and `files` (bytes by name) tell whether a result still stands,
     `source` and `digest` of which file it is.
@@ -91,10 +107,13 @@ class Report(BaseModel):
     norma: str = __version__
     checks: list[CheckRow] = []
     flags: list[str] = []
+    typical: list[Compared] = []
     score: float | None = None
     percentile: float | None = None
     percentile_of: str | None = None
     threshold: float | None = None
+    component_threshold: float | None = None
+    promise: str | None = None
     anomalous_mm3: float | None = None
     n_components: int | None = None
     components: list[Component] = []
@@ -154,15 +173,30 @@ class Detection:
         write_json(out / f"{name}_report.json", self.report.as_json())
 
 
-def findings(native: NativeMap, marked: np.ndarray, scan_from_atlas: np.ndarray) -> dict[str, Any]:
-    """The fields of a report that say what is marked (bool, on the scan's grid) and where."""
-    found = components(marked, native.map, native.grid.affine)
+def findings(
+    native: NativeMap,
+    marked: np.ndarray,
+    scan_from_atlas: np.ndarray,
+    at: Point,
+    healthy: np.ndarray,
+) -> dict[str, Any]:
+    """The fields of a report that say what is marked (bool, on the scan's grid) and where.
+
+    `healthy` holds the strength of each healthy scan's strongest component (N,); without them
+    there are no p-values.
+    """
+    found = components(marked, native.map, native.grid.affine, at.voxel, at.strength)
+    if healthy.size:
+        for component in found:
+            component["p_value"] = p_value_of(component["strength"], healthy)
     maximum = location_of_maximum(native.map, native.grid.affine)
     atlas_from_scan = np.linalg.inv(scan_from_atlas)
     for place in (*found, maximum):
         for key in [k for k in place if k.endswith("mm")]:
             atlas_mm = (atlas_from_scan @ [*place[key], 1])[:3].round(1)
             place[key.replace("mm", "atlas_mm")] = atlas_mm
+    for component in found:
+        component["place"] = place_of(component["centre_atlas_mm"])
     listed = [Component(**plain(component)) for component in found[:LISTED]]
     return {
         "anomalous_mm3": float(marked.sum() * np.prod(native.spacing)),
@@ -171,6 +205,28 @@ def findings(native: NativeMap, marked: np.ndarray, scan_from_atlas: np.ndarray)
         "maximum": Maximum(**plain(maximum)),
         "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
     }
+
+
+def place_of(atlas_mm: Sequence[float]) -> str:
+    """Where a point of the atlas (RAS+ mm, origin between the hemispheres) lies, in words.
+
+    Side, front to back and height by thirds of the ICBM152 brain.
+    """
+    x, y, z = atlas_mm
+    side = "midline"
+    if abs(x) > MIDLINE_MM:
+        side = "right" if x > 0 else "left"
+    along = "middle"
+    if y > FRONT_MM:
+        along = "front"
+    elif y < BACK_MM:
+        along = "back"
+    height = "mid-height"
+    if z > TOP_MM:
+        height = "top"
+    elif z < BASE_MM:
+        height = "base"
+    return f"{side}, {along}, {height}"
 
 
 def of_scan(scan: Scan, root: Path | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,17 +18,29 @@ from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import percentile_of
 from models.base import AnomalyModel
 from pipelines.config import ConfigError, read_config, read_recipe
-from pipelines.detect.build import build_detector, build_model, pick_device
+from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, cut, scan_score
-from pipelines.detect.points import NAMES, Point, ScoredScan, conformal, quantile, scores_of, share
+from pipelines.detect.points import (
+    NAMES,
+    Point,
+    ScoredScan,
+    conformal,
+    finding,
+    quantile,
+    scores_of,
+    share,
+    strongest_of,
+)
 from pipelines.detect.report import Detection, Report, findings, of_scan
+from pipelines.detect.typical import Typical, compare_with, flags_of, read_typical
 from pipelines.versions import __version__, shown_path
 from preprocessing.files import file_digest, nearest, read_json, write_atomic, write_json
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan
 
+GZIP = b"\x1f\x8b"
 FORMAT = 1  # of a run folder; raise when an older Norma could not read it
 SEALED = (
     "config.yaml",
@@ -35,28 +48,37 @@ SEALED = (
     "threshold.json",
     "reference.json",
     "healthy_voxels.npz",
+    "typical.json",
     "weights.pt",
 )
 NEEDED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
 
 
 class HealthyReference(BaseModel):
-    """reference.json: scores of the healthy validation scans, and quantiles of their voxels."""
+    """reference.json: scores of the healthy validation scans, and quantiles of their voxels.
+
+    `fold` is how many of the scans were left out of a training together; 1 where none was in one.
+    """
 
     score: str
     scans: list[ScoredScan]
     voxel_quantiles: dict[str, float]
+    fold: int = 1
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its detector, the recipe of its scans, operating points, healthy scores."""
+    """A trained run: its detector, the recipe of its scans, operating points, healthy scores.
+
+    `typical` describes its training scans.
+    """
 
     folder: Path
     detector: Detector
     recipe: Recipe
     points: dict[str, Point]
     reference: HealthyReference
+    typical: Typical | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -77,6 +99,23 @@ class Run:
         return scores_of(self.reference.scans)
 
     @property
+    def healthy_text(self) -> str:
+        """Which scans the healthy scores are of, in words."""
+        count = len(self.healthy_scores)
+        if self.reference.fold > 1:
+            return f"{count} healthy scans, each by the fold that had not seen it"
+        return f"{count} healthy validation scans"
+
+    def healthy_strongest(self, at: Point) -> np.ndarray:
+        """Strength of each healthy scan's strongest component at a point (N,).
+
+        Empty for another outline than that of point "finding", which it was measured at.
+        """
+        known = self.points.get("finding")
+        same = known and (known.voxel, known.strength) == (at.voxel, at.strength)
+        return strongest_of(self.reference.scans) if same else np.zeros(0)
+
+    @property
     def healthy_voxels(self) -> VoxelHistogram:
         """Map values inside the brain of the healthy validation scans."""
         path = self.folder / "healthy_voxels.npz"
@@ -95,24 +134,24 @@ class Run:
         """run.json: how the run was made; empty where the file is missing."""
         return read_history(self.folder)
 
-    def detect(self, scan: Scan, threshold: float | None = None) -> Detection:
+    def detect(self, scan: Scan, point: str | None = None) -> Detection:
         """Score a raw scan: mask, map and report on its own grid; nothing is written.
 
-        The map is cut at `threshold`, or else at the run's own. Raises ScanError for a scan that
-        cannot be used, RefusedScan for one that fails its checks.
+        The map is cut at an operating point by its name (`point`), or else at the run's own. Raises
+        ScanError for a scan that cannot be used, RefusedScan for one that fails its checks.
         """
-        threshold = self.threshold if threshold is None else threshold
-        return self.detect_prepared(scan, prepare(scan, self.recipe), threshold)
+        return self.detect_prepared(scan, prepare(scan, self.recipe), self.point(point))
 
     def detect_prepared(
-        self, scan: Scan, prepared: Prepared, threshold: float, root: Path | None = None
+        self, scan: Scan, prepared: Prepared, at: Point, root: Path | None = None
     ) -> Detection:
-        """`detect` of a scan that was prepared with the run's recipe.
+        """`detect` of a scan that was prepared with the run's recipe, cut at a point.
 
         The report names files by their way from `root`, the folder that came in.
         """
+        likeness = compare_with(self.typical, prepared) if self.typical else []
         native = self.detector.map(prepared)
-        marked = cut(native, threshold, self.config.postprocess)
+        marked = cut(native, at, self.config.postprocess)
         score = scan_score(native, self.config.calibration.score_fraction)
         report = Report(
             **of_scan(scan, root),
@@ -121,20 +160,23 @@ class Run:
             norma=__version__,
             score=score,
             percentile=percentile_of(score, self.healthy_scores),
-            percentile_of=f"{len(self.healthy_scores)} healthy validation scans",
-            threshold=threshold,
-            **findings(native, marked, prepared.scan_from_atlas),
+            percentile_of=self.healthy_text,
+            threshold=at.voxel,
+            component_threshold=at.component,
+            promise=at.promise or None,
+            **findings(native, marked, prepared.scan_from_atlas, at, self.healthy_strongest(at)),
             model=self.config.name,
             run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,
-            flags=prepared.flags,
+            flags=[*prepared.flags, *flags_of(likeness)],
+            typical=likeness,
             checks=[c.row() for c in prepared.checks],
         )
         mask = like_scan(marked.astype(np.uint8), prepared)
         return Detection(mask, like_scan(native.map, prepared), report)
 
     def point(self, text: str | None = None) -> Point:
-        """The operating point that a user names: None (the run's own), "share", "quantile=0.95", …
+        """The operating point that a user names: None (the run's own), "share", "finding=0.05", …
 
         "fixed=0.3" is a voxel threshold, "fixed=0.3,0.5" one of voxels and one of scans. "oracle"
         has thresholds NaN, which only test scans can fill. InputError for an unknown name, a value
@@ -159,9 +201,10 @@ class Run:
                 "(voxels, scans)."
             )
         if name not in self.points:
-            raise InputError(
-                f"{self.folder}: no few-label point, as no abnormal scan was in split 'tune'."
-            )
+            why = "no abnormal scan was in split 'tune'"
+            if name != "few-label":
+                why = "it was trained by an older version of Norma; train it again"
+            raise InputError(f"{self.folder}: no {name} point, as {why}.")
         if self.points[name].refused:
             raise InputError(self.points[name].refused)
         return self.points[name]
@@ -172,6 +215,8 @@ class Run:
         most = 2 if name == "fixed" else 1
         if not 1 <= len(values) <= most or not np.isfinite(values).all():
             raise InputError(f"operating point '{name}={text}': expected a number.")
+        if name == "fixed" and values[0] <= 0:
+            raise InputError(f"operating point '{name}={text}': expected a number above 0.")
         if name == "fixed":
             scan = values[1] if len(values) > 1 else self.point().scan
             rule = f"fixed at {text} by the caller"
@@ -180,10 +225,22 @@ class Run:
             raise InputError("operating point 'few-label' takes no value.")
         if not 0 < values[0] < 1:
             raise InputError(f"operating point '{name}={text}': expected a number between 0 and 1.")
+        if name == "finding":
+            return self._finding_at(values[0])
         if name == "conformal":
             return conformal(self.reference.scans, values[0])
         rule_of = {"quantile": quantile, "share": share}[name]
         return rule_of(self.healthy_voxels, self.healthy_scores, values[0])
+
+    def _finding_at(self, false_alarm: float) -> Point:
+        """Point "finding" at another rate of healthy scans with a finding."""
+        if "finding" not in self.points:
+            raise InputError(
+                f"{self.folder}: knows no components of healthy scans; train it again."
+            )
+        calibration = self.config.calibration.model_copy(update={"false_alarm": false_alarm})
+        outline = self.points["finding"].voxel
+        return finding(self.reference.scans, outline, calibration, self.reference.fold)
 
 
 def like_scan(data: np.ndarray, prepared: Prepared) -> nib.Nifti1Image:
@@ -232,7 +289,7 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     model = _built(config, recipe, run_dir)
     weights = run_dir / "weights.pt"
     try:
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        model.load_state_dict(read_weights(weights))
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(
             f"{weights}: not the weights of this config ({_short_cause(error)})."
@@ -244,20 +301,30 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     try:
         points = {name: Point(**values) for name, values in stored["points"].items()}
         healthy = HealthyReference(**reference)
+        typical = read_typical(run_dir)
     except (ValidationError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{run_dir}: threshold.json or reference.json is damaged ({_first_problem(error)}); "
-            "train it again with 'make train'."
+            f"{run_dir}: threshold.json, reference.json or typical.json is damaged "
+            f"({_first_problem(error)}); train it again with 'make train'."
         ) from None
-    run = Run(run_dir, Detector(model, config, device), recipe, points, healthy)
+    run = Run(run_dir, Detector(model, config, device), recipe, points, healthy, typical)
     _check_threshold(run)
     return run
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name; half precision as float32. The file may be compressed (gzip)."""
+    content = path.read_bytes()
+    if content.startswith(GZIP):
+        content = gzip.decompress(content)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {name: v.float() if v.dtype == torch.float16 else v for name, v in state.items()}
 
 
 def _built(config: RunConfig, recipe: Recipe, run_dir: Path) -> AnomalyModel:
     """The model of a run, without weights; InputError where its config describes none."""
     try:
-        return build_detector(config, build_model(config, recipe))
+        return build_run(config, recipe)
     except ConfigError as error:
         raise ConfigError(f"{run_dir / 'config.yaml'}: {error}") from None
     except (
@@ -294,6 +361,14 @@ def _check_threshold(run: Run) -> None:
             f"{run.folder / 'threshold.json'}: threshold {voxel}; expected a finite number above "
             "0; train it again with 'make train'."
         )
+    for name, point in run.points.items():
+        level = point.component
+        known = level is not None and np.isfinite(level) and level >= 0
+        if name == "finding" and not known:
+            raise InputError(
+                f"{run.folder / 'threshold.json'}: component level {level}; expected a finite "
+                "number of at least 0; train it again with 'make train'."
+            )
 
 
 def _short_cause(error: Exception) -> str:

@@ -12,6 +12,7 @@ from evaluation.figures.plots import histogram_figure
 from evaluation.metrics import VoxelHistogram
 from evaluation.protocol import LABELS, columns, pairs
 from pipelines.detect.run import Run
+from pipelines.pages.headline import headline
 from pipelines.pages.html import Section, page
 from pipelines.pages.text import is_known
 from pipelines.study.case_pictures import Images
@@ -33,6 +34,76 @@ READINGS = {
     "slicewise": "slicewise",
     "clinical_slicewise": "clinical slicewise",
 }
+GROUPS = {
+    "Figures per scan": (
+        "scan_auroc",
+        "scan_ap",
+        "accuracy",
+        "recall",
+        "specificity",
+        "precision",
+        "f1",
+        "oracle_f1",
+        "accuracy_share",
+        "recall_share",
+        "precision_share",
+        "f1_share",
+        "accuracy_few_label",
+        "recall_few_label",
+        "precision_few_label",
+        "f1_few_label",
+    ),
+    "Figures per slice": (
+        "slicewise_auroc",
+        "slicewise_ap",
+        "clinical_slicewise_auroc",
+        "clinical_slicewise_ap",
+    ),
+    "Figures per voxel": (
+        "dice_mean",
+        "dice_pooled",
+        "oracle_dice_pooled",
+        "voxel_ap",
+        "voxel_ap_mean",
+        "voxel_auroc",
+        "voxel_prevalence",
+        "hd95_mean",
+        "hd95_undefined",
+        "healthy_false_positive_ml",
+        "healthy_voxel_fpr",
+    ),
+    "Figures per finding": (
+        "lesion_sensitivity",
+        "lesion_precision",
+        "abnormal_with_finding",
+        "healthy_with_finding",
+        "false_findings",
+    ),
+}
+SCAN_HEADS = {
+    "id": "scan",
+    "subject": "subject",
+    "label": "label",
+    "pathology": "pathology",
+    "score": "score",
+    "percentile": "percentile among healthy scans",
+    "findings": "findings",
+    "dice": "Dice",
+    "hd95": "HD95, mm",
+    "truth_ml": "lesions, ml",
+    "marked_ml": "marked, ml",
+    "false_positive_ml": "marked in vain, ml",
+    "voxel_ap": "voxel AP",
+}
+CLASS_HEADS = {
+    "class": "class",
+    "n": "scans",
+    "n_slices": "abnormal slices",
+    "scan_auroc": "AUROC per scan",
+    "slicewise_auroc": "AUROC slicewise",
+    "dice_mean": "Dice, mean per scan",
+    "voxel_ap_mean": "voxel AP, mean per scan",
+}
 FEW = 30  # test scans of a kind; with fewer the intervals are wide
 FEW_REFERENCE = 20  # healthy validation scans
 
@@ -41,16 +112,20 @@ def evaluation_page(result: Evaluation, run: Run, images: Images) -> str:
     """The HTML page of one run's evaluation."""
     alone = {result.model: [result]}
     said = tested_sentences(result) + "\n\n" + limit_sentences(result)
-    figures = [[LABELS[key], result.summary[key]] for key in LABELS]
     scans = [_cells(row, COLUMNS) for row in result.scans]
+    top = headline(result, images)
+    shown = {png for _, png in top.images}
+    others = [(caption, png) for caption, png in images if png not in shown]
     sections = [
-        Section("Result", said, (["figure", "value"], figures)),
+        top,
+        Section("What was measured", said),
+        *figure_sections(result),
         Section("Curves", images=curve_pictures(alone)),
         *class_sections(result),
         _points_section(result, run),
         *lesion_sections(alone),
-        Section("Cases", CASES, images=images),
-        Section("Scans", table=(list(COLUMNS), scans)),
+        Section("More cases", CASES, images=others),
+        Section("Every test scan", table=([SCAN_HEADS[name] for name in COLUMNS], scans)),
     ]
     if result.failures:
         rows = [[failure.id, failure.reason] for failure in result.failures]
@@ -63,6 +138,17 @@ def evaluation_page(result: Evaluation, run: Run, images: Images) -> str:
     return page(title, [s for s in sections if s.text or s.table or s.images])
 
 
+def figure_sections(result: Evaluation) -> list[Section]:
+    """A table per group of figures; figures that are not defined are left out."""
+    sections: list[Section] = []
+    for title, keys in GROUPS.items():
+        known = [key for key in keys if is_known(result.summary.get(key))]
+        rows = [[LABELS[key], result.summary[key]] for key in known]
+        if rows:
+            sections.append(Section(title, table=(["figure", "value"], rows)))
+    return sections
+
+
 def tested_sentences(result: Evaluation) -> str:
     """What was tested on what, by which rules, in sentences."""
     summary = result.summary
@@ -73,10 +159,12 @@ def tested_sentences(result: Evaluation) -> str:
         f"{summary['n_abnormal']} abnormal, {summary['n_with_lesion_mask']} with a lesion mask. "
     )
     if training.get("train_scans"):
-        text += (
-            f"Trained on {len(training['train_scans'])} healthy scans of {data_name(result)}, "
-            f"validated on {len(training['val_scans'])}; splits are by subject. "
-        )
+        count = len(training["train_scans"])
+        text += f"Trained on {count} healthy scans of {data_name(result)}, "
+        how = f"validated on {len(training['val_scans'])}; splits are by subject. "
+        if training.get("folds"):
+            how = f"and calibrated on the same scans in {training['folds']} folds by subject. "
+        text += how
     text += f"Protocol {result.protocol['name']}. "
     text += f"Operating point {point.point}: {point.rule}. "
     text += (
@@ -182,14 +270,15 @@ def _points_section(result: Evaluation, run: Run) -> Section:
         known = not point.refused
         voxel = point.voxel if known else None
         scan = point.scan if known else None
-        rows.append([point.point, voxel, scan, point.rule or point.refused])
+        level = point.component if known else None
+        rows.append([point.point, voxel, level, scan, point.rule or point.refused])
     thresholds = {name: point.voxel for name, point in run.points.items()}
     thresholds[result.point.point] = result.point.voxel
     picture = threshold_picture(run, result, thresholds)
     return Section(
         "Operating points",
         "Stored with the run; 'make evaluate POINT=…' cuts the same maps at another one.",
-        (["point", "voxel threshold", "scan threshold", "rule"], rows),
+        (["point", "voxel threshold", "component level", "scan threshold", "rule"], rows),
         [("Healthy voxels above a threshold, and the Dice it would give", picture)],
     )
 
@@ -250,8 +339,13 @@ def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
 
 
 def _class_table(rows: list[dict[str, Any]]) -> Table:
-    head = ["class", "n", "n_slices", "scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean"]
-    return head, [_cells(row, head) for row in rows]
+    """A row per class; columns that no class has are left out."""
+    known: dict[str, str] = {}
+    for name, head in CLASS_HEADS.items():
+        values = [row.get(name) for row in rows]
+        if name == "class" or any(map(is_known, values)):
+            known[name] = head
+    return list(known.values()), [_cells(row, list(known)) for row in rows]
 
 
 def _class_comparison(rows: list[dict[str, Any]], column: str, results: Results) -> Table:

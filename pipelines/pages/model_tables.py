@@ -13,6 +13,7 @@ from pipelines.study.evaluation import ScanRow
 from pipelines.study.results_file import (
     ClassFigures,
     Difference,
+    Figure,
     Results,
     RunSummary,
     SizeFigures,
@@ -62,6 +63,11 @@ GROUPS = {
         "voxel_auroc": "voxel AUROC",
         "voxel_prevalence": "voxel AP of chance",
     },
+    "Scans with a finding at the operating point": {
+        "abnormal_with_finding": "abnormal scans with a finding",
+        "healthy_with_finding": "healthy scans with a finding",
+        "false_findings": "false findings per healthy scan",
+    },
     "False alarms in healthy scans": {
         "healthy_false_positive_ml": "marked, ml per scan",
         "healthy_voxel_fpr": "share of voxels above the threshold",
@@ -76,13 +82,14 @@ OF_CLASSES: dict[str, Callable[[ClassFigures], float | None]] = {
     "Voxel AP, mean per scan": lambda found: found.voxel_ap_mean,
 }
 NOTHING = "–"
+UNKNOWN = Figure(mean=None, sd=None, n=0)  # a figure that older results do not have
 
 
 def figures_text(results: Results, title: str, heads: dict[str, str]) -> str:
     """A table of figures over the runs; empty where no model has one of them."""
     columns: dict[str, list[str]] = {}
     for key, head in heads.items():
-        figures = [results.model(name).figures[key] for name in results.names()]
+        figures = [results.model(name).figures.get(key, UNKNOWN) for name in results.names()]
         columns[head] = [figure_text(figure.model_dump()) for figure in figures]
     return model_table(results, f"### {title}", columns)
 

@@ -19,6 +19,8 @@ COMPARED = (
     "oracle_dice_pooled",
     "voxel_ap",
     "lesion_sensitivity",
+    "abnormal_with_finding",
+    "healthy_with_finding",
     "healthy_false_positive_ml",
 )
 
@@ -36,6 +38,8 @@ SHORT = {
     "oracle_dice_pooled": "oracle Dice",
     "voxel_ap": "voxel AP",
     "lesion_sensitivity": "lesions found",
+    "abnormal_with_finding": "abnormal with finding",
+    "healthy_with_finding": "healthy with finding",
     "healthy_false_positive_ml": "FP ml healthy",
 }
 
@@ -44,7 +48,9 @@ def comparison_line(entry: dict[str, Any]) -> str:
     """A model of a comparison on the terminal."""
     figures = entry["figures"]
     texts = [
-        f"{SHORT[k]} {figure_text(figures[k])}" for k in COMPARED if figures[k]["mean"] is not None
+        f"{SHORT[k]} {figure_text(figures[k])}"
+        for k in COMPARED
+        if figures.get(k, {}).get("mean") is not None
     ]
     return f"{entry['model']} ({len(entry['runs'])} runs): " + "; ".join(texts)
 

@@ -9,6 +9,7 @@ import numpy as np
 from evaluation.figures.plots import Layers, case_figure
 from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.detect.detector import NativeMap, cut
+from pipelines.detect.points import Point
 from pipelines.detect.run import Run
 from pipelines.study.evaluation import Evaluation, ScanRow
 from preprocessing.register import carry_mask, resample
@@ -27,7 +28,7 @@ def case_images(
     images: list[tuple[str, bytes]] = []
     for case in telling_cases(cases, result.scans):
         native = native_of(case)
-        png = case_picture(run, case, native, result.point.voxel)
+        png = case_picture(run, case, native, result.point)
         images.append((caption(rows[case.id]), png))
     return images
 
@@ -69,12 +70,12 @@ def caption(row: ScanRow) -> str:
     return f"{text}, Dice {dice:.3f}" if dice is not None and np.isfinite(dice) else text
 
 
-def case_picture(run: Run, case: Case, native: NativeMap, threshold: float) -> bytes:
+def case_picture(run: Run, case: Case, native: NativeMap, at: Point) -> bytes:
     """Input, reconstruction, map, what is marked and the lesions, in atlas space, RAS+."""
     prepared = load(case)
     onto = prepared.grid
     scan_from_atlas = prepared.scan_from_atlas
-    marked = cut(native, threshold, run.config.postprocess)
+    marked = cut(native, at, run.config.postprocess)
     labels = read_truth(case, native.grid)
     lesions = None
     if labels is not None and labels.any():

@@ -20,6 +20,7 @@ from pipelines.detect.detector import ATLAS_MM, top_mean
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.run import Run, load_run, read_history
 from pipelines.study.plant import Plan, in_atlas, plant_one
+from pipelines.study.planted_masks import OUTLINES, PlantedMasks
 from pipelines.versions import versions
 from preprocessing.files import file_digest, read_json, write_rows, write_table
 from preprocessing.scans import InputError
@@ -27,7 +28,7 @@ from preprocessing.scans import InputError
 log = logging.getLogger("norma")
 
 FRACTIONS = (0.001, 0.01, 0.05, 0.25, 1.0)
-CHOOSE_VERSION = 1  # raise when the figures change, so that no old ranking is taken for done
+CHOOSE_VERSION = 2  # raise when the figures change, so that no old ranking is taken for done
 COLUMNS = ("run", "voxel_ap", "score", "auroc", "sd", "runs")
 
 
@@ -45,8 +46,10 @@ class PlantedScores:
     """What a run makes of its validation scans, as they are and with a lesion.
 
     `voxels` are of the scans with a lesion, by its kind. Scores are lists by the name of the score.
+    `masks` are what every way to cut the maps marks.
     """
 
+    masks: PlantedMasks
     voxels: dict[str, VoxelHistogram] = field(default_factory=dict)
     healthy: dict[str, list[float]] = field(default_factory=dict)
     planted: dict[str, list[float]] = field(default_factory=dict)
@@ -100,9 +103,12 @@ def score_planted(run: Run, data: Path, planting: Planting) -> PlantedScores:
             f"{run.folder}: its scans have several channels, and a lesion is planted in one image; "
             "choose among runs on one."
         )
-    scores = PlantedScores()
+    healthy = run.healthy_voxels
+    outlines = {q: healthy.quantile(q) for q in OUTLINES}
+    scores = PlantedScores(PlantedMasks(outlines, run.config.postprocess))
     for scan in planted_scans(validation_cases(run.folder, data), planting):
-        found, scored = _scored_values(run, scan)
+        found, enhanced, scored = _scored_values(run, scan)
+        scores.masks.add(found, scan.brain, scan.lesion, enhanced)
         if scan.kind:
             voxels = scores.voxels.setdefault(scan.kind, VoxelHistogram())
             voxels.update(found[scan.brain], scan.lesion[scan.brain])
@@ -115,8 +121,10 @@ def score_planted(run: Run, data: Path, planting: Planting) -> PlantedScores:
     return scores
 
 
-def _scored_values(run: Run, scan: PlantedScan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The map of a scan, and the values in the brain that scores are taken from, by their name."""
+def _scored_values(
+    run: Run, scan: PlantedScan
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The map of a scan, its cluster enhancement, and what scores are taken from, by its name."""
     scored: dict[str, np.ndarray] = {}
     if run.config.calibration.score == "model":
         found, by_model = run.detector.map_and_scores(scan.image, scan.brain)
@@ -124,8 +132,9 @@ def _scored_values(run: Run, scan: PlantedScan) -> tuple[np.ndarray, dict[str, n
     else:
         found = run.detector.atlas_map(scan.image, scan.brain)
         scored = {"map": found[scan.brain]}
-    scored["cluster"] = cluster_enhanced(found, ATLAS_MM)[scan.brain]
-    return found, scored
+    enhanced = cluster_enhanced(found, ATLAS_MM)
+    scored["cluster"] = enhanced[scan.brain]
+    return found, enhanced, scored
 
 
 def ranking_entry(
@@ -133,7 +142,8 @@ def ranking_entry(
 ) -> dict[str, Any]:
     """One entry of --runs: means over its runs, and how it was trained.
 
-    AP of the voxels, of all and by kind of lesion. Per kind of score the AUROC of scans with a
+    AP of the voxels, of all and by kind of lesion. Per way to cut the maps the mean Dice and the
+    share of lesions found, the best Dice first. Per kind of score the AUROC of scans with a
     lesion against the same scans without, as mean and sd.
     """
     histories = [read_history(run_dir) for run_dir in run_dirs]
@@ -146,15 +156,33 @@ def ranking_entry(
     for kind in runs[0].voxels:
         by_kind[kind] = np.mean([run.voxels[kind].average_precision() for run in runs])
     pooled = [sum(run.voxels.values(), VoxelHistogram()) for run in runs]
+    trained = read_config(RunConfig, run_dirs[0] / "config.yaml")
+    false_alarm = trained.calibration.false_alarm
     return {
         "run": name,
         "runs": len(runs),
         "voxel_ap": np.mean([voxels.average_precision() for voxels in pooled]),
         "voxel_ap_by_kind": by_kind,
+        "masks": _mean_masks(runs, false_alarm),
         "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["auroc"])),
         "trained_by": histories[0].get("command"),
         "train_seconds": np.mean([history["seconds"] for history in histories]),
     }
+
+
+def _mean_masks(runs: Sequence[PlantedScores], false_alarm: float) -> list[dict[str, Any]]:
+    """The figures of `PlantedMasks`, mean over runs."""
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in runs:
+        for row in run.masks.figures(false_alarm):
+            found.setdefault((row["strength"], row["outline"]), []).append(row)
+    rows: list[dict[str, Any]] = []
+    for (strength, outline), same in found.items():
+        mean: dict[str, Any] = {"strength": strength, "outline": outline}
+        mean["dice"] = float(np.mean([row["dice"] for row in same]))
+        mean["found"] = float(np.mean([row["found"] for row in same]))
+        rows.append(mean)
+    return sorted(rows, key=lambda row: -row["dice"])
 
 
 def _auroc(healthy: list[float], planted: list[float]) -> float:
@@ -192,11 +220,7 @@ def rank(
     known = _former_entries(out, asked, runs)
     entries: list[dict[str, Any]] = []
     for name in runs:
-        run_dirs = sorted(path.parent for path in Path(name).rglob("weights.pt"))
-        if not run_dirs:
-            raise InputError(
-                f"{name}: no finished run in this folder; train one with 'make train'."
-            )
+        run_dirs = runs_in(Path(name))
         stamps = [ranking_digest(run_dir, data) for run_dir in run_dirs]
         if known.get(name, {}).get("stamps") != stamps:
             found = [score_planted(load_run(d, accelerator), data, planting) for d in run_dirs]
@@ -210,6 +234,14 @@ def rank(
             content = {**asked, "validation_scans": scans, "entries": entries}
             write_rows(out.with_suffix(".json"), content)
     return entries
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The finished runs in a folder; of a run trained in folds, its folds. InputError for none."""
+    found = sorted(path.parent for path in folder.rglob("weights.pt"))
+    if not found:
+        raise InputError(f"{folder}: no finished run in this folder; train one with 'make train'.")
+    return [run_dir for run_dir in found if not (run_dir / "folds").is_dir()]
 
 
 def _former_entries(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,20 @@ from evaluation.protocol import LABELS, mean_and_sd
 from evaluation.statistics import holm, interval, p_value
 from models import model_class
 from pipelines import cli
-from pipelines.cohort.cases import data_digest, read_cases
-from pipelines.config import ConfigError, read_config
+from pipelines.cohort.cases import read_cases
+from pipelines.config import ConfigError
 from pipelines.detect.config import RunConfig, load_run_config
-from pipelines.detect.identity import settings
-from pipelines.detect.run import Run, finished, load_run, read_history
+from pipelines.detect.run import Run, load_run
 from pipelines.study.case_pictures import Images
+from pipelines.study.choose import Planting
 from pipelines.study.evaluate import Page, evaluate
 from pipelines.study.evaluation import Evaluation
 from pipelines.study.folds import Unit, units, write_folds
+from pipelines.study.nested import CHOSEN, best_of
 from pipelines.study.protocol import Protocol
 from pipelines.study.results_file import ENDING
 from pipelines.study.results_writer import write_results
-from pipelines.training.fit import train
+from pipelines.training.folds import train_run
 from pipelines.versions import command_line, versions
 from preprocessing.files import nearest, plain, write_json, write_table
 from preprocessing.scans import InputError
@@ -39,7 +39,8 @@ class Question:
     """What a comparison asks: models trained on `data`, tested on the test cases of `test`.
 
     `name` is the first part of its files' names. Differences are from the model `baseline`. `point`
-    is the operating point, None for each run's own.
+    is the operating point, None for each run's own. With `planting` a row "chosen" is added: in
+    each run the model that finds lesions planted in its validation scans best.
     """
 
     data: Path
@@ -49,14 +50,19 @@ class Question:
     name: str
     point: str | None = None
     accelerator: str = "auto"
+    planting: Planting | None = None
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """One run of a comparison and its evaluation, which is named as the variant is."""
+    """One run of a comparison and its evaluation, which is named as the variant is.
+
+    `chosen` names the model behind a run of the row "chosen".
+    """
 
     unit: Unit
     evaluation: Evaluation
+    chosen: str | None = None
 
     def as_row(self) -> dict[str, Any]:
         """As the results file takes it."""
@@ -161,9 +167,11 @@ def compare(
             run, result = run_unit(asked, model, config, unit, out, page, pictures=first)
             first_run = run if first else first_run
             results[model].append(result)
-        evaluations = evaluations_of(results[model])
-        figures, draws[model] = figures_over_runs(evaluations, asked.protocol)
-        entries.append(entry_of(model, results[model], figures))
+    if asked.planting:
+        results[CHOSEN] = chosen(asked, asked.planting, results, out)
+    for model, runs in results.items():
+        figures, draws[model] = figures_over_runs(evaluations_of(runs), asked.protocol)
+        entries.append(entry_of(model, runs, figures))
 
     by_model = {model: evaluations_of(runs) for model, runs in results.items()}
     comparison = comparison_of(asked, command, by_model, entries, draws)
@@ -172,9 +180,29 @@ def compare(
     rows = {model: rows_of(runs) for model, runs in results.items()}
     write_results(out / f"{asked.name}{ENDING}", comparison, rows)
     images: dict[str, Images] = {}
-    for model, runs in results.items():
-        images[model] = case_images(out / model / runs[0].unit.name, asked.test)
+    for model in run_configs:
+        images[model] = case_images(out / model / results[model][0].unit.name, asked.test)
     return Answer(comparison, by_model, images, first_run)
+
+
+def chosen(
+    asked: Question, planting: Planting, results: dict[str, list[UnitResult]], out: Path
+) -> list[UnitResult]:
+    """Of each run of the comparison the result of the model that was chosen without test scans.
+
+    Models with as many runs as the first take part.
+    """
+    models = list(results)
+    units_of = [result.unit for result in results[models[0]]]
+    found: list[UnitResult] = []
+    for number, unit in enumerate(units_of):
+        taking_part = [m for m in models if len(results[m]) == len(units_of)]
+        run_dirs = [out / model / unit.name for model in taking_part]
+        best = best_of(run_dirs, asked.data, planting, asked.accelerator)
+        result = results[best.parent.name][number]
+        named = result.evaluation.model_copy(update={"model": CHOSEN})
+        found.append(UnitResult(unit, named, best.parent.name))
+    return found
 
 
 def evaluations_of(runs: list[UnitResult]) -> list[Evaluation]:
@@ -201,9 +229,7 @@ def run_unit(
     loop = config.loop.model_copy(update={"seed": unit.seed})
     config = config.model_copy(update={"loop": loop})
     others = [p / unit.name for p in sorted(out.iterdir()) if kind_of(p.name) == config.name]
-    digest = data_digest(read_cases(asked.data, unit.splits))
-    share_training(config, digest, run_dir, others)
-    train(config, asked.data, run_dir, unit.splits)
+    train_run(config, asked.data, run_dir, unit.splits, others)
 
     run = load_run(run_dir, asked.accelerator)
     where = run_dir / "evaluation" / asked.test.name
@@ -211,28 +237,6 @@ def run_unit(
     if not result:
         raise InputError(f"{asked.test}: no test scan could be evaluated.")
     return run, UnitResult(unit, result.model_copy(update={"model": model}))
-
-
-def share_training(config: RunConfig, digest: str, run_dir: Path, others: Iterable[Path]) -> None:
-    """Give a new run the last checkpoint of another that was trained in the same way.
-
-    In the same way: with the settings that shape training, on data of this `digest`. Map, reference
-    and scores may differ. Training then finds every stage done.
-    """
-    if (run_dir / "config.yaml").is_file():
-        return
-    wanted = settings(config, "training")
-    for other in others:
-        checkpoint = other / "checkpoints" / "last.pt"
-        if not (finished(other) and checkpoint.is_file()):
-            continue
-        trained = read_config(RunConfig, other / "config.yaml")
-        same_data = read_history(other).get("data_digest") == digest
-        if same_data and settings(trained, "training") == wanted:
-            (run_dir / "checkpoints").mkdir(exist_ok=True)
-            for name in ("metrics.csv", "checkpoints/last.pt"):
-                shutil.copyfile(other / name, run_dir / name)
-            return
 
 
 def figures_over_runs(
@@ -262,7 +266,9 @@ def entry_of(model: str, results: Sequence[UnitResult], figures: dict[str, Any])
     runs = []
     for result in results:
         unit = result.unit
-        named = {"seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
+        named: dict[str, Any] = {"seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
+        if result.chosen:
+            named["chosen"] = result.chosen
         runs.append(named | {"summary": result.evaluation.summary})
     return {
         "model": model,

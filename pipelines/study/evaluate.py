@@ -41,6 +41,7 @@ SHARED = (  # recipe settings that a run and its data must share
     "n4",
     "template",
     "grid",
+    "align",
     "sequences",
     "channels",
 )
@@ -51,6 +52,7 @@ COLUMNS = (
     "pathology",
     "score",
     "percentile",
+    "findings",
     "dice",
     "hd95",
     "truth_ml",
@@ -185,9 +187,7 @@ def measure_cases(
     pooled = VoxelHistogram()
     for case in tqdm(cases, desc="evaluate", unit="scan"):
         try:
-            row, of_slices, voxels = evaluate_scan(
-                run, case, native_of(case), at.voxel, protocol.by
-            )
+            row, of_slices, voxels = evaluate_scan(run, case, native_of(case), at, protocol.by)
         except (ScanError, InputError, OSError) as error:
             failures.append(Failure(id=case.id, reason=cli.error_sentence(error)))
             log.warning("left out: %s", failures[-1].reason)
@@ -243,7 +243,7 @@ def _key(run: Run, weights: str, cases: Sequence[Case], at: Point, protocol: Pro
         files = [file_digest(path) for path in truth]
         described = case.model_dump(mode="json", exclude=set(PATHS))
         prints.append([described, case.read_sidecar()["fingerprint"], files])
-    thresholds = [at.point, at.voxel, at.scan]
+    thresholds = at.as_json()
     return figures_digest(weights, run.config, settings(protocol, "figures"), thresholds, prints)
 
 

@@ -34,6 +34,7 @@ class ScanRow(TypedDict, total=False):
     brain_voxels: int
     above_voxels: int
     mask_voxels: int
+    findings: int
     dice: float | None
     hd95: float | None
     voxel_ap: float | None

@@ -11,7 +11,8 @@ from evaluation import lesions as lesion_metrics
 from evaluation.metrics import VoxelHistogram, dice, false_positive_ml
 from evaluation.thresholds import percentile_of
 from pipelines.cohort.cases import Case, read_truth
-from pipelines.detect.detector import NativeMap, cut, scan_score, slice_scores
+from pipelines.detect.detector import NativeMap, cut, scan_score, slice_scores, strengths
+from pipelines.detect.points import Point
 from pipelines.detect.run import Run
 from pipelines.study.evaluation import ScanRow, SliceRow
 from preprocessing.files import read_table
@@ -19,14 +20,14 @@ from preprocessing.images import array_axis
 
 
 def evaluate_scan(
-    run: Run, case: Case, native: NativeMap, threshold: float, by: Sequence[str] = ()
+    run: Run, case: Case, native: NativeMap, at: Point, by: Sequence[str] = ()
 ) -> tuple[ScanRow, list[SliceRow], VoxelHistogram]:
     """All that one scan measures on its own grid inside its brain.
 
     Gives its row, the rows of its slices, and its voxels. A scan without a mask file has no voxel
     truth: where it is labelled healthy everything marked is false. `by` are columns of the table.
     """
-    marked = cut(native, threshold, run.config.postprocess)
+    marked = cut(native, at, run.config.postprocess)
     labels = read_truth(case, native.grid)
     lesions = None if labels is None else labels > 0
     score = _digits(scan_score(native, run.config.calibration.score_fraction))
@@ -46,8 +47,9 @@ def evaluate_scan(
         "percentile": percentile_of(score, run.healthy_scores),
         "marked_ml": float(marked.sum()) * _voxel_ml(native),
         "brain_voxels": int(native.brain.sum()),
-        "above_voxels": int((native.map[native.brain] > threshold).sum()),
+        "above_voxels": int((native.map[native.brain] > at.voxel).sum()),
         "mask_voxels": int(marked.sum()),
+        "findings": strengths(native, marked, at).size,
     }
 
     voxels = VoxelHistogram()

@@ -17,8 +17,9 @@ class Protocol(Closed):
     """How runs are tested and compared; configs/protocol/<name>.yaml.
 
     Every output names its protocol so. `seeds` runs on one split, or with `folds` one run per fold
-    and repeat. `slices`: also per slice. `by`: columns of the scan or slice table whose classes get
-    figures of their own. `resamples`: bootstrap samples of subjects.
+    and repeat. `slices`: also per slice; left out, all scans but pictures. `by`: columns of the
+    scan or slice table whose classes get figures of their own. `resamples`: bootstrap samples of
+    subjects.
     """
 
     shapes: ClassVar[Level] = "nothing"
@@ -27,7 +28,7 @@ class Protocol(Closed):
     seeds: int = Field(5, ge=1)
     folds: int | None = Field(None, ge=3)
     repeats: int = Field(1, ge=1)
-    slices: Annotated[bool, Shapes("figures")] = True
+    slices: Annotated[bool | None, Shapes("figures")] = None
     by: Annotated[tuple[str, ...], Shapes("figures")] = ("pathology",)
     resamples: int = Field(1000, ge=1)
 
@@ -49,7 +50,11 @@ def existing_data(data: Path) -> Path:
 
 def protocol_for(data: Path, name: str | None, overrides: list[str]) -> Protocol:
     """The named protocol; by default "pictures" for pictures and "volumes" for all else."""
+    recipe = existing_data(data) / "recipe.yaml"
+    modality = read_yaml(recipe).get("modality") if name is None or recipe.is_file() else None
     if name is None:
-        modality = read_yaml(existing_data(data) / "recipe.yaml").get("modality")
         name = "pictures" if modality == "picture" else "volumes"
-    return load_protocol(name, overrides)
+    protocol = load_protocol(name, overrides)
+    if protocol.slices is None:
+        return protocol.model_copy(update={"slices": modality != "picture"})
+    return protocol

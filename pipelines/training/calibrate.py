@@ -2,53 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.metrics import VoxelHistogram
 from pipelines.cohort.cases import Case, load, read_truth
-from pipelines.detect.detector import Detector, NativeMap, scan_score
+from pipelines.config import write_recipe
+from pipelines.detect.config import RunConfig
+from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, strengths
 from pipelines.detect.points import Point, ScoredScan, operating_points
-from pipelines.detect.run import HealthyReference, Run, seal, write_calibration
+from pipelines.detect.run import (
+    SEALED,
+    HealthyReference,
+    Run,
+    load_run,
+    seal,
+    write_calibration,
+    write_history,
+)
+from pipelines.detect.typical import FEWEST, describe, write_typical
+from pipelines.versions import command_line, versions
+from preprocessing.scans import InputError
 
 WHAT = {"map": "map", "model": "model's own scores", "cluster": "map's cluster enhancement"}
 QUANTILES = (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def calibrate(
-    detector: Detector, cases: Sequence[Case], tune: Sequence[Case] = ()
+    parts: Sequence[tuple[Detector, Sequence[Case]]],
+    tune: Sequence[Case] = (),
+    whole: Detector | None = None,
 ) -> tuple[dict[str, Point], HealthyReference, VoxelHistogram]:
-    """Operating points, healthy reference and healthy voxels, from healthy validation cases.
+    """Operating points, healthy reference and healthy voxels, from healthy cases.
 
-    `tune` are labelled cases for the few-label operating point, and for nothing else here.
+    `parts` are detectors with cases that they have not learned from; all have one config. `tune`
+    are labelled cases for the few-label operating point, and for nothing else here. They are scored
+    by the detector of the `whole`, left out where it is the only one.
     """
+    detector = parts[0][0]
     calibration = detector.config.calibration
-    healthy = VoxelHistogram()
-    scans: list[ScoredScan] = []
-    for case in tqdm(cases, desc="healthy reference", unit="scan"):
-        native = detector.map(load(case))
-        values = native.map[native.brain]
-        healthy.update(values, np.zeros(values.size, np.uint8))
-        scans.append(_scored(case, native, calibration.score_fraction))
+    fold = max(len(cases) for _, cases in parts) if len(parts) > 1 else 1
+    with tempfile.TemporaryDirectory(prefix="norma-calibrate-") as folder:
+        healthy = VoxelHistogram()
+        for _, native in _maps(parts, Path(folder), "healthy reference"):
+            values = native.map[native.brain]
+            healthy.update(values, np.zeros(values.size, np.uint8))
+        outline = healthy.quantile(calibration.outline)
+        at = Point(point="outline", voxel=outline, strength=calibration.strength)
+        scans = []
+        for case, native in _maps(parts, Path(folder), "healthy components"):
+            scans.append(scored(case, native, detector.config, at))
 
-    tuned, labelled = _tuned(detector, tune)
-    points = operating_points(healthy, scans, tuned, labelled, calibration)
+    tuned, labelled = _tuned(whole or detector, tune)
+    points = operating_points(healthy, scans, tuned, labelled, calibration, fold)
     part = f"{calibration.score_fraction:.1%}"
     what = WHAT[calibration.score]
     reference = HealthyReference(
         score=f"mean of the highest {part} of the {what} inside the brain",
         scans=sorted(scans, key=lambda s: s.score),
         voxel_quantiles={str(q): float(healthy.quantile(q)) for q in QUANTILES},
+        fold=fold,
     )
     return points, reference, healthy
 
 
-def _scored(case: Case, native: NativeMap, fraction: float, label: str | None = None) -> ScoredScan:
-    fields = {} if label is None else {"label": label}
-    highest = float(native.map[native.brain].max(initial=0.0))
-    return ScoredScan(id=case.id, score=scan_score(native, fraction), maximum=highest, **fields)
+def _maps(
+    parts: Sequence[tuple[Detector, Sequence[Case]]], folder: Path, what: str
+) -> Iterator[tuple[Case, NativeMap]]:
+    """Each case with its map, which a second pass reads from `folder`."""
+    total = sum(len(cases) for _, cases in parts)
+    with tqdm(total=total, desc=what, unit="scan") as bar:
+        for number, (detector, cases) in enumerate(parts):
+            for case in cases:
+                yield case, detector.map_case(case, folder / str(number))
+                bar.update()
+
+
+def scored(
+    case: Case, native: NativeMap, config: RunConfig, outline: Point | None = None
+) -> ScoredScan:
+    """A case's score, the peak of its map and, at an outline, its strongest component."""
+    fields: dict[str, Any] = {}
+    if case.label:
+        fields["label"] = case.label
+    if outline:
+        marked = cut(native, outline, config.postprocess)
+        fields["strongest"] = float(strengths(native, marked, outline).max(initial=0.0))
+    return ScoredScan(
+        id=case.id,
+        score=scan_score(native, config.calibration.score_fraction),
+        maximum=float(native.map[native.brain].max(initial=0.0)),
+        **fields,
+    )
 
 
 def _tuned(
@@ -60,7 +111,7 @@ def _tuned(
     masks = 0
     for case in tqdm(tune, desc="labelled scans", unit="scan", disable=not tune):
         native = detector.map(load(case))
-        scans.append(_scored(case, native, detector.config.calibration.score_fraction, case.label))
+        scans.append(scored(case, native, detector.config))
         lesions = read_truth(case, native.grid)
         if lesions is not None and case.lesions:
             labelled.update(native.map[native.brain], lesions[native.brain] > 0)
@@ -70,6 +121,45 @@ def _tuned(
 
 def calibrate_run(run: Run, cases: Sequence[Case], tune: Sequence[Case] = ()) -> None:
     """Calibrate a trained run anew on healthy `cases`, and write that into its folder."""
-    points, reference, healthy = calibrate(run.detector, cases, tune)
+    points, reference, healthy = calibrate([(run.detector, cases)], tune)
     write_calibration(run.folder, points, reference, healthy, run.config.calibration.point)
+    write_typical(describe(cases), run.folder)
     seal(run.folder)
+
+
+def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
+    """A run with the network of another, calibrated on other healthy cases, in the folder `out`.
+
+    Its run.json names the parent. InputError for fewer than 5 cases, an abnormal one, or an image
+    that the parent has learned from.
+    """
+    learned = set(run.history.get("digests", []))
+    for case in cases:
+        if case.label == "abnormal":
+            raise InputError(f"scan '{case.id}' is abnormal; calibrate on healthy scans alone.")
+        if case.digest in learned:
+            raise InputError(
+                f"scan '{case.id}' is an image that {run.folder} has learned from; give others."
+            )
+    if len(cases) < FEWEST:
+        raise InputError(
+            f"{len(cases)} healthy scans; calibration needs at least {FEWEST}, and 9 for the "
+            "promise of one false finding in ten scans."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in SEALED:
+        if (run.folder / name).is_file():
+            shutil.copyfile(run.folder / name, out / name)
+    write_recipe(out, run.recipe)
+    history = run.history | {
+        "parent": {"run": run.folder.name, "weights": run.weights_digest},
+        "command": command_line(),
+        "versions": versions(),
+        "calibrated_on": [case.id for case in cases],
+        "digests": sorted(learned | {case.digest for case in cases if case.digest}),
+    }
+    history.pop("files", None)
+    write_history(out, history)
+    seal(out)
+    calibrate_run(load_run(out, str(run.detector.device)), cases)
+    return load_run(out, str(run.detector.device))

@@ -18,7 +18,14 @@ from lightning_fabric.strategies import DDPStrategy
 
 from models import model_class
 from models.base import AnomalyModel
-from pipelines.cohort.cases import Case, data_digest, data_digest_0, learning_cases, read_cases
+from pipelines.cohort.cases import (
+    Case,
+    data_digest,
+    data_digest_0,
+    learning_cases,
+    people_in,
+    read_cases,
+)
 from pipelines.config import ConfigError, read_config, read_recipe, write_recipe, write_yaml
 from pipelines.detect.build import build_detector, build_model, load_members, with_members
 from pipelines.detect.config import Loop, RunConfig
@@ -31,6 +38,7 @@ from pipelines.detect.run import (
     write_history,
     write_weights,
 )
+from pipelines.detect.typical import describe, write_typical
 from pipelines.training.calibrate import calibrate
 from pipelines.training.data import Batches, SliceDataset
 from pipelines.training.loop import fit
@@ -59,6 +67,11 @@ class Material:
     tune: list[Case]
     reference: frozenset[str]
     abnormal: frozenset[str]
+
+    @property
+    def healthy_train(self) -> list[Case]:
+        """Training cases without the abnormal ones that a supervised model learns from too."""
+        return [case for case in self.train if case.label != "abnormal"]
 
     @property
     def healthy_val(self) -> list[Case]:
@@ -117,10 +130,10 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
         fit_healthy_maps(model, config, material, datasets)
 
     if fabric.is_global_zero:
-        calibrated = calibrate(
-            Detector(model, config, fabric.device), material.healthy_val, material.tune
-        )
+        ready = Detector(model, config, fabric.device)
+        calibrated = calibrate([(ready, material.healthy_val)], material.tune)
         write_calibration(run_dir, *calibrated, config.calibration.point)
+        write_typical(describe(material.healthy_train), run_dir)
         history = start_of(material) | {
             "versions": versions(),
             "command": command_line(),
@@ -210,6 +223,7 @@ def log_sizes(
 
 def write_start(run_dir: Path, config: RunConfig, material: Material, own_splits: bool) -> None:
     """What stands in a run folder before training begins, so that it can be resumed."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(run_dir / "config.yaml", write_yaml(config))
     write_recipe(run_dir, material.recipe)
     write_history(run_dir, start_of(material))
@@ -218,9 +232,14 @@ def write_start(run_dir: Path, config: RunConfig, material: Material, own_splits
         write_table(run_dir / "splits.tsv", splits)
 
 
-def start_of(material: Material) -> dict[str, str]:
+def start_of(material: Material) -> dict[str, Any]:
     """Which data a run is trained on, for run.json."""
-    return {"data": material.data.name, "data_digest": data_digest(material.cases)}
+    people = people_in([case.columns for case in material.train])
+    return {
+        "data": material.data.name,
+        "data_digest": data_digest(material.cases),
+        "people": people,
+    }
 
 
 def learned_digests(material: Material) -> list[str]:

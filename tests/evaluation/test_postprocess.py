@@ -12,8 +12,10 @@ from evaluation.postprocess import (
     cluster_enhanced,
     components,
     erode_rim,
+    keep_strong,
     location_of_maximum,
     smooth,
+    strengths,
 )
 
 SHAPE = (13, 17, 9)
@@ -182,10 +184,14 @@ def test_components_by_hand_under_a_flipped_affine():
     scores = blank(np.float32)
     mask[2:5, 3, 1] = True
     scores[2:5, 3, 1] = [0.2, 0.6, 0.4]
-    mask[10, 12:16, 8] = True  # larger, so first
+    mask[10, 12:16, 8] = True  # larger, but its peak is lower
     scores[10, 12:16, 8] = 0.3
     scores[0, 0, 0] = 9  # outside the mask
-    first, second = components(mask, scores, FLIPPED)
+    second, first = components(mask, scores, FLIPPED)
+    assert (first["strength"], second["strength"]) == (pytest.approx(0.3), pytest.approx(0.6))
+    second, first = components(mask, scores, FLIPPED, low=0.1, kind="mass")
+    assert first["strength"] == pytest.approx(4 * 0.2 * 0.0015)  # four voxels of 1.5 mm3, in ml
+    assert second["strength"] == pytest.approx((0.1 + 0.5 + 0.3) * 0.0015)
     assert (first["n_voxels"], first["volume_mm3"]) == (4, pytest.approx(4 * 1.5))
     assert second["n_voxels"] == 3 and second["volume_mm3"] == pytest.approx(4.5)
     assert second["centre_voxel"] == [3, 3, 1] and second["peak_voxel"] == [3, 3, 1]
@@ -250,3 +256,39 @@ def test_cluster_enhancement_equals_scipy_height_by_height():
     assert not cluster_enhanced(-np.abs(values), (1, 1, 1)).any()
     with pytest.raises(ValueError, match="NaN"):
         cluster_enhanced(np.full((2, 2, 2), np.nan), (1, 1, 1))
+
+
+def test_strengths_in_the_order_of_labels_and_what_is_kept():
+    """By hand: two components, the first one broad and low, the second one small and high."""
+    scores = blank(float)
+    scores[2:6, 2:6, 2:6] = 1.0
+    scores[9, 9, 5] = 3.0
+    marked = scores > 0.5
+    peak = strengths(marked, scores, SPACING)
+    mass = strengths(marked, scores, SPACING, 0.5, "mass")
+    voxel_ml = np.prod(SPACING) / 1000
+    assert peak.tolist() == [1.0, 3.0]
+    np.testing.assert_allclose(mass, [64 * 0.5 * voxel_ml, 2.5 * voxel_ml])
+    enhanced = cluster_enhanced(scores, SPACING)
+    cluster = strengths(marked, scores, SPACING, 0.5, "cluster")
+    np.testing.assert_allclose(cluster, [enhanced[3, 3, 3], enhanced[9, 9, 5]])
+    assert np.argwhere(keep_strong(marked, peak, 1.0)).tolist() == [[9, 9, 5]]
+    assert keep_strong(marked, mass, 3 * voxel_ml).sum() == 64
+    assert not keep_strong(marked, peak, 3.0).any()  # equally strong is not stronger
+    assert strengths(blank(), scores, SPACING).size == 0
+    with pytest.raises(ValueError, match="one shape"):
+        strengths(marked, scores.T, SPACING)
+
+
+@pytest.mark.parametrize("kind", ["peak", "mass", "cluster"])
+def test_a_higher_map_has_a_component_at_least_as_strong(kind):
+    """What the levels of folds rest on; cluster enhancement up to its 25 steps of height."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        low = rng.gamma(1.0, size=SHAPE)
+        high = low + rng.gamma(0.3, size=SHAPE)
+        strongest = []
+        for values in (low, high):
+            marked = binarise(values, np.ones(SHAPE), SPACING, 2.0, 1.5, 5)
+            strongest.append(strengths(marked, values, SPACING, 2.0, kind).max(initial=0))
+        assert strongest[1] >= strongest[0] * (0.98 if kind == "cluster" else 1)

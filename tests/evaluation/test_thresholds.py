@@ -5,7 +5,15 @@ import pytest
 from sklearn.metrics import f1_score, precision_recall_curve
 
 from evaluation.metrics import VoxelHistogram
-from evaluation.thresholds import best_f1, conformal_threshold, healthy_quantile, percentile_of
+from evaluation.thresholds import (
+    Level,
+    best_f1,
+    conformal_threshold,
+    healthy_level,
+    healthy_quantile,
+    p_value_of,
+    percentile_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +101,51 @@ def test_best_f1_without_positives_or_differences():
     assert np.isnan(best_f1(np.array([1.0, 2]), np.array([0, 0]))).all()
     at, f1 = best_f1(np.zeros(4), np.array([0, 1, 0, 1]))
     assert at < 0 and f1 == pytest.approx(2 / 3)
+
+
+def test_level_of_few_scans_is_their_highest_and_says_what_it_promises():
+    assert healthy_level(np.arange(6.0), 0.1) == Level(5.0, rank=6, n=6)
+    assert healthy_level(np.arange(6.0), 0.1).alarm_rate == pytest.approx(1 / 7)
+    nineteen = healthy_level(np.arange(1.0, 20.0), 0.1)
+    assert (nineteen.value, nineteen.alarm_rate) == (18, pytest.approx(0.1))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        healthy_level(np.arange(6.0), 1)
+
+
+def test_level_holds_on_average_and_its_worst_rate_in_nineteen_of_twenty_cohorts():
+    """4000 simulated cohorts of 12 healthy scans; scores are uniform, so the true rate is known."""
+    rng = np.random.default_rng(3)
+    rates = []
+    for _ in range(4000):
+        level = healthy_level(rng.random(12), 0.2)
+        rates.append(1 - level.value)
+    assert np.mean(rates) == pytest.approx(level.alarm_rate, abs=0.006)
+    assert level.alarm_rate == pytest.approx(2 / 13)
+    assert np.mean(np.array(rates) <= level.worst_rate()) == pytest.approx(0.95, abs=0.012)
+
+
+def test_level_of_folds_keeps_its_bound():
+    """CV-minmax simulated: a score is x minus the mean of what a fold's model has seen."""
+    rng = np.random.default_rng(4)
+    folds = 5
+    size = 4
+    alarms = []
+    for _ in range(3000):
+        healthy = rng.standard_t(3, size=(folds, size))
+        means = [np.delete(healthy, fold, 0).mean() for fold in range(folds)]
+        apart = np.abs(healthy - np.array(means)[:, None])
+        level = healthy_level(apart.ravel(), 0.1, fold=size)
+        new = np.abs(rng.standard_t(3) - np.array(means)).min()
+        alarms.append(new > level.value)
+    assert level.alarm_rate == pytest.approx((20 + 4 - 19) / 24)
+    assert 0.02 < np.mean(alarms) < 0.13  # far below the bound of 0.21: that is the worst case
+
+
+def test_p_value_by_hand_and_uniform():
+    healthy = np.array([0.0, 0.0, 1.0, 2.0])
+    expected = {0.0: 1.0, 0.5: 0.6, 1.0: 0.6, 2.0: 0.4, 2.1: 0.2}
+    assert {s: p_value_of(s, healthy) for s in expected} == pytest.approx(expected)
+    rng = np.random.default_rng(6)
+    p = [p_value_of(rng.gamma(1.0), rng.gamma(1.0, size=19)) for _ in range(4000)]
+    for rate in (0.05, 0.1, 0.5):
+        assert np.mean(np.array(p) <= rate) == pytest.approx(rate, abs=0.02)

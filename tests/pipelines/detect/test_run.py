@@ -6,11 +6,17 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage.measure import label
 
 from pipelines.config import load_recipe, read_recipe, write_recipe
+from pipelines.detect.detector import cut
+from pipelines.detect.report import findings
 from pipelines.detect.run import FORMAT, load_run, seal, write_history
+from pipelines.detect.typical import Typical, write_typical
 from pipelines.training.calibrate import calibrate_run
 from preprocessing.scans import InputError
+from preprocessing.tables import read_scans
 
 
 @pytest.fixture
@@ -92,6 +98,45 @@ def test_calibration_alone_rewrites_the_thresholds(run_dir, chain_cases):
     assert again.weights_digest == run.weights_digest
 
 
+def test_the_scan_that_sets_the_level_shows_no_finding_and_one_just_below_it(run_dir, chain_cases):
+    """With one healthy scan its strongest component is the level; p is counted by hand."""
+    cases, native_of = chain_cases
+    calibrate_run(load_run(run_dir, "cpu"), cases)
+    run = load_run(run_dir, "cpu")
+    point = run.point("finding")
+    native = native_of(run)(cases[0])
+    outlined = point.model_copy(update={"component": None})
+    marked = cut(native, outlined, run.config.postprocess)
+    pieces = label(marked, connectivity=3)
+    peaks = ndimage.maximum(native.map, pieces, range(1, pieces.max() + 1))
+    assert point.component == pytest.approx(max(peaks)) and len(peaks) > 1
+    assert "like the 1 that it was calibrated on, at most one in 2 shows" in point.promise
+
+    assert not cut(native, point, run.config.postprocess).any()
+    lower = point.model_copy(update={"component": point.component * (1 - 1e-6)})
+    kept = cut(native, lower, run.config.postprocess)
+    assert (kept == (pieces == 1 + int(np.argmax(peaks)))).all()
+
+    said = findings(native, marked, np.eye(4), point, run.healthy_strongest(point))
+    p_values = [component.p_value for component in said["components"]]
+    assert set(p_values) == {1.0}  # (1 + 1) / (1 + 1): none is stronger than the healthy one
+    strong = [component.strength for component in said["components"]]
+    assert strong == sorted(strong, reverse=True)
+    assert run.healthy_strongest(run.point("quantile=0.5")).size == 0  # another outline
+
+
+def test_a_damaged_level_is_refused(run_dir, chain_cases):
+    """Without its level point "finding" would mark every component."""
+    calibrate_run(load_run(run_dir, "cpu"), chain_cases[0])
+    stored = json.loads((run_dir / "threshold.json").read_text())
+    for level in (None, "Infinity", -1):
+        stored["points"]["finding"]["component"] = level
+        (run_dir / "threshold.json").write_text(json.dumps(stored))
+        seal(run_dir)
+        with pytest.raises(InputError, match="component"):
+            load_run(run_dir, "cpu")
+
+
 @pytest.fixture
 def chain_cases(brain_t1, quick_prepare, tmp_path):
     """A cohort of one healthy case, and what maps it."""
@@ -104,3 +149,22 @@ def chain_cases(brain_t1, quick_prepare, tmp_path):
     out.mkdir()
     preprocess_cohort(list_input(brain_t1, "t1", out), recipe, out)
     return read_cases(out), lambda run: lambda case: run.detector.map(load(case))
+
+
+def test_a_report_says_what_is_unlike_the_training_scans(run_dir, brain_t1, quick_prepare):
+    (scan,) = read_scans(brain_t1, "t1")
+    known = {"brain volume, ml": [100.0, 110.0, 120.0, 130.0, 140.0], "noise": [0.0] * 4 + [9.0]}
+    write_typical(Typical(features=known, histogram=[1 / 64] * 64), run_dir)
+    seal(run_dir)
+    report = load_run(run_dir, "cpu").detect(scan).report
+    outside = {row.name: row.outside for row in report.typical}
+    assert outside == {"brain volume, ml": True, "noise": False}
+    (said,) = [flag for flag in report.flags if "training scans" in flag]
+    assert "is unlike the training scans (100 to 140)" in said and said in report.row()["flags"]
+
+    (run_dir / "typical.json").write_text("{}")
+    with pytest.raises(InputError, match=r"typical\.json: not the file"):
+        load_run(run_dir, "cpu")
+    seal(run_dir)
+    with pytest.raises(InputError, match=r"typical.json is damaged \('features': field required"):
+        load_run(run_dir, "cpu")

@@ -1,0 +1,164 @@
+"""Is a scan like the training scans? Measured before any lesion is looked for.
+
+A detector of what is unusual cannot tell an unusual scanner from an unusual brain. So a report says
+how the scan as a whole compares with the healthy scans that the run has learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from scipy.ndimage import convolve
+from scipy.stats import wasserstein_distance
+
+from pipelines.cohort.cases import Case, load
+from preprocessing.files import read_json, write_json
+from preprocessing.prepare import Prepared
+
+NAME = "typical.json"
+BINS = np.linspace(0, 1, 65)
+FEWEST = 5  # training scans; of fewer a range says nothing
+SLACK = 0.5  # of the training range, beyond each of its ends
+CHECKS = {  # the name of a check of preprocessing, and the feature's
+    "overlap with the atlas brain, rigid (Dice)": "overlap with the atlas brain, rigid",
+    "overlap with the atlas brain, affine (Dice)": "overlap with the atlas brain, affine",
+    "likeness to a brain (mutual information with the atlas, affine)": "likeness to the atlas",
+}
+LAPLACE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
+
+
+class Typical(BaseModel):
+    """typical.json: the features of each training scan, and their mean intensity histogram."""
+
+    features: dict[str, list[float]]
+    histogram: list[float]
+
+
+class Compared(BaseModel):
+    """A feature of a scan among those of the training scans.
+
+    `percentile` is the share of training scans that have no more. `outside`: farther beyond their
+    range than half of it.
+    """
+
+    name: str
+    value: float
+    percentile: float
+    lowest: float
+    highest: float
+    outside: bool
+
+
+def histogram(prepared: Prepared) -> np.ndarray:
+    """Shares of the brain's voxels by intensity of the first channel, (64,)."""
+    values = prepared.channels[0][prepared.brain]
+    counts = np.histogram(values.clip(0, 1), BINS)[0]
+    return counts / max(int(counts.sum()), 1)
+
+
+def noise(prepared: Prepared) -> float:
+    """Standard deviation of the noise in units of the scaled intensity, from the axial slices.
+
+    Median over slices of the mean absolute Laplacian inside the brain (Immerkaer 1996).
+    """
+    image = prepared.channels[0]
+    found: list[float] = []
+    for z in np.flatnonzero(prepared.brain.sum((0, 1)) >= 500):
+        inside = prepared.brain[:, :, z]
+        edges = convolve(image[:, :, z].astype(float), LAPLACE)
+        found.append(float(np.abs(edges[inside]).mean()) * np.sqrt(np.pi / 2) / 6)
+    return float(np.median(found)) if found else 0.0
+
+
+def features_of(
+    prepared: Prepared, checks: Sequence[Mapping[str, Any]], healthy: np.ndarray
+) -> dict[str, float]:
+    """Features of a prepared scan by name; `healthy` is the training scans' mean histogram.
+
+    `checks` are those of preprocessing, as a report holds them.
+    """
+    spacing = prepared.home.spacing
+    scale = abs(np.linalg.det(prepared.scan_from_atlas[:3, :3]))
+    voxel_ml = float(np.prod(prepared.grid.spacing)) * scale / 1000
+    centres = (BINS[:-1] + BINS[1:]) / 2
+    own = histogram(prepared)
+    features = {
+        "brain volume, ml": float(prepared.brain.sum()) * voxel_ml,
+        "smallest voxel side, mm": float(min(spacing)),
+        "largest voxel side, mm": float(max(spacing)),
+        "noise": noise(prepared),
+        "distance of the intensity histogram": _distance(centres, own, healthy),
+    }
+    for check in checks:
+        if check["name"] in CHECKS and check["value"] is not None:
+            features[CHECKS[check["name"]]] = float(check["value"])
+    return features
+
+
+def _distance(centres: np.ndarray, own: np.ndarray, healthy: np.ndarray) -> float:
+    if not (own.sum() and healthy.sum()):
+        return 0.0
+    return float(wasserstein_distance(centres, centres, own, healthy))
+
+
+def describe(cases: Sequence[Case]) -> Typical:
+    """The features of training cases."""
+    shapes = [histogram(load(case)) for case in cases]
+    mean = np.mean(shapes, axis=0) if shapes else np.zeros(len(BINS) - 1)
+    found: dict[str, list[float]] = {}
+    for case in cases:
+        checks = case.read_sidecar().get("checks", [])
+        for name, value in features_of(load(case), checks, mean).items():
+            found.setdefault(name, []).append(round(value, 6))
+    return Typical(features=found, histogram=[round(float(v), 8) for v in mean])
+
+
+def compare_with(typical: Typical, prepared: Prepared) -> list[Compared]:
+    """A prepared scan's features among those of the training scans; empty for too few of them."""
+    checks = [check.row() for check in prepared.checks]
+    own = features_of(prepared, checks, np.array(typical.histogram))
+    rows: list[Compared] = []
+    for name, value in own.items():
+        known = np.array(typical.features.get(name, []))
+        if known.size >= FEWEST:
+            rows.append(_compared(name, value, known))
+    return rows
+
+
+def _compared(name: str, value: float, known: np.ndarray) -> Compared:
+    low = float(known.min())
+    high = float(known.max())
+    beyond = SLACK * (high - low) + 0.01 * max(abs(low), abs(high))
+    return Compared(
+        name=name,
+        value=value,
+        percentile=float(100 * np.mean(known <= value)),
+        lowest=low,
+        highest=high,
+        outside=not low - beyond <= value <= high + beyond,
+    )
+
+
+def flags_of(rows: Sequence[Compared]) -> list[str]:
+    """A sentence for each feature that lies outside the training scans."""
+    return [
+        f"{row.name} {row.value:.3g} is unlike the training scans ({row.lowest:.3g} to "
+        f"{row.highest:.3g})"
+        for row in rows
+        if row.outside
+    ]
+
+
+def write_typical(typical: Typical, run_dir: Path) -> None:
+    """Write typical.json of a run."""
+    write_json(run_dir / NAME, typical.model_dump())
+
+
+def read_typical(run_dir: Path) -> Typical | None:
+    """typical.json of a run; None for runs of version 0.1.0, which have none."""
+    path = run_dir / NAME
+    return Typical(**read_json(path)) if path.is_file() else None

@@ -1,0 +1,122 @@
+"""Small copies of runs, and ready-made runs that are known by name and digest."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import infer
+from pipelines.detect import ready
+from pipelines.detect.pack import pack
+from pipelines.detect.run import load_run, read_weights
+from preprocessing import register
+from preprocessing.files import file_digest
+from preprocessing.scans import InputError
+
+
+@pytest.fixture
+def packed(tiny_run, tmp_path):
+    pack(tiny_run, tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture
+def shipped(packed, monkeypatch):
+    """A ready-made run named t1, in a place of its own."""
+    configs = packed.parent / "configs"
+    configs.mkdir()
+    (configs / "t1.yaml").write_text(
+        f"folder: {packed.name}\ndigest: {file_digest(packed / 'run.json')}\n"
+        "licence: CC0-1.0\ntrained_on: a set\ncard: small/README.md\n"
+    )
+    monkeypatch.setattr(ready, "FOLDER", configs)
+    monkeypatch.setattr(ready, "ROOT", packed.parent)
+    return packed
+
+
+def test_a_packed_run_is_half_as_large_and_gives_the_same_map(tiny_run, packed):
+    assert (packed / "weights.pt").read_bytes()[:2] == b"\x1f\x8b"
+    with gzip.open(packed / "weights.pt") as file:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.float16}
+    small = (packed / "weights.pt").stat().st_size
+    assert small < 0.6 * (tiny_run / "weights.pt").stat().st_size
+
+    rng = np.random.default_rng(0)
+    image = rng.random((40, 44, 6)).astype(np.float32)
+    brain = np.zeros(image.shape, bool)
+    brain[4:-4, 4:-4] = True
+    maps = [load_run(r, "cpu").detector.atlas_map(image, brain) for r in (tiny_run, packed)]
+    assert maps[0].max() > 0
+    np.testing.assert_allclose(maps[1], maps[0], atol=0.01 * maps[0].max())
+    assert load_run(packed, "cpu").points == load_run(tiny_run, "cpu").points
+
+
+def test_weights_are_read_as_float32_compressed_or_not(tmp_path):
+    state = {"a": torch.tensor([1.5, -2.0], dtype=torch.float16), "n": torch.tensor(3)}
+    torch.save(state, tmp_path / "plain.pt")
+    (tmp_path / "small.pt").write_bytes(gzip.compress((tmp_path / "plain.pt").read_bytes()))
+    for name in ("plain.pt", "small.pt"):
+        read = read_weights(tmp_path / name)
+        assert read["a"].dtype == torch.float32 and read["a"].tolist() == [1.5, -2.0]
+        assert read["n"].dtype == torch.int64 and int(read["n"]) == 3
+
+
+def test_a_ready_made_run_is_found_by_its_name_and_a_folder_of_that_name_goes_first(
+    shipped, tmp_path, monkeypatch
+):
+    assert ready.run_folder("t1") == shipped == ready.ready_run("t1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t1").mkdir()
+    assert ready.run_folder("t1").name == "t1"
+
+
+def test_a_changed_or_unknown_ready_made_run_is_refused(shipped):
+    with pytest.raises(InputError, match="no ready-made run for 'flair'; there is one for t1"):
+        ready.ready_run("flair")
+    weights = shipped / "weights.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="not the file that this run was finished with"):
+        load_run(ready.ready_run("t1"), "cpu")
+    (shipped / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="not the ready-made run"):
+        ready.ready_run("t1")
+
+
+def test_infer_without_run_or_modality_says_what_to_give(tmp_path):
+    (tmp_path / "a.nii").write_bytes(b"x")
+    told = ["--input", str(tmp_path / "a.nii"), "--output", str(tmp_path / "o")]
+    arguments = infer.build_parser().parse_args([*told, "--device", "cpu"])
+    assert arguments.out == told[3] and arguments.accelerator == "cpu"
+    with pytest.raises(InputError, match="give RUN=<run folder>, or MODALITY="):
+        infer.main(arguments)
+
+
+@pytest.mark.parametrize("name", ready.ready_names())
+def test_a_shipped_run_is_whole_small_described_and_finds_a_spot(name):
+    """A bright spot in the atlas brain stands out in the map of every run that Norma ships."""
+    known = ready.ready(name)
+    folder = ready.ready_run(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+    card = (ready.ROOT / known.card).read_text()
+    assert "not a medical device" in card.lower() and f"license: {known.licence.lower()}" in card
+
+    run = load_run(folder, "cpu")
+    assert run.recipe.name == name and run.typical and len(run.reference.scans) >= 9
+    assert "at most one in 10 shows any finding" in run.point().promise
+    atlas = register.load_atlas(run.recipe.template, run.recipe.grid)
+    grey = atlas.image / np.percentile(atlas.image[atlas.brain], 95) * 0.75
+    if name == "ct":
+        grey = 0.4 + 0.02 * np.random.default_rng(0).normal(size=atlas.brain.shape)
+    image = (np.clip(grey, 0, 1) * atlas.brain).astype(np.float32)
+    middle = np.argwhere(atlas.brain).mean(0).round().astype(int)
+    x, y, z = middle + np.array([30, 20, 20])
+    spot = np.zeros_like(atlas.brain)
+    spot[x - 5 : x + 5, y - 5 : y + 5, z - 4 : z + 4] = True
+    assert atlas.brain[spot].all()
+    image[spot] = 1.0
+    found = run.detector.atlas_map(image, atlas.brain)
+    assert found[spot].mean() > np.quantile(found[atlas.brain & ~spot], 0.99)

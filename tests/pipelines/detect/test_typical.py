@@ -1,0 +1,129 @@
+"""How a scan as a whole compares with the training scans: known noise, shifts and volumes."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from pipelines import cli
+from pipelines.detect.run import seal
+from pipelines.detect.typical import (
+    Typical,
+    compare_with,
+    features_of,
+    flags_of,
+    histogram,
+    noise,
+    write_typical,
+)
+from preprocessing.images import Grid
+from preprocessing.prepare import Prepared
+from preprocessing.quality import Check
+
+SHAPE = (60, 64, 12)
+
+
+def head(seed=0, sigma=0.02, shift=0.0, side=1.0):
+    """A smooth brain with noise of a known deviation, in a box of 40 x 44 x 8 voxels."""
+    rng = np.random.default_rng(seed)
+    brain = np.zeros(SHAPE, bool)
+    brain[10:50, 10:54, 2:10] = True
+    smooth = gaussian_filter(rng.normal(size=SHAPE), 6)
+    image = 0.5 + shift + 0.1 * smooth / smooth.std() + sigma * rng.normal(size=SHAPE)
+    grid = Grid(SHAPE, np.eye(4))
+    home = Grid(SHAPE, np.diag([side, side, 3.0, 1.0]))
+    checks = [Check("overlap with the atlas brain, rigid (Dice)", 0.9, low=0.6)]
+    return Prepared((image * brain).astype(np.float32), brain, grid, home, np.eye(4), checks=checks)
+
+
+@pytest.fixture
+def typical():
+    heads = [head(seed) for seed in range(8)]
+    mean = np.mean([histogram(one) for one in heads], axis=0)
+    features = {}
+    for one in heads:
+        for name, value in features_of(one, [c.row() for c in one.checks], mean).items():
+            features.setdefault(name, []).append(value)
+    return Typical(features=features, histogram=mean.tolist())
+
+
+def names_outside(typical, scan):
+    return {row.name for row in compare_with(typical, scan) if row.outside}
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.1])
+def test_noise_is_the_deviation_that_was_added(sigma):
+    assert noise(head(sigma=sigma)) == pytest.approx(sigma, rel=0.05)
+
+
+def test_features_by_hand():
+    one = head(side=0.8)
+    found = features_of(one, [c.row() for c in one.checks], histogram(one))
+    assert found["brain volume, ml"] == pytest.approx(40 * 44 * 8 / 1000)
+    assert found["smallest voxel side, mm"] == pytest.approx(0.8)
+    assert found["largest voxel side, mm"] == pytest.approx(3.0)
+    assert found["overlap with the atlas brain, rigid"] == 0.9
+    assert found["distance of the intensity histogram"] == 0
+    larger = replace(one, scan_from_atlas=np.diag([1.1, 1.0, 1.0, 1.0]))
+    assert features_of(larger, [], histogram(one))["brain volume, ml"] == pytest.approx(
+        1.1 * 40 * 44 * 8 / 1000
+    )
+
+
+def test_the_histogram_s_distance_is_the_shift_of_all_values():
+    one = head()
+    moved = head(shift=0.1)
+    distance = features_of(moved, [], histogram(one))["distance of the intensity histogram"]
+    assert distance == pytest.approx(0.1, abs=0.004)
+
+
+def test_a_scan_of_the_same_kind_is_not_flagged_and_others_are_by_what_differs(typical):
+    assert names_outside(typical, head(seed=99)) == set()
+    assert names_outside(typical, head(seed=99, sigma=0.06)) == {"noise"}
+    assert "distance of the intensity histogram" in names_outside(typical, head(99, shift=0.2))
+    assert names_outside(typical, head(99, side=0.5)) == {"smallest voxel side, mm"}
+    small = head(99)
+    small.brain[10:35] = False
+    assert "brain volume, ml" in names_outside(typical, small)
+    (said,) = flags_of(compare_with(typical, head(99, side=0.5)))
+    assert said == "smallest voxel side, mm 0.5 is unlike the training scans (1 to 1)"
+
+
+def test_percentiles_count_training_scans_with_no_more(typical):
+    known = sorted(typical.features["noise"])
+    scan = head(3)
+    row = next(row for row in compare_with(typical, scan) if row.name == "noise")
+    assert row.percentile == 100 * sum(value <= noise(scan) for value in known) / 8
+    assert (row.lowest, row.highest) == (known[0], known[-1])
+
+
+def test_a_lesion_does_not_make_a_scan_unlike(typical):
+    scan = head(99)
+    scan.image[20:30, 20:30, 3:6] = 1.0  # 300 voxels of 14,080
+    assert names_outside(typical, scan) == set()
+
+
+def test_few_training_scans_say_nothing():
+    few = Typical(features={"noise": [0.1] * 4}, histogram=histogram(head()).tolist())
+    assert compare_with(few, head()) == []
+
+
+def test_check_says_it_without_scoring(tiny_run, brain_t1, quick_prepare, command, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    known = {"brain volume, ml": [100.0, 110.0, 120.0, 130.0, 140.0]}
+    write_typical(Typical(features=known, histogram=[1 / 64] * 64), tmp_path / "run")
+    seal(tmp_path / "run")
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    shutil.copyfile(brain_t1, folder / "good.nii.gz")
+    (folder / "bad.nii.gz").write_bytes(b"no scan")
+    done = command("check", "--run", tmp_path / "run", "--input", folder)
+    assert done.code == cli.SOME_FAILED
+    said = done.out.splitlines()
+    assert said[0].startswith("bad: ") and "bad.nii.gz" in said[0]
+    assert said[1] == "good: prepared as the training scans were"
+    assert said[2].startswith("  flag: brain volume, ml")
+    assert said[3].endswith("percentile 100 (training scans 100 to 140)")
+    assert not list(tmp_path.rglob("*_mask.nii.gz"))
