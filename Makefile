@@ -13,8 +13,11 @@ PIP = $(PY) -m pip install --disable-pip-version-check --progress-bar off
 # $(call opt,--name,value): the option if there is a value, in quotes if the value has a space.
 opt = $(if $(2),$(1) $(if $(word 2,$(2)),"$(2)",$(2)))
 
+# The modality that the user gave; no ready-made run is guessed.
+given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose benchmark results reproduce clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack benchmark results reproduce clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -48,18 +51,30 @@ train: .venv/installed ## MODEL=vae_cr DATA=<OUT of preprocess> [OUT= PRESET=sma
 	$(PY) -m pipelines.train --model $(MODEL) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--preset,$(PRESET)) $(ARGS)
 
-infer: .venv/installed ## RUN=<run folder> IN=<scan, folder or table> OUT= [THRESHOLD= KEEP_NIFTI=1 WORKERS= EXECUTOR=]
-	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
-		--workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--threshold,$(THRESHOLD)) \
+infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 KEEP_NIFTI=1 WORKERS= EXECUTOR=]
+	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--modality,$(if $(RUN),,$(given_modality))) $(call opt,--input,$(IN)) \
+		$(call opt,--out,$(OUT)) --workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--point,$(POINT)) \
 		$(if $(KEEP_NIFTI),--keep-nifti) $(ARGS)
 
-evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=share|conformal|quantile=0.95|fixed=0.3|oracle]
+calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
+	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+
+check: .venv/installed ## IN= RUN=: how like the run's training scans some scans are; nothing is scored
+	$(PY) -m pipelines.check $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(ARGS)
+
+card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a run, from what was measured
+	$(PY) -m pipelines.card $(call opt,--run,$(RUN)) $(call opt,--results,$(RESULTS)) $(ARGS)
+
+pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
+	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
+
+evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--point,$(POINT)) $(ARGS)
 
-compare: .venv/installed ## DATA= MODELS="intensity pca vae_cr" [TEST= SEEDS=5 PROTOCOL=kfold BASELINE= OUT= PRESET=]
+compare: .venv/installed ## DATA= MODELS="intensity pca vae_cr" [TEST= SEEDS=5 PROTOCOL=kfold CHOOSE=1 BASELINE= OUT= PRESET=]
 	$(PY) -m pipelines.compare $(call opt,--data,$(DATA)) --models "$(MODELS)" $(call opt,--test,$(TEST)) \
-		$(call opt,--seeds,$(SEEDS)) $(call opt,--protocol,$(PROTOCOL)) $(call opt,--baseline,$(BASELINE)) \
+		$(call opt,--seeds,$(SEEDS)) $(if $(CHOOSE),--choose) $(call opt,--protocol,$(PROTOCOL)) $(call opt,--baseline,$(BASELINE)) \
 		$(call opt,--out,$(OUT)) $(call opt,--preset,$(PRESET)) $(ARGS)
 
 synthesise: .venv/installed ## DATA= OUT=<folder>: plant synthetic lesions in the healthy test scans

@@ -54,23 +54,30 @@ def prepare(scan: Scan, recipe: Recipe) -> Prepared:
 
 
 def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
-    """A trained run; `run.detect(scan)` scores a raw scan. `accelerator`: "auto", "cpu", "cuda"."""
+    """A trained run by its folder, or a ready-made one by its name; `run.detect(scan)` scores.
+
+    `accelerator`: "auto", "cpu" or "cuda".
+    """
+    from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
 
-    return load_run(run_dir, accelerator)
+    return load_run(run_folder(run_dir), accelerator)
 
 
-def detect(image: str | Path, run: Run | str | Path, threshold: float | None = None) -> Detection:
-    """Score one image file: its mask, map and report, on its own grid."""
+def detect(image: str | Path, run: Run | str | Path, point: str | None = None) -> Detection:
+    """Score one image file: its mask, map and report, on its own grid.
+
+    `point` names an operating point, such as "finding=0.05" or "quantile=0.99".
+    """
     loaded = load_run(run) if isinstance(run, str | Path) else run
-    return loaded.detect(read_scans(image, loaded.recipe.name)[0], threshold)
+    return loaded.detect(read_scans(image, loaded.recipe.name)[0], point)
 
 
 def detect_all(
     source: str | Path,
     run_dir: str | Path,
     out: str | Path,
-    threshold: float | None = None,
+    point: str | None = None,
     executor: str = "",
     workers: int = 1,
     keep_nifti: bool = False,
@@ -82,9 +89,10 @@ def detect_all(
     """
     from pipelines.cli import release, writable_folder
     from pipelines.detect.batch import detect_all, existing_source, listed, make_job
+    from pipelines.detect.ready import run_folder
 
     source = existing_source(Path(source))
-    job = make_job(Path(run_dir), source, Path(out), threshold, keep_nifti=keep_nifti)
+    job = make_job(run_folder(run_dir), source, Path(out), point, keep_nifti=keep_nifti)
     try:
         writable_folder(out)
         with listed(source, job, shared=bool(executor)) as (scans, lost):

@@ -1,18 +1,24 @@
 """Tables of the public sets behind docs/results.md: `python -m benchmarks.real_tables`.
 
 `--data` is a folder that holds a folder per set, as preprocessing/datasets names and describes
-them. A set that is absent is left out. The tables go to `--out`.
+them. A set that is absent is left out. The tables go to `--out`. Of each set with enough healthy
+scans there is a second table, `ready_<set>.tsv`: the splits of its ready-made run.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 from preprocessing.datasets import ADAPTERS
 from preprocessing.files import write_table
-from preprocessing.scans import scan_row
+from preprocessing.scans import Scan, scan_row
+
+CALIBRATE = 9  # healthy subjects
 
 
 def main() -> None:
@@ -29,6 +35,28 @@ def main() -> None:
             scans = adapter.scans(folder, arguments.out)
             write_table(arguments.out / f"{name}.tsv", [scan_row(scan) for scan in scans])
             print(f"{arguments.out / name}.tsv: {len(scans)} scans")
+            rows = ready_splits(scans)
+            if rows:
+                write_table(arguments.out / f"ready_{name}.tsv", rows)
+
+
+def ready_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:
+    """Splits of a ready-made run: 9 healthy subjects calibrate, all other healthy ones train.
+
+    With nine the promise of one false finding in ten healthy scans can be kept. Abnormal scans
+    test. Empty for fewer than 18 healthy subjects.
+    """
+    subjects = sorted({scan.subject for scan in scans if scan.label == "healthy"})
+    if len(subjects) < 2 * CALIBRATE:
+        return []
+    drawn = set(np.random.default_rng(0).permutation(subjects)[:CALIBRATE].tolist())
+    rows: list[dict[str, str]] = []
+    for scan in scans:
+        split = "test"
+        if scan.label == "healthy":
+            split = "val" if scan.subject in drawn else "train"
+        rows.append({"id": scan.id, "split": split})
+    return rows
 
 
 if __name__ == "__main__":

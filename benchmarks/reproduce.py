@@ -4,13 +4,15 @@ It reads benchmarks/reproduce.yaml, prints each command and runs it: tables, pre
 synthetic lesions, the ranking behind each default, comparisons, results page. What is done already
 is not done again.
 
-`--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking.
+`--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, or with
+"ready" the ready-made runs.
 `--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import subprocess
 import sys
@@ -47,7 +49,7 @@ def compare_command(name: str, plan: Plans, full: bool) -> Command:
         command += ["--test", f"work/{plan['test']}"]
     if name != plan.get("test", plan["data"]):
         command += ["--name", name]
-    for key in ("protocol", "seeds", "baseline"):
+    for key in ("protocol", "seeds", "repeats", "baseline"):
         if key in plan:
             command += [f"--{key}", str(plan[key])]
     command += overrides(plan["settings"], plan["models"])
@@ -70,6 +72,27 @@ def choose_commands(name: str, plan: Plans, full: bool) -> list[Command]:
     command = ["pipelines.choose", *data, "--kinds", plan["kinds"], "--volumes", plan["volumes"]]
     command += ["--out", f"docs/results/{name}.tsv", "--runs", *run_dirs.values()]
     return [*listed, command]
+
+
+def ready_commands(name: str, plan: Plans) -> list[Command]:
+    """Return the commands that make one ready-made run: training, a small copy, its card.
+
+    The card has the figures of the copy on test scans, and of its model in a comparison.
+    """
+    data = ["--data", f"work/{plan['data']}"]
+    run_dir = f"runs/ready/{name}"
+    trained = ["pipelines.train", *data, "--model", plan["model"], "--preset", plan["preset"]]
+    splits = ["--splits", f"work/tables/ready_{plan['data']}.tsv"]
+    packed = f"ready/{name}"
+    evaluated = f"runs/ready/{name}_evaluation"
+    tested = ["--data", f"work/{plan['test']}"]
+    measured = ["--results", f"docs/results/{plan['results']}", "--model", plan["as"]]
+    return [
+        [*trained, "--out", run_dir, *splits],
+        ["pipelines.pack", *data, "--run", run_dir, "--out", packed, "--ready", name],
+        ["pipelines.evaluate", "--run", run_dir, *tested, "--out", evaluated],
+        ["pipelines.card", "--run", packed, "--evaluation", evaluated, *measured],
+    ]
 
 
 def preprocess_command(source: str, modality: str, name: str) -> Command:
@@ -95,13 +118,17 @@ def synthetic_commands(name: str, plan: Plans) -> list[Command]:
 
 
 def selected(plans: Plans, only: str | None) -> dict[str, Plans]:
-    """Return the plans of every kind; with `only`, that of one name and what its data need."""
+    """Return the plans of every kind; with `only`, that of one name and what its data need.
+
+    "ready" names all ready-made runs.
+    """
     chosen: dict[str, Plans] = {}
     data: set[str] = set()
     for kind in ("choose", "compare"):
         chosen[kind] = {name: plan for name, plan in plans[kind].items() if only in (None, name)}
-        for plan in chosen[kind].values():
-            data |= {plan[key] for key in ("data", "test") if key in plan}
+    chosen["ready"] = plans["ready"] if only in (None, "ready") else {}
+    for plan in itertools.chain.from_iterable(kind.values() for kind in chosen.values()):
+        data |= {plan[key] for key in ("data", "test") if key in plan}
 
     synthetic = {name: plan for name, plan in plans["synthesise"].items() if name in data}
     data |= {plan["data"] for plan in synthetic.values()}
@@ -121,6 +148,8 @@ def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Com
         listed += synthetic_commands(name, plan)
     for name, plan in chosen["choose"].items():
         listed += choose_commands(name, plan, full)
+    for name, plan in chosen["ready"].items():
+        listed += ready_commands(name, plan)
     for name, plan in chosen["compare"].items():
         listed.append(compare_command(name, plan, full))
     return [*listed, results_command(chosen)]
@@ -144,7 +173,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
     arguments = parser.parse_args()
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
-    known = [*plans["choose"], *plans["compare"]]
+    known = [*plans["choose"], *plans["compare"], "ready"]
     if arguments.only and arguments.only not in known:
         parser.error(
             f"--only {arguments.only}: no such comparison or ranking; known: {', '.join(known)}"

@@ -6,50 +6,49 @@ import argparse
 from pathlib import Path
 
 from pipelines import cli, spread
-from preprocessing.scans import NOTICE, SUFFIXES
+from preprocessing.scans import NOTICE, SUFFIXES, InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
+    from pipelines.detect.batch import all_reports, detect_all, existing_source, listed, make_job
+    from pipelines.detect.ready import ready_run, run_folder
+    from pipelines.pages.batch import NAME, batch_page
+    from preprocessing.files import write_atomic
 
+    if not (arguments.run or arguments.modality):
+        raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")
+    run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
     source = existing_source(Path(arguments.input))
     out = Path(arguments.out)
-    given = (arguments.threshold, arguments.accelerator, arguments.keep_nifti)
-    job = make_job(Path(arguments.run), source, out, *given)
+    given = (arguments.point, arguments.accelerator, arguments.keep_nifti)
+    job = make_job(run_dir, source, out, *given)
     cli.writable_folder(out)
     with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:
             print(spread.preview(arguments.executor, arguments.workers, len(scans)))
             return cli.OK
         reports = detect_all(scans, lost, job, arguments.executor, arguments.workers)
+    write_atomic(out / NAME, batch_page(all_reports(out), out))
     failed = sum(not report.scored for report in reports)
     scored = len(reports) - failed
-    print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv. {NOTICE}")
+    print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv and {NAME}. {NOTICE}")
     return cli.exit_code(failed, len(reports))
-
-
-def positive(text: str) -> float:
-    """A threshold from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("infer", f"Mark what should not be there in raw scans. {NOTICE}")
-    p.add_argument("--run", required=True, help="run folder of train")
+    p.add_argument("--run", help="run folder of train, or the name of a ready-made run")
+    p.add_argument("--modality", help="score by the ready-made run of this modality, such as t1")
     p.add_argument(
         "--input",
         required=True,
         help=f"scan, folder, BIDS folder ({', '.join(SUFFIXES.values())}), table or DICOM folder",
     )
-    p.add_argument("--out", required=True, help="output folder")
+    p.add_argument("--out", "--output", required=True, help="output folder")
     p.add_argument(
-        "--threshold", type=positive, help="cut maps here instead of at the run's threshold"
+        "--point",
+        help="operating point instead of the run's own: finding=0.05, quantile=0.99, conformal, "
+        "share, fixed=0.3",
     )
     p.add_argument(
         "--keep-nifti",
@@ -57,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="write what a DICOM series was converted to beside its mask, as <id>_scan.nii.gz",
     )
     spread.add_arguments(p)
-    p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])
+    p.add_argument(
+        "--accelerator", "--device", default="auto", choices=["auto", "cpu", "cuda"], help="device"
+    )
     return p
 
 

@@ -61,7 +61,8 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
         (
             "calibration.quantil=0.9",
             r"unknown key 'calibration\.quantil'; known: "
-            r"point, quantile, false_alarm, share, score, score_fraction, context; "
+            r"folds, point, strength, outline, quantile, false_alarm, share, score, "
+            r"score_fraction, context; "
             r"did you mean 'quantile'\?",
         ),
         ("loop.zzz=1", r"unknown key 'loop\.zzz'; known: [a-z_, ]+$"),
@@ -75,7 +76,7 @@ def test_unknown_keys_are_refused_with_the_nearest_spelling(override, message):
 def test_unknown_recipe_key_and_every_problem_at_once():
     with refused(
         r".*t1\.yaml: unknown key 'limits\.min_overlp'; "
-        r"known: brain_ml, min_overlap, min_information; did you mean 'min_overlap'\?"
+        r"known: brain_ml, min_overlap, min_information, max_gb; did you mean 'min_overlap'\?"
     ):
         load_recipe("t1", ["limits.min_overlp=0.5"])
     with pytest.raises(ConfigError) as found:

@@ -440,7 +440,7 @@ def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_pa
     assert scores_of(again, "vae_kl@own") == scores[2]
     from pipelines.config import read_config
     from pipelines.detect.config import RunConfig
-    from pipelines.study.compare import share_training
+    from pipelines.training.folds import share_training
     from preprocessing.files import read_json
 
     donor = tmp_path / "vae_kl" / "repeat-0_fold-1"

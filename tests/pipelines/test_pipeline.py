@@ -210,7 +210,7 @@ def test_the_closed_form_part_sees_every_training_slice_once(chain, tmp_path, mo
     assert sum(seen) == len(slices)
 
 
-def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
+def test_the_outline_is_the_quantile_of_healthy_validation_voxels(chain):
     from pipelines.cohort.cases import load, read_cases
     from pipelines.detect.detector import top_mean
     from pipelines.detect.run import load_run
@@ -219,7 +219,9 @@ def test_the_threshold_is_the_quantile_of_healthy_validation_voxels(chain):
     case = next(c for c in read_cases(chain / "data") if c.split == "val")
     native = loaded.detector.map(load(case))
     values = np.sort(native.map[native.brain])
-    assert loaded.threshold == pytest.approx(np.quantile(values, 0.99), rel=2e-3)
+    assert loaded.threshold == pytest.approx(np.quantile(values, 0.998), rel=2e-3)
+    quantile = loaded.points["quantile"].voxel
+    assert quantile == pytest.approx(np.quantile(values, 0.99), rel=2e-3)
     n = round(0.01 * values.size)
     assert loaded.healthy_scores.tolist() == [pytest.approx(values[-n:].mean(), rel=1e-5)]
     assert (
@@ -353,7 +355,8 @@ def test_the_threshold_can_be_given_and_the_map_cut_again(chain, inferred):
     scan = chain / "cohort" / "sub-401" / "sub-401_T1w.nii.gz"
     out = chain / "recut"
     assert (
-        run("infer", "--run", chain / "run", "--input", scan, "--out", out, "--threshold", 0.4) == 0
+        run("infer", "--run", chain / "run", "--input", scan, "--out", out, "--point", "fixed=0.4")
+        == 0
     )
     one, two = (nib.load(folder / "sub-401_map.nii.gz") for folder in (inferred, out))
     np.testing.assert_allclose(one.get_fdata(), two.get_fdata(), atol=2e-3)
@@ -420,7 +423,7 @@ def test_another_operating_point_recuts_the_maps_without_the_network(chain, monk
     )  # one scan of each kind
     assert "oracle" not in stored and "not achievable" in seen["oracle"]["point"]["rule"]
     for bad, sentence in (
-        ("median", "unknown operating point 'median'; known: quantile"),
+        ("median", "unknown operating point 'median'; known: finding"),
         ("fixed", "needs a value"),
         ("quantile=2", "between 0 and 1"),
         ("conformal", "needs at least 9 healthy validation scans, there are 1"),

@@ -238,7 +238,7 @@ def test_the_tables_in_remarks_hold_figures_of_the_files(folder):
             for head, cell in zip(heads, cells, strict=True):
                 own = re.sub(r"\([^)]*\)", "", cell)
                 if "of the slides" not in head:
-                    assert set(re.findall(r"\d\.\d{3}", own)) <= known, f"{line} ({head})"
+                    assert set(re.findall(r"\d+\.\d{3}", own)) <= known, f"{line} ({head})"
 
 
 def figures_of(found, model):

@@ -1,0 +1,62 @@
+"""A run made small: half precision, compressed, and measured against the run it comes from."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.cohort.cases import Case, load
+from pipelines.detect.run import SEALED, Run, load_run, read_history, seal, write_history
+from preprocessing.files import write_atomic
+from preprocessing.scans import InputError
+
+MOST = 0.01  # of the outline threshold: what a map may change by
+
+
+def pack(run_dir: Path, out: Path) -> None:
+    """Write a run to `out` as inference needs it: weights as half precision, compressed.
+
+    Logs, checkpoints and folds stay behind.
+    """
+    load_run(run_dir, "cpu")  # a damaged run is refused before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    for name in SEALED:
+        if name != "weights.pt" and (run_dir / name).is_file():
+            shutil.copyfile(run_dir / name, out / name)
+    history = read_history(run_dir)
+    history.pop("files", None)
+    write_history(out, history)
+
+    state = torch.load(run_dir / "weights.pt", map_location="cpu", weights_only=True)
+    half = {key: v.half() if v.dtype == torch.float32 else v for key, v in state.items()}
+    buffer = io.BytesIO()
+    torch.save(half, buffer)
+    write_atomic(out / "weights.pt", gzip.compress(buffer.getvalue(), mtime=0))
+    seal(out, {})
+
+
+def largest_change(run: Run, packed: Run, cases: Sequence[Case]) -> float:
+    """By how much the maps of cases differ at most, as a share of the run's outline threshold."""
+    apart = 0.0
+    for case in cases:
+        prepared = load(case)
+        maps = [r.detector.atlas_map(prepared.image, prepared.brain) for r in (run, packed)]
+        apart = max(apart, float(np.abs(maps[0] - maps[1]).max()))
+    return apart / run.threshold
+
+
+def check_packed(run_dir: Path, out: Path, cases: Sequence[Case]) -> float:
+    """`largest_change` of a packed run; InputError where it is above 1 %."""
+    change = largest_change(load_run(run_dir, "cpu"), load_run(out, "cpu"), cases)
+    if change > MOST:
+        raise InputError(
+            f"{out}: maps differ from those of {run_dir} by {change:.1%} of the threshold, more "
+            f"than {MOST:.0%}; keep the run as it is."
+        )
+    return change
