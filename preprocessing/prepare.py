@@ -162,7 +162,7 @@ def _first_on_atlas(scan: Scan, recipe: Recipe) -> tuple[Stripped, Prepared]:
         first = strip(scan, recipe.model_copy(update={"brain": "deepbet"}))
         return first, lay_on_atlas(first, recipe)
     except ScanError as second:
-        log.info("%s: %s", scan.id, second)
+        log.debug("%s: %s", scan.id, second)
         raise refused from None
 
 

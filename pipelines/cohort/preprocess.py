@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipelines import spread
+from pipelines import cli, spread
 from pipelines.cohort.store import (
     Failure,
     is_complete,
@@ -176,6 +176,7 @@ def preprocess_cohort(
     results: Results = []
     work = partial(try_preprocess, recipe=recipe, out=out, formats=formats)
     done = spread.each(work, given.scans, workers.executor, workers.count)
+    cli.log_to(out)  # before the bar, which keeps the stderr that it begins with
     bar = tqdm(done, total=len(given.scans), desc="preprocess", unit="scan")
     try:
         for scan, result, lost_because in bar:

@@ -204,6 +204,7 @@ def detect_all(
         results = spread.each(partial(try_detect, job=job), scans, executor, workers)
     else:
         results = _one_after_the_other(scans, job)
+    cli.log_to(job.out)  # before the bar, which keeps the stderr that it begins with
     bar = tqdm(results, total=len(scans), desc="infer", unit="scan", disable=not progress)
     try:
         for scan, result, lost_because in bar:

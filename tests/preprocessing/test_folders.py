@@ -307,13 +307,15 @@ def test_dicom_and_volumes_in_one_tree_are_both_taken(tmp_path, monkeypatch, cap
     series = [Scan("p1_series-2", tmp_path / "p 1.nii.gz", "p1")]
     monkeypatch.setattr(dicom, "has_dicom", lambda folder: True)
     monkeypatch.setattr(dicom, "is_dicom", lambda file: file.suffix == ".dcm")
-    monkeypatch.setattr(dicom, "convert", lambda folder, out: (series, {"p1_series-3": "why"}))
+    monkeypatch.setattr(
+        dicom, "convert", lambda folder, out, max_gb: (series, {"p1_series-3": "why"})
+    )
     with caplog.at_level(logging.INFO, logger="norma"):
         scans, lost = list_scans(tmp_path / "in", "ct", tmp_path / "out")
     assert [s.id for s in scans] == ["p2", "p1_series-2"] and lost == {"p1_series-3": "why"}
     assert "other files (.txt 1): notes.txt" in caplog.text
 
-    def nothing(folder, out):
+    def nothing(folder, out, max_gb):
         raise InputError("all are damaged.")
 
     monkeypatch.setattr(dicom, "convert", nothing)
