@@ -174,7 +174,7 @@ def registration_checks(
     The rigid overlap catches a scan that lies wrong. The affine overlap and the mutual information
     are measured where the affine fit lays the scan, so that size and shape do not count. They catch
     an object that is no brain (a box, a bottle). `over_turned` is the likeness over that of the
-    same scan turned by half a turn; it catches a header that is upside down or back to front
+    same scan turned by half a turn; it catches most headers upside down or back to front
     (docs/results/turned.json).
     """
     return [
