@@ -110,7 +110,7 @@ def match(
     candidates = label(prediction[box], connectivity=3)
     lesion_size = np.bincount(lesions.ravel())[1:]
     candidate_size = np.bincount(candidates.ravel())[1:]
-    scores = _highest(candidates, anomaly_map[box], candidate_size.size)
+    scores = highest_in(candidates, anomaly_map[box], candidate_size.size)
     if not (np.isfinite(anomaly_map[prediction]).all() and (scores > 0).all()):
         raise ValueError(
             "the anomaly map must be finite in the prediction and exceed 0 in each of its "
@@ -132,7 +132,7 @@ def match(
     }
 
 
-def _highest(labels: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+def highest_in(labels: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """Return the highest value inside each label 1..count; -inf for a label without a voxel."""
     marked = labels > 0
     highest = np.full(count, -np.inf)

@@ -18,6 +18,7 @@ from evaluation.checks import (
     check_same_shape,
     check_spacing,
 )
+from evaluation.lesions import highest_in
 
 MEDIAN_VOXELS = 50_000  # filtered at a time: 25 MB for 5 x 5 x 5
 Strength = Literal["peak", "mass", "cluster"]
@@ -168,9 +169,7 @@ def strengths(
         return np.bincount(labels.ravel(), above.ravel())[1:] * voxel_ml
 
     taken = cluster_enhanced(values, spacing)[box] if kind == "cluster" else values[box]
-    highest = np.full(labels.max() + 1, -np.inf)
-    np.maximum.at(highest, labels.ravel(), taken.ravel().astype(float))
-    return highest[1:]
+    return highest_in(labels, taken, int(labels.max()))
 
 
 def keep_strong(marked: np.ndarray, found: np.ndarray, level: float) -> np.ndarray:

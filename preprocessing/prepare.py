@@ -309,12 +309,17 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     turned = in_atlas
     if recipe.align != "rigid":
         turned = carry_mask(first.brain, here, atlas.grid, rigid_fit)
+    affine_dice, information = _affine_likeness(first, shown, affine_fit, atlas)
+    most_turned = max(
+        _information(first, shown, affine_fit @ turn, atlas) for turn in register.half_turns(atlas)
+    )
     checks = [
         *first.checks,
         *quality.registration_checks(
             quality.dice(turned, atlas.brain),
-            *_affine_likeness(first, shown, affine_fit, atlas),
-            _over_turned(first, shown, affine_fit, atlas),
+            affine_dice,
+            information,
+            information / max(most_turned, 1e-6),
             recipe.limits.min_overlap,
             recipe.limits.min_information,
         ),
@@ -382,17 +387,6 @@ def _information(
         return 0.0
     image_there = resample(shown, grid, coarse, scan_from_atlas)
     return quality.mutual_information(image_there[both], atlas.image[HALF][both])
-
-
-def _over_turned(
-    first: Stripped, shown: np.ndarray, affine_fit: np.ndarray, atlas: register.Atlas
-) -> float:
-    """The likeness of a scan as it lies, over the best one of it turned by half a turn."""
-    own = _information(first, shown, affine_fit, atlas)
-    turned = [
-        _information(first, shown, affine_fit @ turn, atlas) for turn in register.half_turns(atlas)
-    ]
-    return own / max(*turned, 1e-6)
 
 
 def add_sequence(
