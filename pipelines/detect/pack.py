@@ -7,12 +7,21 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.cohort.cases import Case, load
-from pipelines.detect.run import SEALED, Run, load_run, read_history, seal, write_history
+from pipelines.detect.run import (
+    SEALED,
+    Run,
+    demand_place,
+    load_run,
+    read_history,
+    seal,
+    write_history,
+)
 from preprocessing.files import write_atomic
 from preprocessing.scans import InputError
 
@@ -25,12 +34,12 @@ def pack(run_dir: Path, out: Path) -> None:
     Logs, checkpoints and folds stay behind.
     """
     load_run(run_dir, "cpu")  # a damaged run is refused before anything is written
+    history = _history(run_dir)
+    demand_place(out, run_dir, _history(out) == history)
     out.mkdir(parents=True, exist_ok=True)
     for name in SEALED:
         if name != "weights.pt" and (run_dir / name).is_file():
             shutil.copyfile(run_dir / name, out / name)
-    history = read_history(run_dir)
-    history.pop("files", None)
     write_history(out, history)
 
     state = torch.load(run_dir / "weights.pt", map_location="cpu", weights_only=True)
@@ -39,6 +48,11 @@ def pack(run_dir: Path, out: Path) -> None:
     torch.save(half, buffer)
     write_atomic(out / "weights.pt", gzip.compress(buffer.getvalue(), mtime=0))
     seal(out, {})
+
+
+def _history(run_dir: Path) -> dict[str, Any]:
+    """run.json without the digests of its files."""
+    return {key: value for key, value in read_history(run_dir).items() if key != "files"}
 
 
 def largest_change(run: Run, packed: Run, cases: Sequence[Case]) -> float:

@@ -465,6 +465,15 @@ def write_voxels(healthy: VoxelHistogram, run_dir: Path) -> None:
     write_atomic(run_dir / "healthy_voxels.npz", buffer.getvalue())
 
 
+def demand_place(out: Path, run_dir: Path, same: bool) -> None:
+    """InputError where a run that is made from another would take the place of a third, or its own.
+
+    `same`: what `out` holds was made from `run_dir` before, and may be made again.
+    """
+    if out.resolve() == run_dir.resolve() or (finished(out) and not same):
+        raise InputError(f"{out}: holds another run, which would be lost; give another OUT.")
+
+
 def finished(run_dir: Path) -> bool:
     """Whether a run folder holds a finished run."""
     return (run_dir / "weights.pt").is_file()

@@ -21,7 +21,9 @@ from pipelines.detect.run import (
     SEALED,
     HealthyReference,
     Run,
+    demand_place,
     load_run,
+    read_history,
     seal,
     write_calibration,
     write_history,
@@ -131,8 +133,10 @@ def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
     """A run with the network of another, calibrated on other healthy cases, in the folder `out`.
 
     Its run.json names the parent. InputError for fewer than 5 cases, an abnormal one, or an image
-    that the parent has learned from.
+    that the parent has learned from, and where `out` holds another run.
     """
+    parent = {"run": run.folder.name, "weights": run.weights_digest}
+    demand_place(out, run.folder, read_history(out).get("parent") == parent)
     learned = set(run.history.get("digests", []))
     for case in cases:
         if case.label == "abnormal":
@@ -152,7 +156,7 @@ def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
             shutil.copyfile(run.folder / name, out / name)
     write_recipe(out, run.recipe)
     history = run.history | {
-        "parent": {"run": run.folder.name, "weights": run.weights_digest},
+        "parent": parent,
         "command": command_line(),
         "versions": versions(),
         "calibrated_on": [case.id for case in cases],

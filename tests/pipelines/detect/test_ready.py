@@ -1,6 +1,7 @@
 """Small copies of runs, and ready-made runs that are known by name and digest."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pipelines import infer
 from pipelines.detect import ready
 from pipelines.detect.pack import pack
-from pipelines.detect.run import load_run, read_weights
+from pipelines.detect.run import load_run, read_history, read_weights, write_history
 from preprocessing import register
 from preprocessing.files import file_digest
 from preprocessing.scans import InputError
@@ -51,6 +52,18 @@ def test_a_packed_run_is_half_as_large_and_gives_the_same_map(tiny_run, packed):
     assert maps[0].max() > 0
     np.testing.assert_allclose(maps[1], maps[0], atol=0.01 * maps[0].max())
     assert load_run(packed, "cpu").points == load_run(tiny_run, "cpu").points
+
+
+def test_packing_takes_no_other_run_s_place(tiny_run, packed, tmp_path):
+    pack(tiny_run, packed)  # the same again
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    write_history(other, read_history(other) | {"data": "of others"})
+    before = (other / "weights.pt").read_bytes()
+    for out in (other, tiny_run):
+        with pytest.raises(InputError, match="holds another run, which would be lost"):
+            pack(tiny_run, out)
+    assert (other / "weights.pt").read_bytes() == before
 
 
 def test_weights_are_read_as_float32_compressed_or_not(tmp_path):

@@ -70,6 +70,18 @@ def test_scans_that_cannot_calibrate(parent, data, healthy, tmp_path):
     assert not (tmp_path / "child").exists()
 
 
+def test_another_run_in_out_is_never_lost_and_the_same_one_is_made_again(parent, healthy, tmp_path):
+    others = healthy[8:13]
+    child = child_run(parent, others, tmp_path / "child")
+    before = (tmp_path / "child" / "weights.pt").read_bytes()
+    assert child_run(parent, others, tmp_path / "child").points == child.points
+    for run, out in ((parent, parent.folder), (child, tmp_path / "child"), (child, parent.folder)):
+        with pytest.raises(InputError, match="holds another run, which would be lost"):
+            child_run(run, others, out)
+    assert (tmp_path / "child" / "weights.pt").read_bytes() == before
+    assert "parent" not in load_run(parent.folder, "cpu").history
+
+
 def test_from_raw_scans_on_the_command_line(parent, healthy, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for case in healthy[8:13]:
