@@ -48,19 +48,20 @@ class Level:
     """A threshold taken from healthy scans: the `rank`-th smallest of `n` values.
 
     Each value comes from a model that has not seen its scan. `fold` is how many scans were left out
-    together: 1 where none of them trained the model. With folds a new scan must pass the level by
-    every fold's model (CV-minmax, after Barber et al. 2021).
+    of it together; 0 where no scan had a part in a model. With folds a new scan must pass the level
+    by every fold's model (CV-minmax, after Barber et al. 2021).
     """
 
     value: float
     rank: int
     n: int
-    fold: int = 1
+    fold: int = 0
 
     @property
     def alarm_rate(self) -> float:
         """How often a new healthy scan passes at most, over all draws of the healthy scans."""
-        return (self.n + self.fold - self.rank) / (self.n + self.fold)
+        together = max(self.fold, 1)
+        return (self.n + together - self.rank) / (self.n + together)
 
     def worst_rate(self, confidence: float = 0.95) -> float:
         """How often at most for the very scans that were drawn, with this confidence.
@@ -70,7 +71,7 @@ class Level:
         return float(beta.ppf(confidence, self.n + 1 - self.rank, self.rank))
 
 
-def healthy_level(values: np.ndarray, false_alarm: float, fold: int = 1) -> Level:
+def healthy_level(values: np.ndarray, false_alarm: float, fold: int = 0) -> Level:
     """Return the lowest level that new healthy scans pass at the rate `false_alarm` at most.
 
     `values` (N,) are one per healthy scan. Too few of them allow no such level: then it is the

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.base import AnomalyModel, Batch
 
 TAILS = 10 ** -torch.linspace(0, 6, 241)  # tail probabilities, 40 per decade
-SAMPLE_SIZE = 4_000_000  # healthy values per member at most
+SAMPLE_SIZE = 4_000_000  # healthy values per member at most, the same share of each scan
 AT_ONCE = 16  # slices of a volume
 
 
@@ -19,9 +19,13 @@ class Ensemble(AnomalyModel):
     """Healthy-normalised maps of finished runs, combined.
 
     A member's map value v becomes -log10 P(healthy value >= v), from the maps of healthy
-    validation slices. Beyond the highest healthy value it goes on in proportion to v. The map is
+    validation scans. Beyond the highest healthy value it goes on in proportion to v. The map is
     the mean over members. So detectors of any scale add up, and a member that marks nothing where
     it knows nothing does not hide another.
+
+    The same scans calibrate the run. So each is scored by the scale of the others, and a new scan
+    by the highest of these scales: its map cannot pass a level that the map by one of them does not
+    pass (jackknife-minmax, Barber et al. 2021).
 
     Members get slices at their own resolution. Given volumes on the grid of the scans, each gets
     slices of its own plane: one network per plane is three-plane aggregation.
@@ -44,24 +48,50 @@ class Ensemble(AnomalyModel):
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.sizes = [tuple(s) for s in sizes]
+        self.sizes: list[tuple[int, int]] = [(s[0], s[1]) for s in sizes]
         self.planes = list(planes or [(0, 1, 2)] * len(members))
         self.register_buffer("knots", torch.linspace(0, 1, len(TAILS)).repeat(len(members), 1))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
-        """Take the healthy distribution of each member's map.
+        """Take the healthy distribution of each member's map from the slices of one scan."""
+        self.fit_scans([batches])
 
-        The healthy slices are ones that no member has learned from.
+    def fit_scans(self, scans: Sequence[Iterable[Batch]]) -> list[Tensor]:
+        """Take the healthy distribution of each member's map; return it without each scan in turn.
+
+        The healthy scans are ones that no member has learned from. A single one is in its own
+        distribution.
         """
+        if not self.members:
+            return []
+        samples = [self._sample(batches, SAMPLE_SIZE // len(scans)) for batches in scans]
+        without = []
+        for i in range(len(samples)):
+            others = samples[:i] + samples[i + 1 :] or samples
+            without.append(torch.stack([_knots(torch.cat(v)) for v in zip(*others, strict=True)]))
         device = self.get_buffer("knots").device
-        samples = [_Sample() for _ in self.members]
+        without = [knots.to(device) for knots in without]
+        self.knots = torch.stack(without).amax(0)
+        return without
+
+    def with_knots(self, knots: Tensor) -> Ensemble:
+        """Return an ensemble of the same members by another scale, (members, K)."""
+        other = Ensemble(
+            [m for m in self.members if isinstance(m, AnomalyModel)], self.sizes, self.planes
+        )
+        other.knots = knots
+        return other.train(self.training)
+
+    def _sample(self, batches: Iterable[Batch], size: int) -> list[Tensor]:
+        """Return at most `size` values of each member's map of some slices."""
+        device = self.get_buffer("knots").device
+        samples = [_Sample(size) for _ in self.members]
         with torch.no_grad():
             for batch in batches:
                 x, mask, z = (batch[k].to(device) for k in ("image", "mask", "z"))
                 for sample, found in zip(samples, self._maps(x, mask, z), strict=True):
                     sample.add(found[mask > 0].float().cpu())
-        if samples:
-            self.knots = torch.stack([_knots(sample.values) for sample in samples]).to(device)
+        return [sample.values for sample in samples]
 
     def anomaly_map(self, x: Tensor, mask: Tensor, z: Tensor | None = None) -> Tensor:
         maps = zip(self._maps(x, mask, z), self.get_buffer("knots"), strict=True)
@@ -125,15 +155,16 @@ def improbability(values: Tensor, knots: Tensor) -> Tensor:
 
 
 class _Sample:
-    """All values that were added, or every 2nd, 4th, ... of them: at most SAMPLE_SIZE."""
+    """All values that were added, or every 2nd, 4th, ... of them: at most `size`."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.values = torch.zeros(0)
         self.step = 1
 
     def add(self, values: Tensor) -> None:
         self.values = torch.cat([self.values, values[:: self.step]])
-        while len(self.values) > SAMPLE_SIZE:
+        while len(self.values) > self.size:
             self.values = self.values[::2]
             self.step = 2 * self.step
 

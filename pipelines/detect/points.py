@@ -102,11 +102,11 @@ def strongest_of(scans: Sequence[ScoredScan]) -> np.ndarray:
 
 
 def finding(
-    scans: Sequence[ScoredScan], outline: float, calibration: Calibration, fold: int = 1
+    scans: Sequence[ScoredScan], outline: float, calibration: Calibration, fold: int = 0
 ) -> Point:
     """Components outlined at `outline` that few healthy scans have as strong a one as.
 
-    `fold` is how many of the scans were left out of a training together.
+    `fold` is how many of the scans were left out of a training together, 0 for none.
     """
     level = healthy_level(strongest_of(scans), calibration.false_alarm, fold)
     scan = healthy_level(scores_of(scans), calibration.false_alarm, fold)
@@ -130,7 +130,7 @@ def promise(level: Level) -> str:
     scans = f"In healthy scans like the {level.n} that it was calibrated on"
     one_in = int(1 / level.alarm_rate + 1e-9)
     text = f"{scans}, at most one in {one_in} shows any finding"
-    if level.fold > 1:
+    if level.fold:
         return f"{text}; that bound ({level.alarm_rate:.0%}) holds on average over such cohorts."
     return (
         f"{text}. That bound ({level.alarm_rate:.0%}) holds on average over such cohorts; for this "
@@ -206,7 +206,7 @@ def operating_points(
     tune: Sequence[ScoredScan],
     labelled: VoxelHistogram | None,
     calibration: Calibration,
-    fold: int = 1,
+    fold: int = 0,
 ) -> dict[str, Point]:
     """Every point that a run stores, by name; one that cannot be had holds `refused`."""
     scores = scores_of(scans)

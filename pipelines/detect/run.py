@@ -57,13 +57,13 @@ NEEDED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "referen
 class HealthyReference(BaseModel):
     """reference.json: scores of the healthy validation scans, and quantiles of their voxels.
 
-    `fold` is how many of the scans were left out of a training together; 1 where none was in one.
+    `left_out` is how many of the scans a detector went without together; 0 where none was in one.
     """
 
     score: str
     scans: list[ScoredScan]
     voxel_quantiles: dict[str, float]
-    fold: int = 1
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Run:
     def healthy_text(self) -> str:
         """Which scans the healthy scores are of, in words."""
         count = len(self.healthy_scores)
-        if self.reference.fold > 1:
-            return f"{count} healthy scans, each by the fold that had not seen it"
+        if self.reference.left_out:
+            return f"{count} healthy scans, each by the detector that had not seen it"
         return f"{count} healthy validation scans"
 
     def healthy_strongest(self, at: Point) -> np.ndarray:
@@ -240,7 +240,7 @@ class Run:
             )
         calibration = self.config.calibration.model_copy(update={"false_alarm": false_alarm})
         outline = self.points["finding"].voxel
-        return finding(self.reference.scans, outline, calibration, self.reference.fold)
+        return finding(self.reference.scans, outline, calibration, self.reference.left_out)
 
 
 def like_scan(data: np.ndarray, prepared: Prepared) -> nib.Nifti1Image:

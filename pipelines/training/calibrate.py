@@ -45,11 +45,12 @@ def calibrate(
 
     `parts` are detectors with cases that they have not learned from; all have one config. `tune`
     are labelled cases for the few-label operating point, and for nothing else here. They are scored
-    by the detector of the `whole`, left out where it is the only one.
+    by the detector of the `whole`, which new scans get; left out where it is the only one.
     """
     detector = parts[0][0]
     calibration = detector.config.calibration
-    fold = max(len(cases) for _, cases in parts) if len(parts) > 1 else 1
+    crossed = len(parts) > 1  # each scan had a part in the other detectors
+    fold = max(len(cases) for _, cases in parts) if crossed else 0
     with tempfile.TemporaryDirectory(prefix="norma-calibrate-") as folder:
         healthy = VoxelHistogram()
         for _, native in _maps(parts, Path(folder), "healthy reference"):
@@ -69,7 +70,7 @@ def calibrate(
         score=f"mean of the highest {part} of the {what} inside the brain",
         scans=sorted(scans, key=lambda s: s.score),
         voxel_quantiles={str(q): float(healthy.quantile(q)) for q in QUANTILES},
-        fold=fold,
+        left_out=fold,
     )
     return points, reference, healthy
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor
 
 from models import model_class
 from models.base import AnomalyModel
+from models.ensemble import Ensemble
 from pipelines.cohort.cases import (
     Case,
     data_digest,
@@ -123,7 +126,10 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
     if model.stages:
         trained = fit(model, config, datasets.training, datasets.checking, fabric, run_dir)
     started = time.perf_counter()  # epochs have their own clock: those before a kill count too
-    fit_closed_form(model, config, material, datasets)
+    combined = model
+    scales = fit_scales(model, config, material, datasets)
+    if not scales:
+        fit_closed_form(model, config, material, datasets)
     if config.reference.active:
         model = detector.to(fabric.device).eval()
     if config.reference.kind != "none":
@@ -131,7 +137,13 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
 
     if fabric.is_global_zero:
         ready = Detector(model, config, fabric.device)
-        calibrated = calibrate([(ready, material.healthy_val)], material.tune)
+        parts = [(ready, material.healthy_val)]
+        if scales:
+            scaled = [rescaled(ready, combined, knots) for knots in scales]
+            parts = [
+                (part, [case]) for part, case in zip(scaled, material.healthy_val, strict=True)
+            ]
+        calibrated = calibrate(parts, material.tune, ready)
         write_calibration(run_dir, *calibrated, config.calibration.point)
         write_typical(describe(material.healthy_train), run_dir)
         history = start_of(material) | {
@@ -251,16 +263,41 @@ def learned_digests(material: Material) -> list[str]:
 def fit_closed_form(
     model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
 ) -> None:
-    """What a model fits without gradients: on training slices; an ensemble on validation ones."""
+    """What a model fits without gradients, on training slices."""
     model.eval()
     ids = {case.id for case in material.train} - material.reference
-    if model.combines:
-        ids = {case.id for case in material.val} - material.abnormal
     plain = SliceDataset(datasets.store, ids, config.image_size, **datasets.shape)
     try:
         model.fit_reference(Batches(plain, config.loop, shuffle=False, stream=0).epoch(0))
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def fit_scales(
+    model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
+) -> list[Tensor]:
+    """The scales of an ensemble's members without each healthy validation scan in turn.
+
+    Empty for another model.
+    """
+    if not isinstance(model, Ensemble):
+        return []
+    model.eval()
+    scans = []
+    for case in material.healthy_val:
+        slices = SliceDataset(datasets.store, {case.id}, config.image_size, **datasets.shape)
+        scans.append(Batches(slices, config.loop, shuffle=False, stream=0).epoch(0))
+    try:
+        return model.fit_scans(scans)
+    except ValueError as error:  # no slice to learn from
+        raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def rescaled(detector: Detector, ensemble: AnomalyModel, knots: Tensor) -> Detector:
+    """The detector with its ensemble by another scale; both share the members."""
+    assert isinstance(ensemble, Ensemble)
+    other = ensemble.with_knots(knots)
+    return replace(detector, model=copy.deepcopy(detector.model, {id(ensemble): other}))
 
 
 def fit_healthy_maps(

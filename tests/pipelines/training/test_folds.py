@@ -116,7 +116,7 @@ def test_levels_and_promise_follow_from_all_healthy_scans(folded):
         rows = read_table(folded / "folds" / f"{fold}.tsv")
         sizes.append(sum(row["split"] == "val" for row in rows))
     biggest = max(sizes)
-    assert loaded.reference.fold == biggest
+    assert loaded.reference.left_out == biggest
     bound = biggest / (12 + biggest)
     assert (
         f"like the 12 that it was calibrated on, at most one in {int(1 / bound)}" in point.promise
