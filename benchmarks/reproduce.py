@@ -25,7 +25,6 @@ from pipelines.study.compare import kind_of
 
 Plans = dict[str, Any]
 Command = list[str]
-PER_SCAN = 7  # synthetic lesions of a scan: one of each kind
 
 
 def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[str]:
@@ -109,10 +108,10 @@ def raw_command(name: str, plan: Plans, data: Path) -> Command:
 
 def synthetic_commands(name: str, plan: Plans) -> list[Command]:
     """Return the commands that plant synthetic lesions in a cohort and preprocess the result."""
-    folder = f"work/synthetic/{plan['data']}"
+    folder = f"work/synthetic/{name}"
     planted = ["pipelines.synthesise", "--data", f"work/{plan['data']}", "--out", folder]
     return [
-        [*planted, "--per-scan", str(PER_SCAN)],
+        [*planted, *plan["options"]],
         preprocess_command(f"{folder}/cohort.tsv", plan["modality"], name),
     ]
 

@@ -1,4 +1,4 @@
-"""`make synthesise`: plant synthetic lesions in the healthy test scans of a preprocessed cohort."""
+"""`make synthesise`: plant synthetic lesions in the healthy scans of a preprocessed cohort."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipelines import cli
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.config import read_recipe
-    from pipelines.study.synthesise import healthy_test_cases, make_plan, synthesise, without_blend
+    from pipelines.study.synthesise import healthy_cases, make_plan, synthesise, without_blend
     from preprocessing.scans import InputError
 
     data = Path(arguments.data)
     given = (arguments.kinds, arguments.per_scan, arguments.volumes, arguments.masks)
     plan = make_plan(*given, arguments.seed)
-    cases = healthy_test_cases(data)
+    cases = healthy_cases(data, arguments.every)
     plan = without_blend(plan, cases)
     recipe = read_recipe(data)
     modality = recipe.modality
@@ -48,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--per-scan", type=int, default=3, help="synthetic copies of each scan, one lesion each"
+    )
+    p.add_argument(
+        "--every",
+        action="store_true",
+        help="in every healthy scan, for a comparison by folds (PROTOCOL=kfold)",
     )
     p.add_argument(
         "--kinds",

@@ -1,4 +1,4 @@
-"""A labelled cohort where nobody drew a mask: synthetic lesions in healthy test scans."""
+"""A labelled cohort where nobody drew a mask: synthetic lesions in healthy scans."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _healthy_row(case: Case) -> dict[str, Any]:
     return {
         "id": case.id,
         "subject": case.subject,
-        "split": case.split,
+        "split": "test",
         "brain_mask": case.brain_mask,
         "label": "healthy",
         "image": case.image.resolve(),
@@ -163,17 +163,23 @@ def _write_pictures(image: np.ndarray, lesion: np.ndarray, base: Path) -> dict[s
     return files
 
 
-def healthy_test_cases(data: Path) -> list[Case]:
-    """The test cases that are not labelled abnormal; InputError where there is none."""
-    cases = [c for c in read_cases(data) if c.split == "test" and c.label != "abnormal"]
+def healthy_cases(data: Path, every: bool = False) -> list[Case]:
+    """The cases of split "test", or `every` one, that are not labelled abnormal.
+
+    InputError where there is none.
+    """
+    cases = [case for case in read_cases(data) if case.label != "abnormal"]
+    if not every:
+        cases = [case for case in cases if case.split == "test"]
     if not cases:
+        where = "" if every else " in split 'test'"
         raise InputError(
-            f"{data / 'scans.tsv'}: no healthy scans in split 'test'; "
+            f"{data / 'scans.tsv'}: no healthy scans{where}; "
             "synthetic lesions are planted in those alone."
         )
     unknown = sum(not case.label for case in cases)
     if unknown:
-        log.info("%d test scans without a label are taken as healthy.", unknown)
+        log.info("%d scans without a label are taken as healthy.", unknown)
     return cases
 
 

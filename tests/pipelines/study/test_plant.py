@@ -1,6 +1,7 @@
 """The command that plants synthetic lesions, on a small cohort made by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -137,6 +138,24 @@ def made(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
     assert run("--data", data, "--out", out, "--per-scan", 7, "--volumes", "2,15") == 0
     return out
+
+
+def test_every_healthy_scan_may_get_lesions(data, tmp_path):
+    """Those of training and validation too; then no subject may stand in two splits."""
+    shutil.copytree(data, tmp_path / "data")
+    table = tmp_path / "data" / "scans.tsv"
+    rows = [row for row in read_table(table) if row["split"] == "test"]
+    for row, split in zip(rows, ("train", "val"), strict=False):
+        row["split"] = split
+    write_table(table, rows)
+
+    out = tmp_path / "out"
+    assert run("--data", tmp_path / "data", "--out", out, "--every", "--per-scan", 1) == 0
+    scans = read_scans(out / "cohort.tsv", "t1")
+    check_leaks(scans)
+    healthy = [s.subject for s in scans if s.label == "healthy"]
+    planted = [s.subject for s in scans if s.label == "abnormal"]
+    assert healthy == planted == ["sub-01", "sub-02", "sub-03"]
 
 
 def arrays(folder):
