@@ -51,6 +51,8 @@ def compare_command(name: str, plan: Plans, full: bool) -> Command:
     for key in ("protocol", "seeds", "repeats", "baseline"):
         if key in plan:
             command += [f"--{key}", str(plan[key])]
+    if "choose" in plan:
+        command += ["--choose", *plan["choose"]]
     command += overrides(plan["settings"], plan["models"])
     return command if full else command + overrides(plan["budget"], plan["models"])
 
