@@ -1,6 +1,6 @@
 """Who may import whom: the files of the project are read, none is run.
 
-doors -> pages -> study -> training -> detect -> cohort -> {preprocessing, models, evaluation}:
+doors -> export -> pages -> study -> training -> detect -> cohort -> the three folders of the base:
 each level may import all that stand below it. No file imports a door, benchmarks and tests apart.
 `norma` is for users and for the review app; the project takes its version alone from there.
 """
@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BASE = ("preprocessing", "models", "evaluation")
 SHARED = ("cli", "config", "spread", "versions")  # files of pipelines
-ROOMS = ("cohort", "detect", "training", "study", "pages")  # each may import those before it
+ROOMS = (
+    "cohort",
+    "detect",
+    "training",
+    "study",
+    "pages",
+    "export",
+)  # each may import those before it
 
 MAY_IMPORT: dict[str, set[str]] = {
     "preprocessing": {"preprocessing"},

@@ -1,0 +1,80 @@
+"""`python -m pipelines.bids_app BIDS_DIR OUT participant|group`: Norma as a BIDS App."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines import cli
+from preprocessing.scans import NOTICE, InputError
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pipelines.detect.batch import detect_all, existing_source, listed, loaded_run, make_job
+    from pipelines.detect.ready import ready_run, run_folder
+    from pipelines.export.bids import WORK, group_table, of_people, write_dataset, write_scan
+
+    source = existing_source(arguments.bids_dir)
+    out = cli.writable_folder(arguments.output_dir)
+    if arguments.level == "group":
+        reports = group_table(out)
+        print(f"{out / 'scores.tsv'}: {len(reports)} scans. {NOTICE}")
+        return cli.OK if reports else cli.NOTHING_DONE
+
+    if not arguments.skip_bids_validation:
+        validate(source)
+    run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
+    # a person's T1w and FLAIR have one id
+    modality = loaded_run(run_dir, "auto").recipe.name
+    work = cli.writable_folder((arguments.work_dir or out / WORK) / modality)
+    job = make_job(run_dir, source, work)
+    write_dataset(source, out)
+    with listed(source, job) as (scans, lost):
+        chosen = of_people(scans, arguments.participant_label, arguments.session_label)
+        reports = detect_all(chosen, lost, job, workers=arguments.n_cpus)
+    scored = [report for report in reports if report.scored]
+    for report in scored:
+        write_scan(report, work, source, out)
+    failed = len(reports) - len(scored)
+    print(f"{out}: {len(scored)} scans scored, {failed} not scored. {NOTICE}")
+    return cli.exit_code(failed, len(reports))
+
+
+def validate(source: Path) -> None:
+    """InputError where the BIDS validator finds an error in the dataset."""
+    command = [str(Path(sys.executable).parent / "bids-validator-deno"), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        print("the BIDS validator is not installed; the dataset is not checked", file=sys.stderr)
+        return
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        raise InputError(
+            f"{source}: the BIDS validator finds errors (above); mend them, or give "
+            "--skip-bids-validation."
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from pipelines.versions import __version__
+
+    p = cli.parser("bids_app", f"Norma as a BIDS App: masks as BIDS derivatives. {NOTICE}")
+    p.add_argument("bids_dir", type=Path, help="BIDS dataset")
+    p.add_argument("output_dir", type=Path, help="folder of the derivatives")
+    p.add_argument("level", choices=["participant", "group"], help="score scans, or one table")
+    p.add_argument("--participant-label", "--participant_label", nargs="+", default=[])
+    p.add_argument("--session-label", "--session_label", nargs="+", default=[])
+    p.add_argument("--modality", default="t1", help="of the ready-made run to use (default: t1)")
+    p.add_argument("--run", help="a run folder instead")
+    p.add_argument("-w", "--work-dir", type=Path, help="for results on the way (default: OUT/work)")
+    p.add_argument("--n-cpus", "--n_cpus", type=int, default=1, help="scans at a time")
+    p.add_argument("--skip-bids-validation", action="store_true")
+    p.add_argument("--version", action="version", version=f"Norma {__version__}")
+    return p
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())
