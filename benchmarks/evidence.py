@@ -48,9 +48,17 @@ def main() -> None:
     for model in arguments.models.split():
         folds = sorted(arguments.comparison.glob(f"{model}/repeat-*"))
         found = [of_fold(load_run(fold, "cpu"), arguments.data) for fold in folds]
-        figures[model] = {n: round(float(np.mean([f[n] for f in found])), 3) for n in found[0]}
+        figures[model] = over_folds(found)
         print(model, figures[model], flush=True)
         write_json(arguments.out, {"data": arguments.data.name, "figures": figures})
+
+
+def over_folds(found: Sequence[Figures]) -> Figures:
+    """The mean of each figure over folds."""
+    means: Figures = {}
+    for name in found[0]:
+        means[name] = round(float(np.mean([fold[name] for fold in found])), 3)
+    return means
 
 
 def of_fold(run: Run, data: Path) -> Figures:
