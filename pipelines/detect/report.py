@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from evaluation.postprocess import components, location_of_maximum
 from evaluation.thresholds import p_value_of
 from pipelines.detect.detector import NativeMap
+from pipelines.detect.places import depths_of, lobes_of, place_of
 from pipelines.detect.points import Point
 from pipelines.detect.typical import Compared
 from pipelines.versions import __version__, shown_path
@@ -33,12 +34,6 @@ COLUMNS = (
     "reason",
     "run",
 )
-MIDLINE_MM = 5.0
-# thirds of the ICBM152 brain, which reaches from y = -106 to 74 and from z = -72 to 84 mm
-FRONT_MM = 14.0
-BACK_MM = -46.0
-TOP_MM = 32.0
-BASE_MM = -20.0
 LISTED = 20  # components that a report describes, the strongest ones
 
 
@@ -47,7 +42,8 @@ class Component(BaseModel):
 
     `*_voxel` are array indices, `*_mm` RAS+ millimetres of the scan, `*_atlas_mm` of the atlas.
     `peak` and `mean` are of the map inside it. `strength` is what it is ranked by. `p_value` says
-    how often a healthy scan has a component as strong, at most. `place` names it in words.
+    how often a healthy scan has a component as strong, at most. `depth_mm` is how far its peak lies
+    below the brain's surface. `place` says in words where it lies: side, lobe and depth.
     """
 
     volume_mm3: float
@@ -62,6 +58,7 @@ class Component(BaseModel):
     p_value: float | None = None
     centre_atlas_mm: list[float]
     peak_atlas_mm: list[float]
+    depth_mm: float | None = None
     place: str = ""
 
 
@@ -195,8 +192,7 @@ def findings(
         for key in [k for k in place if k.endswith("mm")]:
             atlas_mm = (atlas_from_scan @ [*place[key], 1])[:3].round(1)
             place[key.replace("mm", "atlas_mm")] = atlas_mm
-    for component in found:
-        component["place"] = place_of(component["centre_atlas_mm"])
+    _name_places(found, native, marked, atlas_from_scan)
     listed = [Component(**plain(component)) for component in found[:LISTED]]
     return {
         "anomalous_mm3": float(marked.sum() * np.prod(native.spacing)),
@@ -207,26 +203,22 @@ def findings(
     }
 
 
-def place_of(atlas_mm: Sequence[float]) -> str:
-    """Where a point of the atlas (RAS+ mm, origin between the hemispheres) lies, in words.
-
-    Side, front to back and height by thirds of the ICBM152 brain.
-    """
-    x, y, z = atlas_mm
-    side = "midline"
-    if abs(x) > MIDLINE_MM:
-        side = "right" if x > 0 else "left"
-    along = "middle"
-    if y > FRONT_MM:
-        along = "front"
-    elif y < BACK_MM:
-        along = "back"
-    height = "mid-height"
-    if z > TOP_MM:
-        height = "top"
-    elif z < BASE_MM:
-        height = "base"
-    return f"{side}, {along}, {height}"
+def _name_places(
+    found: Sequence[dict[str, Any]],
+    native: NativeMap,
+    marked: np.ndarray,
+    atlas_from_scan: np.ndarray,
+) -> None:
+    """Give each component its depth, and its place in words; a picture has no atlas."""
+    if min(native.grid.shape) == 1:
+        return
+    affine = native.grid.affine
+    lobes = lobes_of(marked, found, atlas_from_scan @ affine)
+    peaks = np.array([component["peak_voxel"] for component in found]).reshape(-1, 3)
+    depths = depths_of(native.brain, affine, peaks)
+    for component, lobe, depth in zip(found, lobes, depths, strict=True):
+        component["depth_mm"] = round(float(depth), 1)
+        component["place"] = place_of(lobe, component["centre_atlas_mm"], depth)
 
 
 def of_scan(scan: Scan, root: Path | None = None) -> dict[str, Any]:
