@@ -43,7 +43,7 @@ LOBES = {
     ),
     "occipital lobe": "lateraloccipital lingual cuneus pericalcarine",
     "insula": "insula",
-    "deep nuclei": "thalamusproper caudate putamen pallidum accumbensarea",
+    "deep brain": "thalamusproper caudate putamen pallidum accumbensarea",
     "brainstem": "brainstem",
     "cerebellum": "",
 }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from evaluation.postprocess import components, location_of_maximum
 from evaluation.thresholds import p_value_of
@@ -60,6 +60,11 @@ class Component(BaseModel):
     peak_atlas_mm: list[float]
     depth_mm: float | None = None
     place: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Volume and place, for a table."""
+        return f"{self.volume_mm3 / 1000:.1f} ml, {self.place}".removesuffix(", ")
 
 
 class Maximum(BaseModel):
@@ -124,6 +129,16 @@ class Report(BaseModel):
     files: dict[str, int] | None = None
     source: str | None = None
     digest: str | None = None
+    _seconds: float | None = PrivateAttr(None)  # not written: the same scan gives the same file
+
+    def took(self, seconds: float) -> None:
+        """Note how long the scan took, in this process."""
+        self._seconds = seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the scan took; None for a report that stood."""
+        return self._seconds
 
     @property
     def scored(self) -> bool:

@@ -100,7 +100,7 @@ def _row(report: Report, out: Path) -> dict[str, Any]:
     first = report.components[0] if report.components else None
     strongest = ""
     if first:
-        strongest = f"{first.volume_mm3 / 1000:.1f} ml, {first.place}"
+        strongest = first.summary
         if first.p_value is not None:
             strongest += f", p {first.p_value:.2g}"
     row["cells"] = [

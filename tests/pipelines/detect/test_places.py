@@ -16,8 +16,8 @@ MNI = [  # coordinates of MNI space as the literature reports them
     ((25, -15, -20), "temporal lobe"),  # hippocampus
     ((10, -88, 4), "occipital lobe"),  # calcarine cortex
     ((-38, 6, 0), "insula"),
-    ((12, -18, 8), "deep nuclei"),  # thalamus
-    ((-26, 4, 0), "deep nuclei"),  # putamen
+    ((12, -18, 8), "deep brain"),  # thalamus
+    ((-26, 4, 0), "deep brain"),  # putamen
     ((0, -28, -35), "brainstem"),  # pons
     ((25, -65, -40), "cerebellum"),
     ((-45, -60, -40), "cerebellum"),
