@@ -17,7 +17,7 @@ opt = $(if $(2),$(1) $(if $(word 2,$(2)),"$(2)",$(2)))
 given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack benchmark results reproduce clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch benchmark results reproduce clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -67,6 +67,9 @@ card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a
 
 pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
 	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
+
+fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
+	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

@@ -81,21 +81,18 @@ def detect_all(
     executor: str = "",
     workers: int = 1,
     keep_nifti: bool = False,
-    overwrite: bool = False,
 ) -> list[Report]:
     """Score every scan of a folder or table into `out`, as `make infer` does; one report a scan.
 
     A scan that cannot be scored has a report that says why. DICOM folders are converted; with
-    `keep_nifti` what they are converted to stays. With `overwrite` what is done is scored again.
-    `executor` and `workers` as in docs/cluster.md.
+    `keep_nifti` what they are converted to stays. `executor` and `workers` as in docs/cluster.md.
     """
     from pipelines.cli import release, writable_folder
     from pipelines.detect.batch import detect_all, existing_source, listed, make_job
     from pipelines.detect.ready import run_folder
 
     source = existing_source(Path(source))
-    kept = {"keep_nifti": keep_nifti, "overwrite": overwrite}
-    job = make_job(run_folder(run_dir), source, Path(out), point, **kept)
+    job = make_job(run_folder(run_dir), source, Path(out), point, keep_nifti=keep_nifti)
     try:
         writable_folder(out)
         with listed(source, job, shared=bool(executor)) as (scans, lost):

@@ -42,6 +42,7 @@ from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
 log = logging.getLogger("norma")
+REPORTS = 1  # raise when a report of the same figures changes
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def make_job(
     # percentiles are read off these two
     known = [run.folder / name for name in ("reference.json", "typical.json")]
     healthy = [file_digest(path) for path in known if path.is_file()]
-    digest = figures_digest(run.weights_digest, run.config, recipe, at.as_json(), healthy)
+    shaping = (recipe, at.as_json(), healthy, REPORTS)
+    digest = figures_digest(run.weights_digest, run.config, *shaping)
     root = source if source.is_dir() else source.parent
     return Job(run.folder, out, at, digest, accelerator, root, keep_nifti, overwrite)
 
