@@ -144,6 +144,11 @@ class Report(BaseModel):
     def scored(self) -> bool:
         return self.status == "scored"
 
+    @property
+    def largest(self) -> Component | None:
+        """The component of the largest volume; None where nothing is marked."""
+        return max(self.components, key=lambda found: found.volume_mm3, default=None)
+
     def as_json(self) -> dict[str, Any]:
         """As it is stored: what was set, and nothing else."""
         return self.model_dump(exclude_unset=True)

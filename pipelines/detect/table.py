@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pipelines.detect.report import Report
 from preprocessing.scans import Scan
 
-HEADS = ("score", "percentile", "findings", "flags", "seconds", "strongest finding")
+HEADS = ("score", "percentile", "findings", "flags", "seconds", "largest finding")
 WIDTHS = (10, 10, 8, 5, 7, 0)
 LONGEST = 40  # characters of a name
 
@@ -40,12 +40,11 @@ def cells_of(report: Report) -> tuple[str, ...]:
     if not report.scored:
         return ("not scored", *[""] * (len(HEADS) - 1))
     took = "stood" if report.seconds is None else f"{report.seconds:.1f}"
-    first = report.components[0] if report.components else None
     return (
         f"{report.score:.4g}",
         f"{report.percentile:.0f}",
         str(report.n_components),
         str(len(report.flags)),
         took,
-        first.summary if first else "-",
+        report.largest.summary if report.largest else "-",
     )

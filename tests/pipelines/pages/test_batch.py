@@ -32,7 +32,10 @@ def component(**more):
 
 def test_failures_first_then_the_highest_scores(tmp_path):
     (tmp_path / "b b_picture.png").write_bytes(b"")
-    found = [component(place="left frontal lobe, 9 mm deep", p_value=0.1, strength=3.0)]
+    found = [
+        component(volume_mm3=900.0, place="right insula, 3 mm deep", strength=4.0),
+        component(place="left frontal lobe, 9 mm deep", p_value=0.1, strength=3.0),
+    ]
     reports = [
         scored("a", 1.0, flags=["noise <3>"]),
         scored("b b", 2.0, n_components=1, components=found),
