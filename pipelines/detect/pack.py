@@ -51,8 +51,9 @@ def pack(run_dir: Path, out: Path) -> None:
 
 
 def _history(run_dir: Path) -> dict[str, Any]:
-    """run.json without the digests of its files."""
-    return {key: value for key, value in read_history(run_dir).items() if key != "files"}
+    """run.json without the digests of its files, and without what packing found."""
+    own = ("files", "packed")
+    return {key: value for key, value in read_history(run_dir).items() if key not in own}
 
 
 def largest_change(run: Run, packed: Run, cases: Sequence[Case]) -> float:
@@ -66,11 +67,13 @@ def largest_change(run: Run, packed: Run, cases: Sequence[Case]) -> float:
 
 
 def check_packed(run_dir: Path, out: Path, cases: Sequence[Case]) -> float:
-    """`largest_change` of a packed run; InputError where it is above 1 %."""
+    """`largest_change` of a packed run, noted in its run.json; InputError where it is above 1 %."""
     change = largest_change(load_run(run_dir, "cpu"), load_run(out, "cpu"), cases)
     if change > MOST:
         raise InputError(
             f"{out}: maps differ from those of {run_dir} by {change:.1%} of the threshold, more "
             f"than {MOST:.0%}; keep the run as it is."
         )
+    packed = {"largest_change": round(change, 6), "scans": [case.id for case in cases]}
+    write_history(out, read_history(out) | {"packed": packed})
     return change

@@ -195,4 +195,9 @@ def _made(run: Run) -> str:
         ["seconds of training", str(history.get("seconds", "-"))],
         ["size", f"{size / 1e6:.1f} MB"],
     ]
+    packed = history.get("packed")
+    if packed:
+        change = f"{packed['largest_change']:.2%} of the threshold at most"
+        about = f"maps of {len(packed['scans'])} scans change by {change}"
+        rows.append(["half precision", about])
     return markdown_table(["what", "value"], rows)

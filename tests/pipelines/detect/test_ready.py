@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from pipelines import infer
+from pipelines.detect import pack as small
 from pipelines.detect import ready
 from pipelines.detect.pack import pack
 from pipelines.detect.run import load_run, read_history, read_weights, write_history
 from preprocessing import register
 from preprocessing.files import file_digest
 from preprocessing.scans import InputError
+from tests.conftest import case_of
 from tests.server import Served, serving
 
 
@@ -138,6 +140,21 @@ def test_packing_takes_no_other_run_s_place(tiny_run, packed, tmp_path):
         with pytest.raises(InputError, match="holds another run, which would be lost"):
             pack(tiny_run, out)
     assert (other / "weights.pt").read_bytes() == before
+
+
+def test_what_half_precision_changes_is_noted_and_too_much_is_refused(
+    tiny_run, packed, monkeypatch
+):
+    cases = [case_of("a", packed), case_of("b", packed)]
+    monkeypatch.setattr(small, "largest_change", lambda *_: 0.0041234)
+    assert small.check_packed(tiny_run, packed, cases) == 0.0041234
+    noted = read_history(packed)["packed"]
+    assert noted == {"largest_change": 0.004123, "scans": ["a", "b"]}
+    pack(tiny_run, packed)  # the note makes it no other run
+    assert "packed" not in read_history(packed)
+    monkeypatch.setattr(small, "largest_change", lambda *_: 0.04)
+    with pytest.raises(InputError, match=r"by 4.0% of the threshold, more than 1%"):
+        small.check_packed(tiny_run, packed, cases)
 
 
 def test_weights_are_read_as_float32_compressed_or_not(tmp_path):

@@ -19,7 +19,13 @@ from tests.pipelines.pages.made_results import made_results, made_run
 @pytest.fixture
 def run(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "mine")
-    history = {"data": "ds002748", "train_scans": ["a", "b"], "people": {"ages": "19 to 55 years"}}
+    packed = {"largest_change": 0.0012, "scans": ["a", "b", "c"]}
+    history = {
+        "packed": packed,
+        "data": "ds002748",
+        "train_scans": ["a", "b"],
+        "people": {"ages": "19 to 55 years"},
+    }
     write_history(tmp_path / "mine", read_history(tmp_path / "mine") | history)
     return load_run(tmp_path / "mine", "cpu")
 
@@ -34,6 +40,7 @@ def test_front_matter_data_and_point(run):
         "| healthy scans to train on | 2 |",
         "19 to 55 years",
         "set by hand for the tests",
+        "maps of 3 scans change by 0.12% of the threshold at most",
     ):
         assert said in body
     assert "Nothing yet" in body and "No picture of a test scan" in body
