@@ -25,6 +25,9 @@ from pipelines.detect.run import (
 from preprocessing.files import write_atomic
 from preprocessing.scans import InputError
 
+SMALL = (
+    4096  # numbers that stay float32: they weigh nothing, and the knots of an ensemble lie close
+)
 MOST = 0.01  # of the outline threshold: what a map may change by
 
 
@@ -43,11 +46,17 @@ def pack(run_dir: Path, out: Path) -> None:
     write_history(out, history)
 
     state = torch.load(run_dir / "weights.pt", map_location="cpu", weights_only=True)
-    half = {key: v.half() if v.dtype == torch.float32 else v for key, v in state.items()}
+    half = {key: _halved(v) for key, v in state.items()}
     buffer = io.BytesIO()
     torch.save(half, buffer)
     write_atomic(out / "weights.pt", gzip.compress(buffer.getvalue(), mtime=0))
     seal(out, {})
+
+
+def _halved(values: torch.Tensor) -> torch.Tensor:
+    """Large tensors of float32 as half precision."""
+    large = values.dtype == torch.float32 and values.numel() > SMALL
+    return values.half() if large else values
 
 
 def _history(run_dir: Path) -> dict[str, Any]:
