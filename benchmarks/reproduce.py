@@ -95,6 +95,8 @@ def ready_commands(name: str, plan: Plans) -> list[Command]:
     measured: Command = []
     if "results" in plan:
         measured = ["--results", f"docs/results/{plan['results']}", "--model", plan["as"]]
+    if plan.get("larger"):
+        measured.append("--larger")
     return [
         *listed,
         ["pipelines.pack", *data, "--run", run_dir, "--out", packed, "--ready", name],
