@@ -85,7 +85,8 @@ def ready_commands(name: str, plan: Plans) -> list[Command]:
     listed: list[Command] = []
     run_dir = f"runs/ready/{name}"
     for model in plan["models"]:
-        run_dir = f"runs/ready/{name}/{model}"
+        if len(plan["models"]) > 1:  # an ensemble finds its members beside it
+            run_dir = f"runs/ready/{name}/{model}"
         trained = ["pipelines.train", *data, "--model", model, "--preset", plan["preset"]]
         listed.append([*trained, "--out", run_dir, *splits])
 

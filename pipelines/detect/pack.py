@@ -31,14 +31,14 @@ SMALL = (
 MOST = 0.01  # of the outline threshold: what a map may change by
 
 
-def pack(run_dir: Path, out: Path) -> None:
+def pack(run_dir: Path, out: Path, again: bool = False) -> None:
     """Write a run to `out` as inference needs it: weights as half precision, compressed.
 
-    Logs, checkpoints and folds stay behind.
+    Logs, checkpoints and folds stay behind. `again`: whatever run lies there may be replaced.
     """
     load_run(run_dir, "cpu")  # a damaged run is refused before anything is written
     history = _history(run_dir)
-    demand_place(out, run_dir, _history(out) == history)
+    demand_place(out, run_dir, again or _history(out) == history)
     out.mkdir(parents=True, exist_ok=True)
     for name in SEALED:
         if name != "weights.pt" and (run_dir / name).is_file():

@@ -72,6 +72,11 @@ def ready_run(name: str) -> Path:
     return folder
 
 
+def is_place_of(name: str, folder: Path) -> bool:
+    """Whether a folder is that of the ready-made run of this name."""
+    return name in ready_names() and folder.resolve() == (ROOT / ready(name).folder).resolve()
+
+
 def fetch(name: str, address: str | None = None, digest: str | None = None) -> Path:
     """Bring a ready-made run from a zip archive at an address; gives its folder.
 

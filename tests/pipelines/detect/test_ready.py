@@ -160,6 +160,20 @@ def test_what_half_precision_changes_is_noted_and_too_much_is_refused(
         small.check_packed(tiny_run, packed, cases)
 
 
+def test_a_ready_made_run_is_made_again_in_its_own_place_alone(tiny_run, shipped):
+    """`make reproduce ONLY=ready` in a fresh clone finds a run there, of other versions."""
+    history = read_history(shipped)
+    write_history(shipped, history | {"versions": {"torch": "another"}})
+    with pytest.raises(InputError, match="holds another run, which would be lost"):
+        pack(tiny_run, shipped)
+    assert ready.is_place_of("t1", shipped)
+    assert not ready.is_place_of("t1", tiny_run) and not ready.is_place_of("other", shipped)
+    pack(tiny_run, shipped, again=True)
+    assert read_history(shipped) == history
+    with pytest.raises(InputError, match="holds another run"):
+        pack(tiny_run, tiny_run, again=True)
+
+
 def test_weights_are_read_as_float32_compressed_or_not(tmp_path):
     state = {"a": torch.tensor([1.5, -2.0], dtype=torch.float16), "n": torch.tensor(3)}
     torch.save(state, tmp_path / "plain.pt")
