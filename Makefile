@@ -17,7 +17,7 @@ opt = $(if $(2),$(1) $(if $(word 2,$(2)),"$(2)",$(2)))
 given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack benchmark results reproduce clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch benchmark results reproduce clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -51,10 +51,10 @@ train: .venv/installed ## MODEL=vae_cr DATA=<OUT of preprocess> [OUT= PRESET=sma
 	$(PY) -m pipelines.train --model $(MODEL) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--preset,$(PRESET)) $(ARGS)
 
-infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 KEEP_NIFTI=1 WORKERS= EXECUTOR=]
+infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 KEEP_NIFTI=1 OVERWRITE=1 WORKERS= EXECUTOR=]
 	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--modality,$(if $(RUN),,$(given_modality))) $(call opt,--input,$(IN)) \
 		$(call opt,--out,$(OUT)) --workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--point,$(POINT)) \
-		$(if $(KEEP_NIFTI),--keep-nifti) $(ARGS)
+		$(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
 	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
@@ -67,6 +67,9 @@ card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a
 
 pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
 	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
+
+fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
+	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

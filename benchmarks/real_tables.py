@@ -38,6 +38,8 @@ def main() -> None:
             rows = ready_splits(scans)
             if rows:
                 write_table(arguments.out / f"ready_{name}.tsv", rows)
+            elif len(scans) > 1 and all(scan.label == "healthy" for scan in scans):
+                write_table(arguments.out / f"site_{name}.tsv", site_splits(scans))
 
 
 def ready_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:
@@ -57,6 +59,12 @@ def ready_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:
             split = "val" if scan.subject in drawn else "train"
         rows.append({"id": scan.id, "split": split})
     return rows
+
+
+def site_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:
+    """Splits of a few healthy scans: the last subject calibrates, the others train."""
+    last = max(scan.subject for scan in scans)
+    return [{"id": s.id, "split": "val" if s.subject == last else "train"} for s in scans]
 
 
 if __name__ == "__main__":

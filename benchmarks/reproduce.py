@@ -4,8 +4,8 @@ It reads benchmarks/reproduce.yaml, prints each command and runs it: tables, pre
 synthetic lesions, the ranking behind each default, comparisons, results page. What is done already
 is not done again.
 
-`--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, or with
-"ready" the ready-made runs.
+`--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, with
+"ready" the ready-made runs, with "calibration" what `make calibrate` does for healthy scans.
 `--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
@@ -78,21 +78,45 @@ def choose_commands(name: str, plan: Plans, full: bool) -> list[Command]:
 def ready_commands(name: str, plan: Plans) -> list[Command]:
     """Return the commands that make one ready-made run: training, a small copy, its card.
 
-    The card has the figures of the copy on test scans, and of its model in a comparison.
+    Of several models the last, an ensemble of the others, is the run. The card has the figures of
+    the run on test scans, and those of its settings in a comparison, where there is one.
     """
     data = ["--data", f"work/{plan['data']}"]
-    run_dir = f"runs/ready/{name}"
-    trained = ["pipelines.train", *data, "--model", plan["model"], "--preset", plan["preset"]]
     splits = ["--splits", f"work/tables/ready_{plan['data']}.tsv"]
+    listed: list[Command] = []
+    run_dir = f"runs/ready/{name}"
+    for model in plan["models"]:
+        if len(plan["models"]) > 1:  # an ensemble finds its members beside it
+            run_dir = f"runs/ready/{name}/{model}"
+        trained = ["pipelines.train", *data, "--model", model, "--preset", plan["preset"]]
+        listed.append([*trained, "--out", run_dir, *splits])
+
     packed = f"ready/{name}"
     evaluated = f"runs/ready/{name}_evaluation"
     tested = ["--data", f"work/{plan['test']}"]
-    measured = ["--results", f"docs/results/{plan['results']}", "--model", plan["as"]]
+    measured: Command = []
+    if "results" in plan:
+        measured = ["--results", f"docs/results/{plan['results']}", "--model", plan["as"]]
+    if plan.get("larger"):
+        measured.append("--larger")
     return [
-        [*trained, "--out", run_dir, *splits],
+        *listed,
         ["pipelines.pack", *data, "--run", run_dir, "--out", packed, "--ready", name],
         ["pipelines.evaluate", "--run", run_dir, *tested, "--out", evaluated],
         ["pipelines.card", "--run", packed, "--evaluation", evaluated, *measured],
+    ]
+
+
+def calibration_commands(plan: Plans) -> list[Command]:
+    """Return the commands that show calibration on healthy scans of another scanner."""
+    site = ["--data", f"work/{plan['site']}"]
+    parent = f"runs/ready/{plan['site']}"
+    trained = ["pipelines.train", *site, "--model", plan["model"], "--preset", plan["preset"]]
+    shown = ["benchmarks.calibration", "--run", plan["run"], "--site", f"work/{plan['site']}"]
+    shown += ["--parent", parent, "--data", f"work/{plan['data']}"]
+    return [
+        [*trained, "--out", parent, "--splits", f"work/tables/site_{plan['site']}.tsv"],
+        [*shown, "--out", "docs/results/calibration.json"],
     ]
 
 
@@ -121,15 +145,17 @@ def synthetic_commands(name: str, plan: Plans) -> list[Command]:
 def selected(plans: Plans, only: str | None) -> dict[str, Plans]:
     """Return the plans of every kind; with `only`, that of one name and what its data need.
 
-    "ready" names all ready-made runs.
+    "ready" names all ready-made runs, "calibration" the one plan of that kind.
     """
     chosen: dict[str, Plans] = {}
     data: set[str] = set()
     for kind in ("choose", "compare"):
         chosen[kind] = {name: plan for name, plan in plans[kind].items() if only in (None, name)}
     chosen["ready"] = plans["ready"] if only in (None, "ready") else {}
+    shown = only in (None, "calibration")
+    chosen["calibration"] = {"calibration": plans["calibration"]} if shown else {}
     for plan in itertools.chain.from_iterable(kind.values() for kind in chosen.values()):
-        data |= {plan[key] for key in ("data", "test") if key in plan}
+        data |= {plan[key] for key in ("data", "test", "site") if key in plan}
 
     synthetic = {name: plan for name, plan in plans["synthesise"].items() if name in data}
     data |= {plan["data"] for plan in synthetic.values()}
@@ -151,6 +177,8 @@ def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Com
         listed += choose_commands(name, plan, full)
     for name, plan in chosen["ready"].items():
         listed += ready_commands(name, plan)
+    for plan in chosen["calibration"].values():
+        listed += calibration_commands(plan)
     for name, plan in chosen["compare"].items():
         listed.append(compare_command(name, plan, full))
     return [*listed, results_command(chosen)]
@@ -174,7 +202,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
     arguments = parser.parse_args()
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
-    known = [*plans["choose"], *plans["compare"], "ready"]
+    known = [*plans["choose"], *plans["compare"], "ready", "calibration"]
     if arguments.only and arguments.only not in known:
         parser.error(
             f"--only {arguments.only}: no such comparison or ranking; known: {', '.join(known)}"

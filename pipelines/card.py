@@ -17,7 +17,7 @@ def main(arguments: argparse.Namespace) -> int:
     run = load_run(run_folder(arguments.run), "cpu")
     results = Results.read(Path(arguments.results)) if arguments.results else None
     evaluated = [Path(folder) for folder in arguments.evaluation] if arguments.evaluation else None
-    path = write_card(run, results, arguments.model or run.config.name, evaluated)
+    path = write_card(run, results, arguments.model or run.config.name, evaluated, arguments.larger)
     print(f"{path}: the model card")
     return cli.OK
 
@@ -27,6 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--run", required=True, help="run folder of train, evaluated or not")
     p.add_argument("--results", help="results folder whose figures of the same settings count too")
     p.add_argument("--model", help="its name there (default the run's model)")
+    p.add_argument(
+        "--larger",
+        action="store_true",
+        help="the figures there are of the same method with more memory; the card says so",
+    )
     p.add_argument(
         "--evaluation", nargs="+", help="OUT folders of evaluate (default: the run's own)"
     )

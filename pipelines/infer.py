@@ -12,6 +12,7 @@ from preprocessing.scans import NOTICE, SUFFIXES, InputError
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.batch import all_reports, detect_all, existing_source, listed, make_job
     from pipelines.detect.ready import ready_run, run_folder
+    from pipelines.detect.table import Table
     from pipelines.pages.batch import NAME, batch_page
     from preprocessing.files import write_atomic
 
@@ -20,14 +21,22 @@ def main(arguments: argparse.Namespace) -> int:
     run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
     source = existing_source(Path(arguments.input))
     out = Path(arguments.out)
-    given = (arguments.point, arguments.accelerator, arguments.keep_nifti)
-    job = make_job(run_dir, source, out, *given)
+    job = make_job(
+        run_dir,
+        source,
+        out,
+        arguments.point,
+        arguments.accelerator,
+        arguments.keep_nifti,
+        arguments.overwrite,
+    )
     cli.writable_folder(out)
     with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:
             print(spread.preview(arguments.executor, arguments.workers, len(scans)))
             return cli.OK
-        reports = detect_all(scans, lost, job, arguments.executor, arguments.workers)
+        spread_over = (arguments.executor, arguments.workers)
+        reports = detect_all(scans, lost, job, *spread_over, tell=Table(scans).say)
     write_atomic(out / NAME, batch_page(all_reports(out), out))
     failed = sum(not report.scored for report in reports)
     scored = len(reports) - failed
@@ -54,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-nifti",
         action="store_true",
         help="write what a DICOM series was converted to beside its mask, as <id>_scan.nii.gz",
+    )
+    p.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="score again what is done already, and replace what stands",
     )
     spread.add_arguments(p)
     p.add_argument(

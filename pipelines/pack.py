@@ -11,12 +11,13 @@ from pipelines import cli
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.cases import read_cases
     from pipelines.detect.pack import check_packed, pack
-    from pipelines.detect.ready import register
+    from pipelines.detect.ready import is_place_of, register
 
     run_dir = Path(arguments.run)
     cases = read_cases(Path(arguments.data))[: arguments.scans]
     out = cli.writable_folder(arguments.out)
-    pack(run_dir, out)
+    again = bool(arguments.ready) and is_place_of(arguments.ready, out)
+    pack(run_dir, out, again)
     change = check_packed(run_dir, out, cases)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: {size:.1f} MB; maps differ by {change:.3%} of the threshold at most")

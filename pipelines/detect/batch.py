@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
 log = logging.getLogger("norma")
+REPORTS = 1  # raise when a report of the same figures changes
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Job:
 
     `digest` is of the run's weights, settings and healthy reference: same digest, same result.
     Reports name files by their way from `root`, the folder that came in. `keep_nifti`: a converted
-    scan is written beside its mask.
+    scan is written beside its mask. `overwrite`: score again what is done, and let a scan take the
+    place of another of its name.
     """
 
     run_dir: Path
@@ -59,6 +62,7 @@ class Job:
     accelerator: str = "auto"
     root: Path | None = None
     keep_nifti: bool = False
+    overwrite: bool = False
 
     @property
     def run(self) -> Run:
@@ -67,9 +71,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Begun:
-    """A scan before it is scored: its key, and its earlier report or what `prepare` made of it."""
+    """A scan before it is scored: its key, and its earlier report or what `prepare` made of it.
+
+    `seconds` is what that took.
+    """
 
     key: str
+    seconds: float
     report: Report | None = None
     prepared: Prepared | None = None
 
@@ -92,6 +100,7 @@ def make_job(
     point: str | None = None,
     accelerator: str = "auto",
     keep_nifti: bool = False,
+    overwrite: bool = False,
 ) -> Job:
     """The job of scoring `source` by a run into `out`, cut at a named point or the run's own."""
     run = loaded_run(run_dir, accelerator)
@@ -104,9 +113,10 @@ def make_job(
     # percentiles are read off these two
     known = [run.folder / name for name in ("reference.json", "typical.json")]
     healthy = [file_digest(path) for path in known if path.is_file()]
-    digest = figures_digest(run.weights_digest, run.config, recipe, at.as_json(), healthy)
+    shaping = (recipe, at.as_json(), healthy, REPORTS)
+    digest = figures_digest(run.weights_digest, run.config, *shaping)
     root = source if source.is_dir() else source.parent
-    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti)
+    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti, overwrite)
 
 
 def existing_source(source: Path) -> Path:
@@ -168,10 +178,11 @@ def check_out(scans: Sequence[Scan], job: Job) -> None:
         report = read_report(job.out, scan.id)
         other = report and report.source and report.source != source_of(scan)
         readable = scan.image.is_file()
-        if report and other and readable and report.digest != file_digest(scan.image):
+        differs = other and readable and not job.overwrite
+        if report and differs and report.digest != file_digest(scan.image):
             raise InputError(
                 f"{job.out}: holds the result of another scan that is called '{scan.id}' too, "
-                f"not that of {scan.image}; give another OUT, or an id in a table."
+                f"not that of {scan.image}; give another OUT, an id in a table, or OVERWRITE=1."
             )
         own_mask = scan.image.parent / f"{scan.id}_mask.nii.gz"
         in_place = scan.image.parent.resolve() == job.out.resolve()
@@ -194,10 +205,12 @@ def detect_all(
     executor: str = "",
     workers: int = 1,
     progress: bool = True,
+    tell: Callable[[Report], None] | None = None,
 ) -> list[Report]:
     """Score every scan; write its results and scores.tsv, also where the work is interrupted.
 
-    Gives the reports in the order of the scans, then one for each DICOM series that was `lost`.
+    `tell` gets each report as it comes. Gives the reports in the order of the scans, then one for
+    each DICOM series that was `lost`.
     """
     reports: list[Report] = []
     if executor or workers > 1:
@@ -210,6 +223,8 @@ def detect_all(
         for scan, result, lost_because in bar:
             report = result or not_scored(scan, job, f"{scan.image}: {lost_because}")
             reports.append(report)
+            if tell:
+                tell(report)
             if progress and not report.scored:
                 tqdm.write(f"not scored: {_full_reason(report, scan)}", file=bar.fp)
     finally:
@@ -250,9 +265,12 @@ def begin_scan(scan: Scan, job: Job) -> Begun:
     # the template counts by its bytes, in the job's digest, and not by its place
     key = digest_of(job.digest, fingerprint(scan, recipe.model_copy(update={"template": None})))
     report = read_report(job.out, scan.id)
-    if report and report.fingerprint == key and _stands(report, job.out):
-        return Begun(key, report=report)
-    return Begun(key, prepared=prepare(scan, recipe))
+    again = job.overwrite or not report or report.fingerprint != key
+    if report and not again and _stands(report, job.out):
+        return Begun(key, 0.0, report=report)
+    started = time.perf_counter()
+    prepared = prepare(scan, recipe)
+    return Begun(key, time.perf_counter() - started, prepared=prepared)
 
 
 def _stands(report: Report, out: Path) -> bool:
@@ -297,12 +315,14 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
         if start.report:
             return start.report
         assert start.prepared
+        started = time.perf_counter()
         detection = job.run.detect_prepared(scan, start.prepared, job.point, job.root)
         detection.report.fingerprint = start.key
         detection.report.source = source_of(scan)
         detection.report.digest = file_digest(scan.image)
         write_atomic(job.out / f"{scan.id}_picture.png", thumbnail(start.prepared, detection))
         detection.save(job.out)
+        detection.report.took(start.seconds + time.perf_counter() - started)
         return detection.report
     except RefusedScan as error:
         return not_scored(scan, job, str(error), [c.row() for c in error.checks])

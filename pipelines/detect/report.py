@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from evaluation.postprocess import components, location_of_maximum
 from evaluation.thresholds import p_value_of
 from pipelines.detect.detector import NativeMap
+from pipelines.detect.places import depths_of, lobes_of, place_of
 from pipelines.detect.points import Point
 from pipelines.detect.typical import Compared
 from pipelines.versions import __version__, shown_path
@@ -33,12 +34,6 @@ COLUMNS = (
     "reason",
     "run",
 )
-MIDLINE_MM = 5.0
-# thirds of the ICBM152 brain, which reaches from y = -106 to 74 and from z = -72 to 84 mm
-FRONT_MM = 14.0
-BACK_MM = -46.0
-TOP_MM = 32.0
-BASE_MM = -20.0
 LISTED = 20  # components that a report describes, the strongest ones
 
 
@@ -47,7 +42,8 @@ class Component(BaseModel):
 
     `*_voxel` are array indices, `*_mm` RAS+ millimetres of the scan, `*_atlas_mm` of the atlas.
     `peak` and `mean` are of the map inside it. `strength` is what it is ranked by. `p_value` says
-    how often a healthy scan has a component as strong, at most. `place` names it in words.
+    how often a healthy scan has a component as strong, at most. `depth_mm` is how far its peak lies
+    below the brain's surface. `place` says in words where it lies: side, lobe and depth.
     """
 
     volume_mm3: float
@@ -62,7 +58,13 @@ class Component(BaseModel):
     p_value: float | None = None
     centre_atlas_mm: list[float]
     peak_atlas_mm: list[float]
+    depth_mm: float | None = None
     place: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Volume and place, for a table."""
+        return f"{self.volume_mm3 / 1000:.1f} ml, {self.place}".removesuffix(", ")
 
 
 class Maximum(BaseModel):
@@ -127,10 +129,25 @@ class Report(BaseModel):
     files: dict[str, int] | None = None
     source: str | None = None
     digest: str | None = None
+    _seconds: float | None = PrivateAttr(None)  # not written: the same scan gives the same file
+
+    def took(self, seconds: float) -> None:
+        """Note how long the scan took, in this process."""
+        self._seconds = seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the scan took; None for a report that stood."""
+        return self._seconds
 
     @property
     def scored(self) -> bool:
         return self.status == "scored"
+
+    @property
+    def largest(self) -> Component | None:
+        """The component of the largest volume; None where nothing is marked."""
+        return max(self.components, key=lambda found: found.volume_mm3, default=None)
 
     def as_json(self) -> dict[str, Any]:
         """As it is stored: what was set, and nothing else."""
@@ -195,8 +212,7 @@ def findings(
         for key in [k for k in place if k.endswith("mm")]:
             atlas_mm = (atlas_from_scan @ [*place[key], 1])[:3].round(1)
             place[key.replace("mm", "atlas_mm")] = atlas_mm
-    for component in found:
-        component["place"] = place_of(component["centre_atlas_mm"])
+    _name_places(found, native, marked, atlas_from_scan)
     listed = [Component(**plain(component)) for component in found[:LISTED]]
     return {
         "anomalous_mm3": float(marked.sum() * np.prod(native.spacing)),
@@ -207,26 +223,22 @@ def findings(
     }
 
 
-def place_of(atlas_mm: Sequence[float]) -> str:
-    """Where a point of the atlas (RAS+ mm, origin between the hemispheres) lies, in words.
-
-    Side, front to back and height by thirds of the ICBM152 brain.
-    """
-    x, y, z = atlas_mm
-    side = "midline"
-    if abs(x) > MIDLINE_MM:
-        side = "right" if x > 0 else "left"
-    along = "middle"
-    if y > FRONT_MM:
-        along = "front"
-    elif y < BACK_MM:
-        along = "back"
-    height = "mid-height"
-    if z > TOP_MM:
-        height = "top"
-    elif z < BASE_MM:
-        height = "base"
-    return f"{side}, {along}, {height}"
+def _name_places(
+    found: Sequence[dict[str, Any]],
+    native: NativeMap,
+    marked: np.ndarray,
+    atlas_from_scan: np.ndarray,
+) -> None:
+    """Give each component its depth, and its place in words; a picture has no atlas."""
+    if min(native.grid.shape) == 1:
+        return
+    affine = native.grid.affine
+    lobes = lobes_of(marked, found, atlas_from_scan @ affine)
+    peaks = np.array([component["peak_voxel"] for component in found]).reshape(-1, 3)
+    depths = depths_of(native.brain, affine, peaks)
+    for component, lobe, depth in zip(found, lobes, depths, strict=True):
+        component["depth_mm"] = round(float(depth), 1)
+        component["place"] = place_of(lobe, component["centre_atlas_mm"], depth)
 
 
 def of_scan(scan: Scan, root: Path | None = None) -> dict[str, Any]:

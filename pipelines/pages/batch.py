@@ -13,7 +13,9 @@ from pipelines.detect.report import Report
 from preprocessing.scans import NOTICE
 
 NAME = "index.html"
-COLUMNS = ("scan", "score", "percentile", "marked, ml", "findings", "strongest finding", "flags")
+COLUMNS = ("scan", "score", "percentile", "marked, ml", "findings", "largest finding", "flags")
+
+MANY = 1000  # flags that a scan counts as that could not be scored
 
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
@@ -23,11 +25,16 @@ TEMPLATE = """<!DOCTYPE html>
 <title>Norma: {{ title }}</title>
 <style>
 body { font: 15px/1.4 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 80rem; padding: 1rem; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; table-layout: fixed; width: 100%; min-width: 62rem; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: middle; }
 th button { all: unset; cursor: pointer; font-weight: bold; }
 th button:focus-visible { outline: 2px solid #0072b2; }
-img { display: block; width: 100px; height: auto; background: #000; }
+th:nth-child(1) { width: 100px; }
+th:nth-child(2) { width: 8rem; }
+th:nth-child(7) { width: 12rem; }
+th:nth-child(8) { width: 24rem; }
+td { overflow-wrap: anywhere; }
+img { display: block; width: 100px; height: auto; min-height: 100px; background: #000; }
 .number { text-align: right; }
 .failed { color: #8a1c1c; }
 </style>
@@ -36,7 +43,8 @@ img { display: block; width: 100px; height: auto; background: #000; }
 <h1>{{ title }}</h1>
 <p>{{ notice }}</p>
 {% if promise %}<p>{{ promise }}</p>{% endif %}
-<p>A picture shows the slice with the highest map value, patient's right on the viewer's left. Orange is marked. A heading sorts.</p>
+<p>A picture shows the slice with the highest map value, patient's right on the viewer's left. Orange is marked. A heading sorts.
+Lobes are those of the Desikan-Killiany atlas, laid on the head rigidly: near its border a lobe may be the neighbour's.</p>
 <table id="scans">
 <thead><tr><th scope="col">picture</th>
 {% for column in columns %}<th scope="col"><button type="button">{{ column }}</button></th>{% endfor %}
@@ -44,7 +52,7 @@ img { display: block; width: 100px; height: auto; background: #000; }
 <tbody>
 {% for row in rows %}
 <tr{% if row.failed %} class="failed"{% endif %}>
-<td>{% if row.picture %}<img src="{{ row.picture }}" alt="slice of {{ row.id }}" loading="lazy">{% endif %}</td>
+<td>{% if row.picture %}<img src="{{ row.picture }}" alt="slice of {{ row.id }}" loading="lazy" decoding="async">{% endif %}</td>
 {% for cell in row.cells %}<td{% if cell.number %} class="number"{% endif %} data-sort="{{ cell.sort }}">{{ cell.text }}</td>{% endfor %}
 </tr>
 {% endfor %}
@@ -95,28 +103,30 @@ def _row(report: Report, out: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"id": report.id, "failed": not report.scored}
     row["picture"] = quote(name) if (out / name).is_file() else ""
     if not report.scored:
-        row["cells"] = [_text(report.id), *[_text("")] * 5, _text(report.reason or "")]
+        reason = _text(report.reason or "", MANY)
+        row["cells"] = [_text(report.id), *[_text("")] * 5, reason]
         return row
-    first = report.components[0] if report.components else None
-    strongest = ""
-    if first:
-        strongest = f"{first.volume_mm3 / 1000:.1f} ml, {first.place}"
-        if first.p_value is not None:
-            strongest += f", p {first.p_value:.2g}"
+    found = report.largest
+    what = ""
+    if found:
+        what = found.summary
+        if found.p_value is not None:
+            what += f", p {found.p_value:.2g}"
     row["cells"] = [
         _text(report.id),
         _number(report.score, 3),
         _number(report.percentile, 0),
         _number((report.anomalous_mm3 or 0) / 1000, 1),
         _number(report.n_components, 0),
-        _text(strongest),
-        _text("; ".join(report.flags)),
+        _text(what, found.volume_mm3 if found else 0),
+        _text("; ".join(report.flags), len(report.flags)),
     ]
     return row
 
 
-def _text(text: str) -> dict[str, Any]:
-    return {"text": text, "sort": text, "number": False}
+def _text(text: str, sort: float | None = None) -> dict[str, Any]:
+    """A cell of text, sorted by itself or by a number."""
+    return {"text": text, "sort": text if sort is None else f"{sort:.6g}", "number": False}
 
 
 def _number(value: float | None, digits: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from models.patchcore import Patchcore
 from pipelines.cohort.public import Dataset, dataset_of
 from pipelines.detect.run import Run
 from pipelines.pages.headline import plain_sentence
@@ -37,11 +38,13 @@ def write_card(
     results: Results | None = None,
     model: str = "",
     evaluated: Sequence[Path] | None = None,
+    larger: bool = False,
 ) -> Path:
     """Write the card of a run into its folder, with pictures of its worst cases; gives its path.
 
     Figures are those of `model` in a results folder and of evaluations: `evaluated` are OUT folders
-    of `make evaluate`; left out, those in the run's folder.
+    of `make evaluate`; left out, those in the run's folder. `larger`: `model` is the same method
+    with more memory.
     """
     if evaluated is None:
         evaluated = sorted(path for path in (run.folder / "evaluation").glob("*") if path.is_dir())
@@ -53,7 +56,7 @@ def write_card(
         known = dataset_of(result.data)
         if known is None or known.pictures:
             pictures += _failures(run, result, folder / "cases")
-    text = card_text(run, evaluations, pictures, results, model)
+    text = card_text(run, evaluations, pictures, _of_results(results, model, larger))
     write_atomic(run.folder / NAME, text)
     return run.folder / NAME
 
@@ -62,10 +65,9 @@ def card_text(
     run: Run,
     evaluations: Sequence[Evaluation],
     pictures: Sequence[tuple[str, str]],
-    results: Results | None,
-    model: str,
+    compared: str,
 ) -> str:
-    """The card; `pictures` are captions and files beside it."""
+    """The card; `pictures` are captions and files beside it, `compared` figures of a comparison."""
     data = str(run.history.get("data", ""))
     known = dataset_of(data)
     parts = [
@@ -75,7 +77,7 @@ def card_text(
         "## What it does\n\n" + _what(run),
         "## What it learned from\n\n" + _learned(run, data, known),
         "## What its marks promise\n\n" + _promised(run),
-        "## What was measured\n\n" + _measured(evaluations, results, model),
+        "## What was measured\n\n" + _measured(evaluations, compared),
         "## Where it fails\n\n" + _fails(pictures),
         "## How it was made\n\n" + _made(run),
     ]
@@ -118,23 +120,40 @@ def _learned(run: Run, data: str, known: Dataset | None) -> str:
             ["scanners", known.scanners],
             ["citation", known.citation],
         ]
-    held = (
+    return markdown_table(["what", "value"], rows) + "\n\n" + _held(run)
+
+
+def _held(run: Run) -> str:
+    """What of people the files hold."""
+    text = (
         "The files hold network weights, voxel means and variances, features and thresholds: "
         "no picture of a person."
     )
-    return markdown_table(["what", "value"], rows) + "\n\n" + held
+    for part in run.model.modules():
+        if isinstance(part, Patchcore):
+            memory = part.get_buffer("memory")
+            text += (
+                f" The features are those of {memory.shape[1]} single slices: {memory.shape[2]} "
+                f"numbers for each of {part.cells} x {part.cells} cells, averaged over 3 x 3 cells."
+            )
+    return text
 
 
 def _promised(run: Run) -> str:
     point = run.point()
-    text = f"Operating point `{point.point}`: {point.rule}."
-    return f"{text}\n\n{point.promise}" if point.promise else text
+    parts = [f"Operating point `{point.point}`: {point.rule}."]
+    if point.promise:
+        parts.append(point.promise)
+    if point.promise and run.model.combines and run.reference.fold == 1:
+        parts.append(
+            "An ensemble takes the scale of its members from the scans that set its level. So the "
+            "level may be too low, and more healthy scans may show a finding than is promised."
+        )
+    return "\n\n".join(parts)
 
 
-def _measured(evaluations: Sequence[Evaluation], results: Results | None, model: str) -> str:
-    parts: list[str] = []
-    if results:
-        parts.append(_of_results(results, model))
+def _measured(evaluations: Sequence[Evaluation], compared: str) -> str:
+    parts = [compared] if compared else []
     for result in evaluations:
         rows = [
             [head, f"{result.summary[key]:.3f}"]
@@ -147,8 +166,10 @@ def _measured(evaluations: Sequence[Evaluation], results: Results | None, model:
     return "\n\n".join(parts) or "Nothing yet: `make evaluate` measures it, then `make card` again."
 
 
-def _of_results(results: Results, model: str) -> str:
+def _of_results(results: Results | None, model: str, larger: bool) -> str:
     """The figures of the same model by cross-validation or seeds, with intervals."""
+    if not results:
+        return ""
     if model not in results.names():
         raise InputError(
             f"{results.folder}: no model '{model}', only {', '.join(results.names())}."
@@ -158,10 +179,13 @@ def _of_results(results: Results, model: str) -> str:
     for key, head in SHOWN.items():
         if key in figures and figures[key].mean is not None:
             rows.append([head, figure_text(figures[key].model_dump())])
+    runs = "Runs of the same settings"
+    if larger:
+        runs = "**Not this run, which is smaller:** runs of the same method with more memory"
     return (
-        f"Runs of the same settings (`{model}` in `{results.summary.name}`), each tested on scans "
-        f"that it had not seen. {results.summary.protocol_text} Mean ± sd over runs, in brackets "
-        "the 95 % interval.\n\n" + markdown_table(["figure", "value"], rows)
+        f"{runs} (`{model}` in `{results.summary.name}`), each tested on scans that it had not "
+        f"seen. {results.summary.protocol_text} Mean ± sd over runs, in brackets the 95 % "
+        "interval.\n\n" + markdown_table(["figure", "value"], rows)
     )
 
 
@@ -195,4 +219,9 @@ def _made(run: Run) -> str:
         ["seconds of training", str(history.get("seconds", "-"))],
         ["size", f"{size / 1e6:.1f} MB"],
     ]
+    packed = history.get("packed")
+    if packed:
+        change = f"{packed['largest_change']:.2%} of the threshold at most"
+        about = f"maps of {len(packed['scans'])} scans change by {change}"
+        rows.append(["half precision", about])
     return markdown_table(["what", "value"], rows)

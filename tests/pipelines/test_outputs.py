@@ -320,6 +320,32 @@ def test_another_scan_of_one_name_is_refused_and_a_moved_one_is_not(infer, two, 
     assert done.code == 2
     assert "holds the result of another scan that is called 'a' too" in done.error
     assert (tmp_path / "out" / "a_report.json").read_bytes() == before
+    done, _ = infer(moved, "--overwrite")
+    assert done.code == 0
+    assert (tmp_path / "out" / "a_report.json").read_bytes() != before
+
+
+def test_a_row_per_scan_stands_on_stdout_and_overwrite_scores_again(infer, two, tmp_path):
+    (two / "broken.nii.gz").write_bytes(b"x")
+    done, rows = infer(two)
+    assert done.code == 1
+    heading, *printed = done.out.splitlines()[:4]
+    assert heading.split()[:6] == ["scan", "score", "percentile", "findings", "flags", "seconds"]
+    assert [line.split()[0] for line in printed] == ["a", "b", "broken"]
+    of_a = next(row for row in rows if row["id"] == "a")
+    cells = printed[0].split()
+    assert float(cells[1]) == pytest.approx(float(of_a["score"]), rel=1e-3)
+    assert cells[3] == of_a["components"] and float(cells[5]) > 0
+    assert printed[2].split() == ["broken", "not", "scored"]
+    assert not any(line.startswith("a ") for line in done.err.splitlines())
+
+    mask = tmp_path / "out" / "a_mask.nii.gz"
+    before = mask.stat().st_mtime_ns
+    done, _ = infer(two)
+    assert done.out.splitlines()[1].split()[5] == "stood" and mask.stat().st_mtime_ns == before
+    done, again = infer(two, "--overwrite")
+    assert float(done.out.splitlines()[1].split()[5]) > 0 and mask.stat().st_mtime_ns > before
+    assert again == rows
 
 
 def test_a_mask_of_the_user_s_own_is_not_written_over(command, two, tiny_run):

@@ -5,10 +5,9 @@ import re
 
 import nibabel as nib
 import numpy as np
-import pytest
 from PIL import Image
 
-from pipelines.detect.report import Detection, Maximum, Report, place_of
+from pipelines.detect.report import Detection, Maximum, Report
 from pipelines.detect.thumbnail import thumbnail
 from pipelines.pages.batch import batch_page
 from preprocessing.images import Grid
@@ -33,7 +32,10 @@ def component(**more):
 
 def test_failures_first_then_the_highest_scores(tmp_path):
     (tmp_path / "b b_picture.png").write_bytes(b"")
-    found = [component(place="left, front, top", p_value=0.1, strength=3.0)]
+    found = [
+        component(volume_mm3=900.0, place="right insula, 3 mm deep", strength=4.0),
+        component(place="left frontal lobe, 9 mm deep", p_value=0.1, strength=3.0),
+    ]
     reports = [
         scored("a", 1.0, flags=["noise <3>"]),
         scored("b b", 2.0, n_components=1, components=found),
@@ -44,7 +46,7 @@ def test_failures_first_then_the_highest_scores(tmp_path):
     assert [re.search(r'data-sort="([^"]*)"', row).group(1) for row in rows] == ["c", "b b", "a"]
     assert "c.nii: damaged" in rows[0] and 'class="failed"' in rows[0]
     assert 'src="b%20b_picture.png"' in rows[1] and 'loading="lazy"' in rows[1]
-    assert "2.0 ml, left, front, top, p 0.1" in rows[1] and ">1.5</td>" in rows[1]
+    assert "2.0 ml, left frontal lobe, 9 mm deep, p 0.1" in rows[1] and ">1.5</td>" in rows[1]
     assert "noise &lt;3&gt;" in rows[2] and "<img" not in rows[2]
     assert "3 scans by the run t1" in html and "One in ten." in html
     assert "not a medical device" in html
@@ -56,18 +58,6 @@ def test_a_page_of_a_thousand_scans_holds_no_picture_itself(tmp_path):
         (tmp_path / f"s{i}_picture.png").write_bytes(b"x" * 10_000)
     html = batch_page([scored(f"s{i}", float(i)) for i in range(1000)], tmp_path)
     assert html.count("<img") == 1000 and len(html) < 1_500_000
-
-
-@pytest.mark.parametrize(
-    ("mm", "words"),
-    [
-        ((0, 0, 0), "midline, middle, mid-height"),
-        ((30, 50, 60), "right, front, top"),
-        ((-30, -80, -40), "left, back, base"),
-    ],
-)
-def test_places_in_words(mm, words):
-    assert place_of(mm) == words
 
 
 def test_the_picture_shows_the_slice_of_the_maximum_with_the_right_on_the_left():

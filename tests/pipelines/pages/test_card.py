@@ -1,14 +1,19 @@
 """The model card: what it says comes from the run and from what was measured."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
+from models.ensemble import Ensemble
+from models.patchcore import Patchcore
 from pipelines import card as door
 from pipelines.cohort.cases import people_in
 from pipelines.cohort.public import Dataset, dataset_of
 from pipelines.config import CONFIGS
+from pipelines.detect.detector import Detector
 from pipelines.detect.run import load_run, read_history, write_history
 from pipelines.pages.card import write_card
 from preprocessing.files import write_json
@@ -19,7 +24,13 @@ from tests.pipelines.pages.made_results import made_results, made_run
 @pytest.fixture
 def run(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "mine")
-    history = {"data": "ds002748", "train_scans": ["a", "b"], "people": {"ages": "19 to 55 years"}}
+    packed = {"largest_change": 0.0012, "scans": ["a", "b", "c"]}
+    history = {
+        "packed": packed,
+        "data": "ds002748",
+        "train_scans": ["a", "b"],
+        "people": {"ages": "19 to 55 years"},
+    }
     write_history(tmp_path / "mine", read_history(tmp_path / "mine") | history)
     return load_run(tmp_path / "mine", "cpu")
 
@@ -34,6 +45,7 @@ def test_front_matter_data_and_point(run):
         "| healthy scans to train on | 2 |",
         "19 to 55 years",
         "set by hand for the tests",
+        "maps of 3 scans change by 0.12% of the threshold at most",
     ):
         assert said in body
     assert "Nothing yet" in body and "No picture of a test scan" in body
@@ -73,13 +85,31 @@ def test_pictures_of_a_data_set_that_may_not_be_passed_on_stay_out(run, tmp_path
     assert not list(run.folder.glob("*.png"))
 
 
+def test_a_card_says_what_an_ensemble_with_patchcore_holds_and_cannot_promise(run):
+    patchcore = Patchcore(cells=4, dimension=3)
+    patchcore.memory = torch.zeros(16, 7, 3)
+    ensemble = Ensemble([patchcore], [(8, 8)])
+    config = run.config.model_copy(deep=True)
+    at = run.point().model_copy(update={"promise": "At most one in 10."})
+    points = {config.calibration.point: at}
+    combined = replace(run, detector=Detector(ensemble, config, torch.device("cpu")), points=points)
+    text = write_card(combined).read_text()
+    assert "those of 7 single slices: 3 numbers for each of 4 x 4 cells" in text
+    assert "At most one in 10.\n\nAn ensemble takes the scale of its members" in text
+    plain = write_card(run).read_text()
+    assert "single slices" not in plain and "An ensemble" not in plain
+
+
 def test_figures_of_a_results_folder_with_their_intervals(run, tmp_path):
     results = made_results(tmp_path / "set", {"vae_cr": [made_run()]})
     figure = results.summary.models[0].figures["scan_auroc"]
     figure.mean = 0.8
     figure.sd = 0.0
     figure.interval = (0.7, 0.9)
-    assert "0.800 [0.700, 0.900]" in write_card(run, results, "vae_cr").read_text()
+    text = write_card(run, results, "vae_cr").read_text()
+    assert "0.800 [0.700, 0.900]" in text and "Runs of the same settings" in text
+    text = write_card(run, results, "vae_cr", larger=True).read_text()
+    assert "0.800 [0.700, 0.900]" in text and "Not this run, which is smaller" in text
     with pytest.raises(InputError, match="no model 'atlas', only vae_cr"):
         write_card(run, results, "atlas")
 
