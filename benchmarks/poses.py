@@ -149,8 +149,15 @@ def fitted(head: Head, recipe: Recipe) -> tuple[np.ndarray, Row]:
         "likeness": likeness,
         "over_others": over_others,
     }
-    limits = (recipe.limits.min_overlap, recipe.limits.min_information)
-    checks = quality.registration_checks(*numbers.values(), *limits)
+    limits = recipe.limits
+    checks = quality.registration_checks(
+        numbers["rigid"],
+        numbers["affine"],
+        likeness,
+        over_others,
+        limits.min_overlap,
+        limits.min_information,
+    )
     rounded = {name: round(value, 4) for name, value in numbers.items()}
     refused = [name for name, c in zip(numbers, checks, strict=True) if not c.passed]
     return affine, {**rounded, "refused by": refused, "seconds": round(seconds, 2)}
