@@ -68,7 +68,7 @@ def main() -> None:
         for row in measured(path, arguments.run):
             print(row, flush=True)
             rows.append(row)
-    write_json(arguments.out, {"run": arguments.run, "scans": rows})
+            write_json(arguments.out, {"run": arguments.run, "scans": rows})
 
 
 if __name__ == "__main__":

@@ -340,7 +340,7 @@ def test_a_header_that_says_wrongly_how_the_head_lies_is_refused(brain_t1, right
     assert found[POSE] < 0.9
     assert {c.name: c.value for c in right.checks}[POSE] > 1.5
     message = str(refused.value)
-    assert message.startswith(f"{path}: {POSE} is") and "expected at least 1" in message
+    assert message.startswith(f"{path}: {POSE} is") and "expected at least 1.3" in message
     assert "wrongly how the head lies" in message and "orientation=guess" in message
 
 
