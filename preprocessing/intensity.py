@@ -16,6 +16,10 @@ TISSUE_BLUR = 2.0  # HU, sd of the Gaussian over the histogram
 LANDMARKS = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 STANDARD = (0.0, 0.265, 0.385, 0.44, 0.48, 0.515, 0.565, 0.625, 0.685, 0.73, 0.785)
 
+MOST_LEVELS = 65536  # that whole numbers of 16 bits can have
+OFF_LEVEL = 0.05  # of a step, by which values stored as float32 may miss their level
+PART = 400_000  # voxels in which it is seen that values hardly repeat
+
 WHITE_BINS = 256  # of the histogram of MR, between the 1st percentile and the 99.5th
 WHITE_BLUR = 5.0  # bins
 # A mode counts as main where it is this high, and stands out this far, as shares of the highest.
@@ -52,6 +56,34 @@ def tissue_mode(values: np.ndarray) -> float:
             "look whether the scan is in HU, or leave intensity.tissue out."
         )
     return low + _summit(inside, top)
+
+
+def grey_levels(data: np.ndarray) -> np.ndarray:
+    """MR whose values are evenly spaced levels, as whole numbers from 0 on; float32.
+
+    Scanners store whole numbers. A scan a * x + b of one (a above 0), however it was made, gives
+    the same levels to the bit, and so the same brain, pose and image. NaN and infinity stay. Any
+    other scan is returned as it is: one whose values are continuous, or unevenly spaced.
+    """
+    # continuous values hardly ever repeat; that is seen in a part of the scan
+    part = data.ravel()[:: max(1, data.size // PART)]
+    if np.issubdtype(data.dtype, np.floating) and len(np.unique(part)) > MOST_LEVELS:
+        return data
+    finite = np.isfinite(data)
+    found = np.unique(data[finite]).astype(np.float64)
+    if not 2 <= len(found) <= MOST_LEVELS:
+        return data
+
+    gaps = np.diff(found)
+    step = gaps[gaps < 1.5 * gaps.min()].mean()
+    count = round((found[-1] - found[0]) / step)
+    step = (found[-1] - found[0]) / max(count, 1)
+    levels = (found - found[0]) / step
+    if count > MOST_LEVELS or np.abs(levels - np.round(levels)).max() > OFF_LEVEL:
+        return data
+    result = data.astype(np.float32)
+    result[finite] = np.round((data[finite].astype(np.float64) - found[0]) / step)
+    return result
 
 
 def percentiles(

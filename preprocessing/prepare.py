@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from preprocessing import intensity, quality, register
+from preprocessing import intensity, orientation, quality, register
 from preprocessing.background import fill_background, off_background
 from preprocessing.brain import brain_mask, picture_foreground
 from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
@@ -29,7 +29,8 @@ from preprocessing.volumes import (
 
 log = logging.getLogger("norma")
 
-GUESSES = 4  # orientations in which a scan that has none is stripped and fitted
+VIEW_LEVELS = 64  # of MR, as registration sees it
+GUESSES = 2  # orientations in which a scan that has none is stripped and fitted
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ def _guessed(scan: Scan, native: nib.Nifti1Image, recipe: Recipe, checks: list[C
     A coarse fit of the whole head names the likeliest few; of these the brain decides.
     """
     atlas = register.load_atlas(recipe.template, recipe.grid)
-    shown = _without_bone(native, recipe.intensity)
-    turns = register.likely_turns(shown, Grid.of(native), atlas)[:GUESSES]
+    shown = orientation.without_bone(native, recipe.intensity)
+    turns = orientation.likely_turns(shown, Grid.of(native), atlas)[:GUESSES]
     best: Stripped | None = None
     most = -np.inf
     for turn in turns:
@@ -310,16 +311,13 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     if recipe.align != "rigid":
         turned = carry_mask(first.brain, here, atlas.grid, rigid_fit)
     affine_dice, information = _affine_likeness(first, shown, affine_fit, atlas)
-    most_turned = max(
-        _information(first, shown, affine_fit @ turn, atlas) for turn in register.half_turns(atlas)
-    )
     checks = [
         *first.checks,
         *quality.registration_checks(
             quality.dice(turned, atlas.brain),
             affine_dice,
             information,
-            information / max(most_turned, 1e-6),
+            orientation.over_other_poses(shown, first.brain, here, atlas, affine_fit),
             recipe.limits.min_overlap,
             recipe.limits.min_information,
         ),
@@ -371,22 +369,15 @@ def _affine_likeness(
 
     Both are measured on every second atlas voxel.
     """
-    brain_there = carry_mask(first.brain, Grid.of(first.work), atlas.grid.every(2), affine_fit)
-    overlap = quality.dice(brain_there, atlas.brain[HALF])
-    return overlap, _information(first, shown, affine_fit, atlas)
-
-
-def _information(
-    first: Stripped, shown: np.ndarray, scan_from_atlas: np.ndarray, atlas: register.Atlas
-) -> float:
-    """Mutual information with the atlas where a matrix lays a scan; 0 where the brains part."""
     grid = Grid.of(first.work)
     coarse = atlas.grid.every(2)
-    both = carry_mask(first.brain, grid, coarse, scan_from_atlas) & atlas.brain[HALF]
+    brain_there = carry_mask(first.brain, grid, coarse, affine_fit)
+    overlap = quality.dice(brain_there, atlas.brain[HALF])
+    both = brain_there & atlas.brain[HALF]
     if not both.any():
-        return 0.0
-    image_there = resample(shown, grid, coarse, scan_from_atlas)
-    return quality.mutual_information(image_there[both], atlas.image[HALF][both])
+        return overlap, 0.0
+    image_there = resample(shown, grid, coarse, affine_fit)
+    return overlap, quality.mutual_information(image_there[both], atlas.image[HALF][both])
 
 
 def add_sequence(
@@ -430,10 +421,10 @@ def place_sequence(
 
     work = register.to_spacing(nib.as_closest_canonical(native), recipe.spacing, series.pad)
     pair = (
-        _ranged(first.work, recipe.intensity),
+        orientation.whole_head(first.work, recipe.intensity),
         Grid.of(first.work),
         first.brain,
-        _ranged(work, series.intensity),
+        orientation.whole_head(work, series.intensity),
         Grid.of(work),
     )
     sequence_from_scan = np.eye(4)
@@ -534,15 +525,19 @@ def _picture_brain(scan: Scan, data: np.ndarray, recipe: Recipe) -> tuple[np.nda
 def read_volume(
     path: Path, modality: str, recipe: Recipe | None = None
 ) -> tuple[nib.Nifti1Image, list[Check]]:
-    """A scan as it came in, a background of NaN filled, and the checks of its voxels.
+    """A scan as it came in, and the checks of its voxels.
+
+    A background of NaN is filled, and MR of evenly spaced values becomes whole numbers.
 
     A scan without orientation is refused where the `recipe` guesses none.
     """
     native = read_image(path, recipe.limits.max_gb if recipe else MAX_GB)
     if recipe is None or recipe.orientation == "refuse":
         demand_orientation(native, path)
-    data, share = fill_background(np.asarray(native.dataobj))
-    if share:
+    own = np.asarray(native.dataobj)
+    # CT keeps its HU, on which its windows rest
+    data, share = fill_background(own if modality == "ct" else intensity.grey_levels(own))
+    if data is not own:
         native = nib.Nifti1Image(data, native.affine, native.header)
     grid = Grid.of(native)
     extent = [float(n * s) for n, s in zip(grid.shape, grid.spacing, strict=True)]
@@ -565,25 +560,15 @@ def _demand(
 
 
 def registration_view(data: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:
-    """The brain alone, in a range that registration can use."""
+    """The brain alone, in a range that registration can use; MR in few grey levels.
+
+    ANTs answers a rounding of 1e-7 by a pose that is tenths of a millimetre off. Between 64 levels
+    a rounding hardly ever makes a difference.
+    """
     if how.kind == "window":
         return intensity.window(data, brain, how.low, how.high)
-    return intensity.percentiles(data, brain, 0.5, 99.5)
-
-
-def _ranged(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
-    """The whole head, in a range that registration can use."""
-    data = np.asarray(image.dataobj, np.float32)
-    limits = (how.low, how.high) if how.kind == "window" else np.percentile(data, (0.5, 99.5))
-    return np.clip(data, *limits)
-
-
-def _without_bone(image: nib.Nifti1Image, how: Intensity) -> np.ndarray:
-    """The whole head as `_ranged`; what is above a window, as bone is, becomes as dark as air."""
-    shown = _ranged(image, how)
-    if how.kind == "window":
-        shown = np.where(np.asarray(image.dataobj) > how.high, how.low, shown)
-    return shown
+    shown = intensity.percentiles(data.astype(np.float64), brain, 0.5, 99.5)
+    return np.round(shown * (VIEW_LEVELS - 1)) / np.float32(VIEW_LEVELS - 1)
 
 
 def scale_intensity(image: np.ndarray, brain: np.ndarray, how: Intensity) -> np.ndarray:

@@ -41,9 +41,21 @@ TURNS = (-25, 25)  # degrees about each axis at which other fits start
 NEAR = 5  # mm around the brain that count where two sequences of one head are fitted
 RIM = 3  # voxels of rim that `likeness` leaves out: there any two stripped heads are alike
 
-GUESS_MM = 6.0  # at which the orientation of a scan is guessed
-
 AntsPair = tuple[Any, Any]  # fixed and moving image of a fit, as ANTs holds them
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The levels of a fit by ANTs, coarse to fine, and the share of voxels that it samples."""
+
+    iterations: tuple[int, ...] = (100, 50, 20)
+    shrink: tuple[int, ...] = (4, 2, 1)
+    smooth: tuple[int, ...] = (2, 1, 0)
+    share: float = 0.25
+
+
+FULL = Schedule()
+SHORT = Schedule(iterations=(12,), shrink=(1,), smooth=(0,), share=0.5)
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm in RAS+ to ITK's LPS, and back
 
@@ -178,7 +190,12 @@ def fit(
     if overlap < SURE and inside.any():
         # the starts race at twice the spacing, which finds the same poses in half the time
         racing = _coarse_pair(*pair, 2 * spacing)
-        starts = _turned(centre(atlas.brain, atlas.affine), centre(inside, grid.affine))
+        centres = centre(atlas.brain, atlas.affine), centre(inside, grid.affine)
+        rotations = [
+            Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+            for axis, degrees in itertools.product("xyz", TURNS)
+        ]
+        starts = turned_about(*centres, rotations)
         ends = [_ants_fit("Affine", racing, seed, start=start) for start in starts]
         overlaps = [_overlap_with(atlas, inside, grid, end) for end in ends]
         if max(overlaps) > overlap:
@@ -189,66 +206,34 @@ def fit(
     return nearest_rigid(full, centre(atlas.brain, atlas.affine)), full
 
 
-def _turned(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """Rigid maps (4x4) that lay one centre (3,) on the other, turned by `TURNS` about each axis."""
+def turned_about(
+    fixed: np.ndarray, moving: np.ndarray, rotations: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Rigid maps (4x4) with the rotations of some matrices, that lay one centre (3,) on another."""
     starts = []
-    for axis, degrees in itertools.product("xyz", TURNS):
+    for rotation in rotations:
         start = np.eye(4)
-        start[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+        start[:3, :3] = rotation[:3, :3]
         start[:3, 3] = moving - start[:3, :3] @ fixed
         starts.append(start)
     return starts
 
 
-def likely_turns(image: np.ndarray, grid: Grid, atlas: Atlas, seed: int = 0) -> list[np.ndarray]:
-    """Turns (4x4) of space after which a scan may lie as the atlas does, the likeliest first.
+def short_fits(
+    atlas: tuple[np.ndarray, Grid], head: tuple[np.ndarray, Grid], starts: Sequence[np.ndarray]
+) -> list[np.ndarray | None]:
+    """Affine `head_from_atlas` (4x4) by short fits of two coarse images, one from each start (4x4).
 
-    `image` is a whole head or a brain, on a grid whose axes may be any. Each of the 24 rotations
-    that send axes to axes is a start of an affine fit at 6 mm, and they are sorted by how like the
-    atlas its end is. Those whose fit fails are left out. None of them mirrors: whether left is
-    right cannot be found this way. Raises ScanError where all fail.
+    None stands where ANTs fails, as where the two do not even overlap.
     """
-    pair = _coarse_pair((atlas.image, atlas.affine), (image, grid.affine), GUESS_MM)
-    fixed = centre(atlas.brain, atlas.affine)
-    middle = np.array(ndimage.center_of_mass(image - image.min()))
-    moving = grid.affine[:3, :3] @ middle + grid.affine[:3, 3]
-
-    found = []
-    for turn in quarter_turns():
-        start = turn.T.copy()
-        start[:3, 3] = moving - start[:3, :3] @ fixed
+    fixed, moving = (to_ants(image, grid.affine) for image, grid in (atlas, head))
+    ends: list[np.ndarray | None] = []
+    for start in starts:
         try:
-            end = _ants_fit("Affine", pair, seed, start=start)
-        except ScanError as error:  # from a far start the two may not even overlap
-            failure = error
-            continue
-        found.append((likeness(atlas.image, atlas.grid, atlas.brain, image, grid, end), turn))
-    if not found:
-        raise failure
-    return [turn for _, turn in sorted(found, key=lambda one: -one[0])]
-
-
-def half_turns(atlas: Atlas) -> list[np.ndarray]:
-    """The rotations (4x4) by half a turn about the atlas brain's centre, about each axis."""
-    middle = centre(atlas.brain, atlas.affine)
-    turns = []
-    for signs in ((1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)):
-        turn = np.diag([*signs, 1.0])
-        turn[:3, 3] = middle - turn[:3, :3] @ middle
-        turns.append(turn)
-    return turns
-
-
-def quarter_turns() -> list[np.ndarray]:
-    """The 24 rotations (4x4) that send axes to axes; none of them mirrors."""
-    turns = []
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1.0, -1.0), repeat=3):
-            turn = np.eye(4)
-            turn[:3, :3] = np.diag(signs)[list(order)]
-            if np.linalg.det(turn) > 0:
-                turns.append(turn)
-    return turns
+            ends.append(_ants_fit("Affine", (fixed, moving), 0, start=start, schedule=SHORT))
+        except ScanError:
+            ends.append(None)
+    return ends
 
 
 def _overlap_with(
@@ -334,6 +319,7 @@ def _ants_fit(
     seed: int,
     mask: Any = None,
     start: np.ndarray | str | None = None,
+    schedule: Schedule = FULL,
 ) -> np.ndarray:
     """ANTs' linear fit, "Affine" or "Rigid": `moving_from_fixed` (RAS+ mm, 4x4).
 
@@ -357,10 +343,10 @@ def _ants_fit(
                 outprefix=f"{folder}/",
                 aff_metric="mattes",
                 aff_sampling=32,
-                aff_random_sampling_rate=0.25,
-                aff_iterations=(100, 50, 20),
-                aff_shrink_factors=(4, 2, 1),
-                aff_smoothing_sigmas=(2, 1, 0),
+                aff_random_sampling_rate=schedule.share,
+                aff_iterations=schedule.iterations,
+                aff_shrink_factors=schedule.shrink,
+                aff_smoothing_sigmas=schedule.smooth,
                 **near,
             )
             return _FLIP @ read_matrix(Path(done["fwdtransforms"][0])) @ _FLIP

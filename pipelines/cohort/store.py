@@ -24,7 +24,7 @@ from preprocessing.volumes import partner_of
 
 log = logging.getLogger("norma")
 
-STEPS_VERSION = 5  # raise when the steps change, so that nothing old is taken for done
+STEPS_VERSION = 6  # raise when the steps change, so that nothing old is taken for done
 
 Failure = dict[str, Any]
 """Why a scan was left out: `reason`, and `checks` as rows."""

@@ -1,5 +1,6 @@
 """Which DICOM files make a scan, where it lies, and why others are left out."""
 
+import itertools
 import os
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
@@ -20,6 +22,7 @@ from preprocessing.dicom_geometry import Stack
 from preprocessing.images import read_image
 from preprocessing.quality import flags
 from preprocessing.scans import InputError
+from tests.preprocessing import made_dicom
 from tests.preprocessing.made_dicom import (
     COLUMNS,
     CORNER,
@@ -531,20 +534,23 @@ def test_slices_a_hair_apart_do_not_fill_the_memory(tmp_path):
 # damage
 
 
-def test_random_damage_costs_one_series_and_no_more(tmp_path):
-    """Flipped bytes, cut files: the good series is converted, and every other one is named."""
+def test_random_damage_costs_one_series_and_no_more(tmp_path, monkeypatch):
+    """Flipped bytes, cut files: the good series is converted, and every other one is named.
+
+    Each series has UIDs of its own. Damaged copies of one series could meet under one damaged UID,
+    and would rightly be told as one series in two folders.
+    """
+    numbers = itertools.count(10**30)
+    monkeypatch.setattr(made_dicom, "generate_uid", lambda: UID(f"1.2.826.0.1.{next(numbers)}"))
     good = write_series(tmp_path / "in/good", PLACES)
-    write_series(tmp_path / "source", PLACES)
-    files = sorted((tmp_path / "source").iterdir())
     rng = np.random.default_rng(7)
     for n in range(6):
-        folder = tmp_path / f"in/bad{n}"
-        folder.mkdir()
-        for path in files:
+        write_series(tmp_path / f"in/bad{n}", PLACES)
+        for path in sorted((tmp_path / f"in/bad{n}").iterdir()):
             content = bytearray(path.read_bytes())
             for place in rng.integers(132, 900, 6):
                 content[place] = rng.integers(256)
-            (folder / path.name).write_bytes(content[: rng.integers(133, len(content) * 2)])
+            path.write_bytes(content[: rng.integers(133, len(content) * 2)])
     scans, lost = convert(tmp_path)
     (scan,) = [s for s in scans if s.subject == "good"]
     assert_volume(scan, good)

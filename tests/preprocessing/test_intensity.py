@@ -1,5 +1,6 @@
 """Intensities against hand-made truth."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -203,3 +204,50 @@ def test_settings_that_make_no_sense_are_refused(modality, settings, what):
 def test_settings_read_back_as_they_were_written(modality, settings):
     how = load_recipe(modality, [f"intensity={settings}"]).intensity
     assert Intensity(**how.model_dump()) == how
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [(1, 0), (1 / 300, -1.7), (1, -1024.3), (3.7, 5000), (1e-3, -0.123)]
+)
+def test_levels_are_the_same_after_any_linear_change(slope, intercept):
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 4000, (40, 50, 30)).astype(np.int16)
+    whole[:10] = 0
+    changed = whole.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    found = intensity.grey_levels(changed)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, whole)
+
+    holes = np.where(whole == 0, np.nan, changed)
+    kept = whole > 0
+    found = intensity.grey_levels(holes)
+    assert np.isnan(found[~kept]).all()
+    np.testing.assert_array_equal(found[kept], whole[kept] - whole[kept].min())
+
+
+def test_levels_of_a_scan_that_was_stored_as_scaled_whole_numbers_are_found(tmp_path):
+    """As nibabel stores floats under an int16 header: with a slope and intercept of its own."""
+    whole = np.random.default_rng(0).integers(0, 900, (20, 30, 10))
+    image = nib.Nifti1Image((whole / 211.3 - 1.9).astype(np.float32), np.eye(4))
+    image.header.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "x.nii")
+    stored = nib.load(tmp_path / "x.nii").get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(intensity.grey_levels(stored), whole)
+
+
+def test_a_negative_slope_is_another_scan():
+    whole = np.random.default_rng(0).integers(0, 900, (20, 30, 10)).astype(np.float32)
+    found = intensity.grey_levels(whole * np.float32(-0.5))
+    np.testing.assert_array_equal(found, whole.max() - whole)
+
+
+def test_values_that_are_no_levels_stay_as_they_are():
+    rng = np.random.default_rng(0)
+    uneven = rng.choice([0.0, 1.0, 2.4, 7.1], (9, 10, 11)).astype(np.float32)
+    for data in (
+        rng.random((90, 80, 70), dtype=np.float32),
+        uneven,
+        np.full((4, 5, 6), 3.0),
+        np.full((4, 5, 6), np.nan),
+    ):
+        assert intensity.grey_levels(data) is data

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from preprocessing import prepare, quality, register
+from preprocessing import orientation, prepare, quality, register
 from preprocessing.images import Grid, read_image
 from preprocessing.quality import dice
 from preprocessing.recipe import Intensity, Limits, Recipe, Series
@@ -27,6 +27,7 @@ RECIPE = Recipe(
     intensity=Intensity(kind="percentiles", low=1, high=95, top=0.75),
     registration_spacing=6.0,
 )
+QUICK = RECIPE.model_copy(update={"grid": (160, 200, 160)})  # a tight grid
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_the_orientation_of_a_scan_that_has_none_is_guessed(scan, tmp_path):
     true = unoriented(nib.load(scan.image), order, signs, path)
     with pytest.raises(ScanError, match=r"does not say how the scan lies.*orientation=guess"):
         prepare.prepare(Scan("x", path, "x"), RECIPE)
-    recipe = RECIPE.model_copy(update={"orientation": "guess"})
+    recipe = QUICK.model_copy(update={"orientation": "guess"})
     found = prepare.prepare(Scan("x", path, "x"), recipe)
     (flag,) = [text for text in found.flags if "orientation" in text]
     guess = GUESSED.fullmatch(flag).group(1)
@@ -267,7 +268,7 @@ def test_mask_and_sequence_without_orientation_go_voxel_by_voxel(scan, tmp_path,
     nib.save(brain, tmp_path / "brain.nii")
 
     def turns(*_):
-        return [t for t in register.quarter_turns() if as_atlas(t @ own.affine)][:1]
+        return [t for t in orientation.quarter_turns() if as_atlas(t @ own.affine)][:1]
 
     def as_atlas(affine):
         axes = "".join(nib.aff2axcodes(affine))
@@ -280,10 +281,10 @@ def test_mask_and_sequence_without_orientation_go_voxel_by_voxel(scan, tmp_path,
             .affine
         )
     )
-    monkeypatch.setattr(register, "likely_turns", turns)
+    monkeypatch.setattr(orientation, "likely_turns", turns)
     intensity = Intensity(kind="percentiles", low=1, high=95)
     series = Series(modality="flair", intensity=intensity)
-    recipe = RECIPE.model_copy(update={"orientation": "guess", "sequences": (series,)})
+    recipe = QUICK.model_copy(update={"orientation": "guess", "sequences": (series,)})
     given = Scan(
         "x",
         tmp_path / "x.nii",
@@ -304,26 +305,100 @@ def test_mask_and_sequence_without_orientation_go_voxel_by_voxel(scan, tmp_path,
 
 
 def test_there_are_24_quarter_turns_and_none_mirrors():
-    turns = register.quarter_turns()
+    turns = orientation.quarter_turns()
     assert len({turn.tobytes() for turn in turns}) == 24
     for turn in turns:
         np.testing.assert_array_equal(turn @ turn.T, np.eye(4))
         assert np.linalg.det(turn) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1)], ids=["back to front", "upside down"])
-def test_a_header_that_says_wrongly_how_the_head_lies_is_refused(brain_t1, tmp_path, signs):
-    """Turned by half a turn it would be more like the atlas, and as it came it is less."""
-    image = nib.load(brain_t1)
-    wrong = np.diag([*signs, 1.0]) @ image.affine
-    path = tmp_path / "wrong_T1w.nii.gz"
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), wrong), path)
-    name = "likeness as the scan lies, over that of it turned by half a turn"
+WRONG = {
+    "back to front": np.diag([1.0, -1, 1, 1]),
+    "upside down": np.diag([1.0, 1, -1, 1]),
+    "back to front and upside down": np.diag([1.0, -1, -1, 1]),
+    "axes permuted": np.eye(4)[[1, 2, 0, 3]],
+}
+POSE = "likeness as the scan lies, over that in another pose"
 
-    right = {c.name: c.value for c in prepare.prepare(Scan("a", brain_t1, "a"), RECIPE).checks}
-    assert right[name] > 1.2
+
+@pytest.fixture(scope="module")
+def right(brain_t1):
+    return prepare.prepare(Scan("a", brain_t1, "a"), QUICK)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_header_that_says_wrongly_how_the_head_lies_is_refused(brain_t1, right, tmp_path, name):
+    """In another pose it would be more like the atlas, and as it came it is less."""
+    image = nib.load(brain_t1)
+    path = tmp_path / "wrong_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), WRONG[name] @ image.affine), path)
+    # what else is off in such a pose is of no concern here
+    limits = Limits(min_overlap=0, min_information=0)
     with pytest.raises(prepare.RefusedScan) as refused:
-        prepare.prepare(Scan("b", path, "b"), RECIPE)
-    found = {c.name: c for c in refused.value.checks}
-    assert found[name].value < 1 and not found[name].passed
-    assert "wrongly how the head lies" in str(refused.value)
+        prepare.prepare(Scan("b", path, "b"), QUICK.model_copy(update={"limits": limits}))
+    found = {c.name: c.value for c in refused.value.checks}
+    assert found[POSE] < 0.9
+    assert {c.name: c.value for c in right.checks}[POSE] > 1.5
+    message = str(refused.value)
+    assert message.startswith(f"{path}: {POSE} is") and "expected at least 1.3" in message
+    assert "wrongly how the head lies" in message and "orientation=guess" in message
+
+
+def test_where_a_head_lies_is_compared_on_any_grid():
+    """The atlas against itself in a known pose, turned, and where the brains never meet."""
+    atlas = register.load_atlas()
+    motion = rigid_motion([6, -4, 5], np.array([4.0, -6, 3]), atlas_centre(atlas))
+    grid = moved_grid(atlas, motion, (1.9, 2.1, 2.3), (-1, 1, 1), (100, 110, 90))
+    image = moved_head(atlas, motion, grid)
+    head = (image, image > 0, grid, atlas)
+    assert orientation.over_other_poses(*head, motion) > 2
+    middle = atlas_centre(atlas)
+    for rotation in ([0, 0, 180], [90, 0, 0]):
+        turn = rigid_motion(rotation, np.zeros(3), middle)
+        assert orientation.over_other_poses(*head, motion @ turn) < 1 / 2
+    away = motion.copy()
+    away[:3, 3] += 1000
+    assert orientation.over_other_poses(*head, away) == 0
+
+
+def test_means_of_blocks_lie_where_their_voxels_do():
+    affine = np.diag([2.0, -1.0, 5.0, 1.0])
+    affine[:3, 3] = [5, 6, 7]
+    ramp = np.fromfunction(lambda i, j, k: 2 * i - 3 * j + 7 * k, (9, 13, 6)).astype(np.float32)
+    means, grid = orientation.block_means(ramp, Grid(ramp.shape, affine))
+    assert means.shape == grid.shape == (4, 3, 6)  # 2, 4 and 1 voxels to a block
+    voxel = np.array([[3.0, 2, 5]])
+    i, j, k = apply(np.linalg.inv(affine), apply(grid.affine, voxel))[0]
+    assert means[3, 2, 5] == pytest.approx(2 * i - 3 * j + 7 * k)
+    mask, _ = orientation.block_means(np.ones((3, 2, 1), bool), Grid((3, 2, 1), np.eye(4)))
+    np.testing.assert_array_equal(mask, np.ones((1, 1, 1)))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1 / 300, -1.7), (1, -1024.3)])
+def test_a_linear_change_of_whole_numbers_leaves_all_to_the_bit(
+    brain_t1, right, tmp_path, slope, intercept
+):
+    """Pose, brain and image, and with them all that is marked."""
+    native = nib.load(brain_t1)
+    changed = np.asarray(native.dataobj, np.float32) * np.float32(slope) + np.float32(intercept)
+    path = tmp_path / "changed_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(changed, native.affine), path)
+    other = prepare.prepare(Scan("b", path, "b"), QUICK)
+    np.testing.assert_array_equal(other.scan_from_atlas, right.scan_from_atlas)
+    np.testing.assert_array_equal(other.brain, right.brain)
+    np.testing.assert_array_equal(other.image, right.image)
+
+
+def test_a_linear_change_of_continuous_values_leaves_what_registration_sees(scan):
+    """To the bit in nearly all voxels; the levels are fewer than a rounding can tell apart."""
+    data = nib.load(scan.image).get_fdata(dtype=np.float32)
+    brain = data > 0
+    seen = prepare.registration_view(data, brain, RECIPE.intensity)
+    assert len(np.unique(seen)) == prepare.VIEW_LEVELS
+    assert np.abs(seen - np.clip(seen, 0, 1)).max() == 0 and not seen[~brain].any()
+    changed = data * np.float32(1 / 300) + np.float32(-1.7)
+    other = prepare.registration_view(changed, brain, RECIPE.intensity)
+    assert (other != seen).sum() <= 1e-5 * brain.sum()
+    # a reversed scan is another scan
+    reversed_view = prepare.registration_view(-data, brain, RECIPE.intensity)
+    assert (reversed_view != seen)[brain].mean() > 0.5
