@@ -144,11 +144,6 @@ def _promised(run: Run) -> str:
     parts = [f"Operating point `{point.point}`: {point.rule}."]
     if point.promise:
         parts.append(point.promise)
-    if point.promise and run.model.combines and run.reference.fold == 1:
-        parts.append(
-            "An ensemble takes the scale of its members from the scans that set its level. So the "
-            "level may be too low, and more healthy scans may show a finding than is promised."
-        )
     return "\n\n".join(parts)
 
 

@@ -225,7 +225,7 @@ def make_cohort(
     seed: int = 0,
     n_train: int = 10,
     n_val: int = 9,
-    n_test_healthy: int = 3,
+    n_test_healthy: int = 6,
     n_test_abnormal: int = 6,
 ) -> Path:
     """Write scans, lesion masks, `cohort.tsv` (the table) and `cohort.json` (all that was drawn).
