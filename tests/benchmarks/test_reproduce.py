@@ -124,3 +124,11 @@ def test_the_committed_rankings_are_of_the_listed_runs(name):
     assert dict(config(e["trained_by"]) for e in ranking["entries"]) == dict(
         config(c[1:]) for c in listed[:-1]
     )
+
+
+def test_the_small_ct_ensemble_is_the_recommended_one_with_less_memory():
+    presets = [read_yaml(ROOT / "configs" / "preset" / f"{n}.yaml") for n in ("ct", "ct_small")]
+    large, small = (preset.pop("patchcore") for preset in presets)
+    presets[0].pop("intensity")  # a baseline, and no member
+    assert presets[0] == presets[1] and large["reference"] == small["reference"]
+    assert small["model"]["memory"] < large["model"]["memory"]
