@@ -26,6 +26,7 @@ from preprocessing.files import read_json, write_json
 from preprocessing.prepare import Prepared, Stripped, lay_on_atlas, strip
 from preprocessing.recipe import Recipe
 from preprocessing.scans import Scan, ScanError
+from preprocessing.warp import linear
 
 SETS = {"ds002748": "t1", "ds011": "t1", "open_ms": "t1", "ct_ich": "ct"}
 FURTHER = {"open_ms": ("t2", "flair")}  # sequences beside the T1 of a set, by its name
@@ -134,7 +135,7 @@ def degrees_apart(found: Prepared, true: np.ndarray) -> float:
     true = true[:3, :3]
     if np.linalg.det(true) < 0:
         true = true @ np.diag([-1, 1, 1])
-    turn = Rotation.from_matrix(found.scan_from_atlas[:3, :3].T @ true)
+    turn = Rotation.from_matrix(linear(found.scan_from_atlas)[:3, :3].T @ true)
     return round(float(np.degrees(turn.magnitude())), 1)
 
 
