@@ -75,6 +75,7 @@ def volumes(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         points = nib.affines.apply_affine(laid.grid.affine, np.argwhere(laid.brain)[::997])
         home = carry(laid.scan_from_atlas, points)
         away = np.linalg.norm(carry(inverse(laid.scan_from_atlas), home) - points, axis=1)
+        assert laid.outline is not None
         fits.append(
             {
                 "align": align,
