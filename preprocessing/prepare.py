@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from preprocessing import intensity, orientation, quality, register
+from preprocessing import deform, intensity, orientation, quality, register
 from preprocessing.background import fill_background, off_background
 from preprocessing.brain import brain_mask, picture_foreground
 from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
@@ -26,6 +26,7 @@ from preprocessing.volumes import (
     forms_apart,
     has_orientation,
 )
+from preprocessing.warp import Map, Warp
 
 log = logging.getLogger("norma")
 
@@ -41,7 +42,7 @@ class Prepared:
     brain: (X, Y, Z) bool.
     grid: of image and brain.
     home: the grid of the scan (its first sequence) as it came in; `header` is its NIfTI header.
-    scan_from_atlas: (4x4) maps mm of `grid` to mm of `home`, RAS+.
+    scan_from_atlas: maps mm of `grid` to mm of `home`, RAS+; 4x4, or a `Warp` where deformable.
     space: the name of the atlas, or "picture".
     outline: the atlas brain, for pictures to look at.
     brain_method: what made the brain mask, as `brain.brain_mask` names it.
@@ -53,13 +54,13 @@ class Prepared:
     brain: np.ndarray
     grid: Grid
     home: Grid
-    scan_from_atlas: np.ndarray
+    scan_from_atlas: Map
     space: str = ""
     outline: np.ndarray | None = None
     header: nib.Nifti1Header | None = None
     brain_method: str = ""
     checks: list[Check] = field(default_factory=list)
-    further_from_atlas: tuple[np.ndarray, ...] = ()
+    further_from_atlas: tuple[Map, ...] = ()
 
     @property
     def flags(self) -> list[str]:
@@ -303,8 +304,10 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     """Fit a stripped sequence to the atlas, check the fit, and scale its intensities there."""
     atlas = register.load_atlas(recipe.template, recipe.grid)
     rigid_fit, affine_fit, shown = _fitted(first, recipe)
-    scan_from_atlas = affine_fit if recipe.align == "affine" else rigid_fit
     here = Grid.of(first.work)
+    scan_from_atlas: Map = rigid_fit if recipe.align == "rigid" else affine_fit
+    if recipe.align == "deformable":
+        scan_from_atlas = deform.fit_deformation(shown, here, first.brain, atlas, affine_fit)
     in_atlas = carry_mask(first.brain, here, atlas.grid, scan_from_atlas)
     image = _onto_brain(first.source, atlas.grid, scan_from_atlas, in_atlas)
     turned = in_atlas
@@ -322,6 +325,9 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
             recipe.limits.min_information,
         ),
     ]
+    if isinstance(scan_from_atlas, Warp):
+        overlap = quality.dice(in_atlas, atlas.brain)
+        checks += quality.deformation_checks(overlap, affine_dice, scan_from_atlas)
     _demand(checks, first.path, (image, in_atlas), first.method)
     return Prepared(
         image=scale_intensity(image, in_atlas, recipe.intensity),
@@ -338,7 +344,7 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
 
 
 def _onto_brain(
-    image: nib.Nifti1Image, grid: Grid, image_from_grid: np.ndarray, brain: np.ndarray
+    image: nib.Nifti1Image, grid: Grid, image_from_grid: Map, brain: np.ndarray
 ) -> np.ndarray:
     """An image on a grid, inside the box around the brain.
 

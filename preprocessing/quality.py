@@ -10,6 +10,7 @@ import numpy as np
 
 from preprocessing.images import outer_planes
 from preprocessing.scans import ScanError
+from preprocessing.warp import Warp
 
 # Nats of mutual information between two MR sequences inside the brain. On OPEN MS they are 0.67
 # (T2) and 0.43 (FLAIR) with the T1 they lie on, and 0.06 where they are shifted by 5 mm.
@@ -200,6 +201,24 @@ def registration_checks(
             advice="the header says wrongly how the head lies, such as upside down or back to "
             "front; repair it, or set qform_code and sform_code to 0 and give orientation=guess",
         ),
+    ]
+
+
+def deformation_checks(dice: float, affine_dice: float, warp: Warp) -> list[Check]:
+    """After a deformable fit: overlap of the brains, and the greatest local change of volume.
+
+    A deformation that makes the overlap worse than the affine fit has it is flagged.
+    """
+    volumes = np.concatenate([field.jacobian().ravel() for field in warp.fields])
+    change = float(max(volumes.max(), 1 / max(volumes.min(), 1e-6)))
+    return [
+        Check(
+            "overlap with the atlas brain, deformable (Dice)",
+            dice,
+            low=round(affine_dice - 0.01, 4),
+            hard=False,
+        ),
+        Check("greatest local change of volume, as a factor", change, high=1.6, hard=False),
     ]
 
 

@@ -113,8 +113,8 @@ class Recipe(Closed):
     registration_spacing: mm at which scans are fitted to the atlas.
     orientation: what becomes of a scan whose header does not say how it lies. `guess` finds it by
         registration, which cannot tell left from right.
-    align: whether a scan keeps its size in the atlas ("rigid"), or is scaled and sheared onto it
-        ("affine"). Maps come back home either way.
+    align: whether a scan keeps its size in the atlas ("rigid"), is scaled and sheared onto it
+        ("affine"), or also deformed, within limits ("deformable"). Maps come back home any way.
     min_brain_pixels: slices with fewer are dropped.
     sequences: registered to the first one, that of `modality`; they follow it as channels.
     channels: how many colour planes of a picture become channels, from the first on; 1: grey.
@@ -130,7 +130,7 @@ class Recipe(Closed):
     grid: tuple[int | None, int | None, int | None] = (240, 240, None)
     registration_spacing: float = Field(3.0, gt=0)
     orientation: Literal["refuse", "guess"] = "refuse"
-    align: Literal["rigid", "affine"] = "rigid"
+    align: Literal["rigid", "affine", "deformable"] = "rigid"
     min_brain_pixels: int = Field(10, ge=1)
     limits: Limits = Limits()
     sequences: tuple[Series, ...] = ()

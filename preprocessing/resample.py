@@ -1,14 +1,16 @@
-"""Any grid to any grid by one affine, in one interpolation."""
+"""Any grid to any grid by one affine or deformation, in one interpolation."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from preprocessing.images import Grid
+from preprocessing.warp import Map, Warp, carry, carry_box, inverse
 
 Box = list[tuple[int, int]]  # first index and one past the last, along each axis
 
@@ -17,7 +19,7 @@ def resample(
     data: np.ndarray,
     grid: Grid,
     onto: Grid,
-    source_from_target: np.ndarray | None = None,
+    source_from_target: Map | None = None,
     *,
     order: int = 1,
     pad: float | None = 0.0,
@@ -26,7 +28,7 @@ def resample(
     """Carry an array from its grid onto another one.
 
     source_from_target: maps mm of the grid `onto` to mm of the array (4x4); None where both are of
-    one space. Any affine that has an inverse will do, sheared ones too.
+    one space. Any affine that has an inverse will do, sheared ones too, and so will a `Warp`.
     order: 1 for images (linear), 0 for masks (nearest neighbour).
     pad: the value outside the source's voxel centres; None repeats the nearest voxel.
     within: bool, of the shape of `onto`. Outside the box around it the result is `pad`, or 0.
@@ -39,29 +41,47 @@ def resample(
 
     box = [(0, n) for n in onto.shape] if within is None else _box_of(within)
     if pad is not None:
-        reached = _reach(_box_of(data != pad), np.linalg.inv(source_from_onto))
+        reached = _reach(_box_of(data != pad), inverse(source_from_onto))
         box = _common(box, reached)
     value = 0.0 if pad is None else pad
     result = np.full(onto.shape, value, data.dtype)
     if any(low >= high for low, high in box):
         return result
 
+    inner = tuple(slice(low, high) for low, high in box)
+    how: dict[str, Any] = {
+        "order": order,
+        "mode": "nearest" if pad is None else "constant",
+        "cval": value,
+    }
+    if isinstance(source_from_onto, Warp):
+        result[inner] = _warped(data, source_from_onto, box, how)
+        return result
     start = np.array([low for low, _ in box])
     linear = source_from_onto[:3, :3]
-    result[tuple(slice(low, high) for low, high in box)] = ndimage.affine_transform(
+    result[inner] = ndimage.affine_transform(
         data,
         linear,
         linear @ start + source_from_onto[:3, 3],
         tuple(high - low for low, high in box),
-        order=order,
-        mode="nearest" if pad is None else "constant",
-        cval=value,
+        **how,
     )
     return result
 
 
+def _warped(data: np.ndarray, source_from_onto: Warp, box: Box, how: dict[str, Any]) -> np.ndarray:
+    """`data` where a warp, voxels to voxels, sends the voxels of a box; plane by plane."""
+    shape = [high - low for low, high in box]
+    result = np.empty(shape, data.dtype)
+    plane = np.indices((*shape[:2], 1)).reshape(3, -1).T + [float(low) for low, _ in box]
+    for z in range(shape[2]):
+        places = carry(source_from_onto, plane + np.array([0, 0, z])).T
+        result[..., z] = ndimage.map_coordinates(data, places, **how).reshape(shape[:2])
+    return result
+
+
 def carry_mask(
-    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: np.ndarray | None = None
+    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: Map | None = None
 ) -> np.ndarray:
     """`resample` for a bool mask, by nearest neighbour; bool, of the shape of `onto`."""
     return resample(mask.astype(np.uint8), grid, onto, source_from_target, order=0).astype(bool)
@@ -77,12 +97,12 @@ def _box_of(mask: np.ndarray) -> Box:
     return box
 
 
-def _reach(box: Box, matrix: np.ndarray) -> Box:
-    """The box of all voxels within one voxel of `box`, after the voxel-to-voxel map (4x4)."""
+def _reach(box: Box, onto_from_source: Map) -> Box:
+    """The box of all voxels within one voxel of `box`, after the voxel-to-voxel map."""
     if any(low == high for low, high in box):
         return [(0, 0)] * len(box)
     corners = np.array(list(itertools.product(*((low - 1, high) for low, high in box))))
-    carried = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    carried = carry_box(onto_from_source, corners)
     ends = zip(carried.min(0), carried.max(0), strict=True)
     return [(math.floor(low), math.ceil(high) + 1) for low, high in ends]
 

@@ -17,6 +17,7 @@ from preprocessing.files import digest_of, read_json, read_table
 from preprocessing.images import Grid, is_picture, load_array, read_image
 from preprocessing.prepare import Prepared
 from preprocessing.scans import SPLITS, InputError, ScanError
+from preprocessing.warp import Map, Warp, read_field
 
 AGAIN = "run 'make preprocess' again."
 FILES = ("image", "mask", "brain_mask", "slice_labels", "preproc", "brain", "sidecar")
@@ -190,12 +191,17 @@ def load(case: Case, image: bool = True) -> Prepared:
     brain = load_array(case.brain) > 0
     voxels = _load_channels(case, sidecar) if image else np.empty(0, np.float32)
     home = Grid(tuple(sidecar["native_shape"]), np.array(sidecar["native_affine"]))
+    matrix = np.array(sidecar["world"], float)
+    scan_from_atlas: Map = matrix
+    if "warp" in sidecar:
+        field = read_field(case.sidecar.parents[1] / sidecar["warp"])
+        scan_from_atlas = Warp((matrix, field))
     return Prepared(
         image=voxels,
         brain=brain,
         grid=Grid.of(nib.Nifti1Image.from_filename(case.brain)),
         home=home,
-        scan_from_atlas=np.array(sidecar["world"], float),
+        scan_from_atlas=scan_from_atlas,
         brain_method=sidecar["brain_method"],
     )
 

@@ -21,6 +21,7 @@ from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, Scan, ScanError, scan_row
 from preprocessing.volumes import partner_of
+from preprocessing.warp import Warp, linear, write_field
 
 log = logging.getLogger("norma")
 
@@ -164,9 +165,13 @@ def write_prepared(scan: Scan, recipe: Recipe, prepared: Prepared, out: Path) ->
     affine = prepared.grid.affine
     save_nifti(nib.Nifti1Image(prepared.channels[0], affine), image)
     save_nifti(nib.Nifti1Image(prepared.brain.astype(np.uint8), affine), brain)
-    register.write_matrix(transform, prepared.scan_from_atlas)
+    register.write_matrix(transform, linear(prepared.scan_from_atlas))
 
     files = [image, brain, transform, picture]
+    warp = transform.with_suffix(".nii.gz")  # before the matrix, as ANTs takes the two
+    if isinstance(prepared.scan_from_atlas, Warp):
+        write_field(warp, prepared.scan_from_atlas.fields[0])
+        files.append(warp)
     further: list[dict[str, Any]] = []
     for i, suffix in enumerate(recipe.suffixes[1:], start=1):
         entry, paths = _write_further(scan, i, suffix, prepared, out)
@@ -180,6 +185,8 @@ def write_prepared(scan: Scan, recipe: Recipe, prepared: Prepared, out: Path) ->
         "image": str(image.relative_to(out)),
         "mask": str(brain.relative_to(out)),
     }
+    if warp in files:
+        written["warp"] = str(warp.relative_to(out))
     if further:
         written["further"] = further
     return written
@@ -198,7 +205,7 @@ def _write_further(
     entry: dict[str, Any] = {"suffix": suffix, "image": str(image.relative_to(out))}
     files = [image, picture]
     if prepared.further_from_atlas:
-        matrix = prepared.further_from_atlas[channel - 1]
+        matrix = linear(prepared.further_from_atlas[channel - 1])
         transform = folder / f"{scan.id}_from-{suffix}_to-{prepared.space}_mode-image_xfm.mat"
         register.write_matrix(transform, matrix)
         entry["world"] = matrix
@@ -209,7 +216,7 @@ def _write_further(
 def _described(prepared: Prepared, z: np.ndarray) -> dict[str, Any]:
     """What the sidecar says of a scan: matrices, slices, checks."""
     return {
-        "world": prepared.scan_from_atlas,
+        "world": linear(prepared.scan_from_atlas),
         "native_shape": prepared.home.shape,
         "native_affine": prepared.home.affine,
         "brain_method": prepared.brain_method,

@@ -26,6 +26,7 @@ from preprocessing.files import atomic
 from preprocessing.images import Grid, array_axis, save_nifti
 from preprocessing.prepare import Prepared
 from preprocessing.slices import turned
+from preprocessing.warp import inverse
 
 SLICES_AT_ONCE = 16
 ATLAS_MM = (1.0, 1.0, 1.0)  # the atlas grid
@@ -72,7 +73,7 @@ class Detector:
             found = self.atlas_map(prepared.image, prepared.brain)
             return self._with_clusters(to_native(found, prepared))
         found, scores = self.map_and_scores(prepared.image, prepared.brain)
-        atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
+        atlas_from_scan = inverse(prepared.scan_from_atlas)
         native_scores = register.resample(
             scores, prepared.grid, prepared.home, atlas_from_scan, order=0
         )
@@ -280,7 +281,7 @@ def filtered(raw: np.ndarray, brain: np.ndarray, config: Postprocess) -> np.ndar
 
 def to_native(values: np.ndarray, prepared: Prepared) -> NativeMap:
     """Carry a map (linear) and the brain (nearest neighbour) from the atlas to the scan's grid."""
-    atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
+    atlas_from_scan = inverse(prepared.scan_from_atlas)
     brain = _native_brain(prepared)
     native = register.resample(values, prepared.grid, prepared.home, atlas_from_scan)
     inside = np.where(brain, np.maximum(native, 0), 0).astype(np.float32)
@@ -288,7 +289,7 @@ def to_native(values: np.ndarray, prepared: Prepared) -> NativeMap:
 
 
 def _native_brain(prepared: Prepared) -> np.ndarray:
-    atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
+    atlas_from_scan = inverse(prepared.scan_from_atlas)
     return register.carry_mask(prepared.brain, prepared.grid, prepared.home, atlas_from_scan)
 
 

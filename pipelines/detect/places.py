@@ -21,6 +21,7 @@ from skimage.measure import label
 from evaluation.checks import bounding_box
 from preprocessing.files import read_table
 from preprocessing.scans import InputError
+from preprocessing.warp import Map, carry
 
 MIDLINE_MM = 5.0
 STEP_MM = 2  # a point of the atlas each: lobes are coarse, and heads lie in it rigidly
@@ -87,11 +88,11 @@ def lobes_at(atlas_mm: np.ndarray) -> np.ndarray:
 
 
 def lobes_of(
-    marked: np.ndarray, found: Sequence[Mapping[str, Any]], atlas_from_voxel: np.ndarray
+    marked: np.ndarray, found: Sequence[Mapping[str, Any]], atlas_from_voxel: Map
 ) -> list[str]:
     """The lobe that most of each component of `marked` (bool) lies in.
 
-    `found` names each by its peak_voxel. `atlas_from_voxel` (4, 4) leads to RAS+ mm of the atlas.
+    `found` names each by its peak_voxel. `atlas_from_voxel` leads to RAS+ mm of the atlas.
     """
     box = bounding_box(marked)
     if box is None:
@@ -99,7 +100,7 @@ def lobes_of(
     corner = np.array([side.start for side in box])
     labels = label(marked[box], connectivity=3)
     voxels = np.argwhere(labels)
-    lobes = lobes_at((voxels + corner) @ atlas_from_voxel[:3, :3].T + atlas_from_voxel[:3, 3])
+    lobes = lobes_at(carry(atlas_from_voxel, voxels + corner))
     owner = labels[tuple(voxels.T)]
     names: list[str] = []
     for component in found:

@@ -21,6 +21,7 @@ from pipelines.versions import __version__, shown_path
 from preprocessing.files import plain, write_json
 from preprocessing.images import save_nifti
 from preprocessing.scans import NOTICE, Scan
+from preprocessing.warp import Map, carry, inverse
 
 COLUMNS = (
     "id",
@@ -193,7 +194,7 @@ class Detection:
 def findings(
     native: NativeMap,
     marked: np.ndarray,
-    scan_from_atlas: np.ndarray,
+    scan_from_atlas: Map,
     at: Point,
     healthy: np.ndarray,
 ) -> dict[str, Any]:
@@ -207,10 +208,10 @@ def findings(
         for component in found:
             component["p_value"] = p_value_of(component["strength"], healthy)
     maximum = location_of_maximum(native.map, native.grid.affine)
-    atlas_from_scan = np.linalg.inv(scan_from_atlas)
+    atlas_from_scan = inverse(scan_from_atlas)
     for place in (*found, maximum):
         for key in [k for k in place if k.endswith("mm")]:
-            atlas_mm = (atlas_from_scan @ [*place[key], 1])[:3].round(1)
+            atlas_mm = carry(atlas_from_scan, np.array([place[key]], float))[0].round(1)
             place[key.replace("mm", "atlas_mm")] = atlas_mm
     _name_places(found, native, marked, atlas_from_scan)
     listed = [Component(**plain(component)) for component in found[:LISTED]]
@@ -227,7 +228,7 @@ def _name_places(
     found: Sequence[dict[str, Any]],
     native: NativeMap,
     marked: np.ndarray,
-    atlas_from_scan: np.ndarray,
+    atlas_from_scan: Map,
 ) -> None:
     """Give each component its depth, and its place in words; a picture has no atlas."""
     if min(native.grid.shape) == 1:

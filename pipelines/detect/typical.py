@@ -18,6 +18,7 @@ from scipy.stats import wasserstein_distance
 from pipelines.cohort.cases import Case, load
 from preprocessing.files import read_json, write_json
 from preprocessing.prepare import Prepared
+from preprocessing.warp import volume_change
 
 NAME = "typical.json"
 BINS = np.linspace(0, 1, 65)
@@ -82,7 +83,7 @@ def features_of(
     `checks` are those of preprocessing, as a report holds them.
     """
     spacing = prepared.home.spacing
-    scale = abs(np.linalg.det(prepared.scan_from_atlas[:3, :3]))
+    scale = volume_change(prepared.scan_from_atlas, prepared.brain, prepared.grid)
     voxel_ml = float(np.prod(prepared.grid.spacing)) * scale / 1000
     centres = (BINS[:-1] + BINS[1:]) / 2
     own = histogram(prepared)

@@ -16,6 +16,7 @@ from preprocessing.files import nearest
 from preprocessing.images import Grid, array_axis, read_image
 from preprocessing.register import carry_mask, resample
 from preprocessing.scans import InputError, ScanError
+from preprocessing.warp import Map, inverse
 
 MARGIN_MM = 3.0  # between a lesion and the brain's surface, about
 LARGEST = 0.5  # of the brain's volume
@@ -29,13 +30,13 @@ VOLUMES = "1,20"
 class Head:
     """A test scan as it came in, with its brain (bool) on its own grid.
 
-    `scan_from_atlas` (4x4) maps atlas mm to its mm.
+    `scan_from_atlas` maps atlas mm to its mm.
     """
 
     case: Case
     image: nib.Nifti1Image
     brain: np.ndarray
-    scan_from_atlas: np.ndarray
+    scan_from_atlas: Map
 
     @property
     def data(self) -> np.ndarray:
@@ -92,7 +93,7 @@ def load_head(case: Case) -> Head:
             f"{case.image}: {difference}, of which {case.sidecar.parents[1]} was made; "
             "run 'make preprocess' again."
         )
-    atlas_from_scan = np.linalg.inv(prepared.scan_from_atlas)
+    atlas_from_scan = inverse(prepared.scan_from_atlas)
     brain = carry_mask(prepared.brain, prepared.grid, Grid.of(image), atlas_from_scan)
     if not brain.any():
         raise ScanError(
@@ -113,7 +114,7 @@ def donor_on(head: Head, donor: Head) -> tuple[np.ndarray, np.ndarray]:
 
     Gives where both have brain (bool) too.
     """
-    donor_from_head = donor.scan_from_atlas @ np.linalg.inv(head.scan_from_atlas)
+    donor_from_head = donor.scan_from_atlas @ inverse(head.scan_from_atlas)
     matched = synthetic.match_intensities(donor.data, donor.brain, head.data, head.brain)
     both = head.brain & carry_mask(donor.brain, donor.grid, head.grid, donor_from_head)
     return resample(matched, donor.grid, head.grid, donor_from_head, pad=None), both
