@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from pathlib import Path
 
 from sqlmodel import Session
 
-from app import users
+from app import exports, users
 from app.settings import Settings, add_arguments, settings_of, site_secret
 from app.store import ROLES, open_store, upgrade
 
@@ -24,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     token = verbs.add_parser("token", help="a new token of a user, for a program")
     token.add_argument("name")
     token.add_argument("--days", type=float, default=365)
-    for one in (create, password, token):
+    export = verbs.add_parser("export", help="opinions, datalists, scans and masks into a folder")
+    export.add_argument("--out", type=Path, required=True)
+    for one in (create, password, token, export):
         add_arguments(one)
     return parser
 
@@ -34,9 +37,7 @@ def main() -> None:
     arguments = build_parser().parse_args()
     settings = settings_of(arguments)
     try:
-        {"create": create, "password": new_password, "token": token}[arguments.verb](
-            arguments, settings
-        )
+        VERBS[arguments.verb](arguments, settings)
     except users.Refusal as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -87,6 +88,20 @@ def token(arguments: argparse.Namespace, settings: Settings) -> None:
         users.audit(session, "server", "token", arguments.name)
         session.commit()
     print(made)
+
+
+def export(arguments: argparse.Namespace, settings: Settings) -> None:
+    if arguments.out.exists():
+        raise users.Refusal(f"{arguments.out} is there already; give another folder.")
+    engine = open_store(settings.address)
+    upgrade(engine)
+    counts = exports.export(engine, settings.data, arguments.out)
+    for modality, count in counts.items():
+        print(f"{arguments.out / f'datalist_{modality}.json'}: {count} scans")
+    print(f"{arguments.out / 'opinions.tsv'}, {arguments.out / 'truth.tsv'}")
+
+
+VERBS = {"create": create, "password": new_password, "token": token, "export": export}
 
 
 if __name__ == "__main__":

@@ -245,7 +245,10 @@ def new_folder(data: Path) -> Path:
 
 
 def sweep(engine: Engine, data: Path, older: timedelta = timedelta(days=1)) -> None:
-    """Remove folders of results that nobody finished, and files that came in halfway."""
+    """Remove what a killed server left: files that came in halfway, and results without a row.
+
+    A folder of results may be a worker's that still lives, so only old ones go.
+    """
     with Session(engine) as session:
         known = set(session.exec(select(Result.id)))
     limit = (now() - older).timestamp()
@@ -253,5 +256,7 @@ def sweep(engine: Engine, data: Path, older: timedelta = timedelta(days=1)) -> N
         if folder.name not in known and folder.stat().st_mtime < limit:
             shutil.rmtree(folder, ignore_errors=True)
     for path in (data / "incoming").glob("*"):
-        if path.stat().st_mtime < limit:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

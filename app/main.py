@@ -23,7 +23,7 @@ API (JSON; `/openapi.json`)
                                                               threshold, seconds}
     POST /api/studies/{id}/corrections                        a form with `file`, threshold, seconds
     GET  /api/corrections/{opinion}.nii.gz
-    GET  /api/export/opinions.tsv  /api/export.zip            for a reviewer
+    GET  /api/export/opinions.tsv  /api/export/all.zip        for a reviewer
     GET  /info/   POST /infer/{model}                         as MONAI Label's clients call them
 
 Every change needs the header `X-CSRF-Token` (in pages: `<meta name="csrf-token">`), or a token of
