@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shared": {"shared", "preprocessing"},
     "doors": {"shared", *BASE, *ROOMS},
     "norma": {"shared", *BASE, *ROOMS},
-    "benchmarks": {"benchmarks", "doors", "shared", *BASE, *ROOMS},
+    "benchmarks": {"benchmarks", "app", "doors", "shared", *BASE, *ROOMS},
     "app": {"app", "norma"},
 }
 for number, room in enumerate(ROOMS, start=1):
