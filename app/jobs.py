@@ -131,24 +131,18 @@ def is_alive(pid: int) -> bool:
 
 def give_up(engine: Engine) -> None:
     """A study that has killed its worker again and again fails."""
-    over = (
-        update(Study)
-        .where(
-            col(Study.state) == "running",
-            col(Study.lease) < now(),
-            col(Study.attempts) >= ATTEMPTS,
-        )
-        .values(
-            state="failed",
-            reason=f"its worker ended {ATTEMPTS} times without a word; see the log of the worker.",
-            worker="",
-            lease=None,
-            finished=now(),
-        )
+    hopeless = and_(
+        col(Study.state) == "running",
+        col(Study.lease) < now(),
+        col(Study.attempts) >= ATTEMPTS,
     )
+    reason = f"its worker ended {ATTEMPTS} times without a word; see the log of the worker."
+    values = {"state": "failed", "reason": reason, "worker": "", "lease": None, "finished": now()}
     with Session(engine) as session:
-        session.execute(over)
-        session.commit()
+        # looked up first: a change, even of no row, makes other workers wait on SQLite
+        if session.exec(select(Study.id).where(hopeless).limit(1)).first():
+            session.execute(update(Study).where(hopeless).values(**values))
+            session.commit()
 
 
 def still_mine(job: Job) -> Any:

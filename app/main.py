@@ -97,16 +97,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_invalid)  # type: ignore[arg-type]
     app.middleware("http")(add_headers)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_host_names(settings))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
     return app
-
-
-def _host_names(settings: Settings) -> list[str]:
-    """Names as the middleware compares them: without port and brackets."""
-    return [
-        name.partition("]")[0].strip("[") if "[" in name else name
-        for name in settings.allowed_hosts
-    ]
 
 
 @asynccontextmanager

@@ -63,7 +63,8 @@ class Settings:
     @property
     def allowed_hosts(self) -> list[str]:
         """Names that a request may carry: another one is a page that was tricked onto this app."""
-        own = [] if self.host in ("0.0.0.0", "::") else [self.host]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = [] if self.host in ("0.0.0.0", "::") else [host]
         return [*dict.fromkeys([*LOOPBACK, *own, *self.hosts])]
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ run t1 score `--scans` real scans, and kills its workers.
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import os
@@ -18,8 +19,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +32,7 @@ import numpy as np
 from benchmarks.app_server import Server
 
 SHAPE = (24, 20, 16)
-STEP = 0.1  # seconds between two things that the client does
+STEP = 0.05  # seconds between two things that the client does
 PATIENCE = 3600.0  # seconds for the queue to run dry at the end
 
 
@@ -146,6 +148,20 @@ def kill_one(server: Server, worker: Worker | None, rng: random.Random) -> str:
     return "worker"
 
 
+def click(client: Client, over: threading.Event) -> None:
+    """What a client does, in a thread of its own: so a kill meets requests halfway."""
+    while not over.is_set():
+        client.step()
+        time.sleep(STEP)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds; what does not by then is counted as lost."""
+    end = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
 def run(kills: int, scans: Sequence[Path], pause: tuple[float, float], seed: int) -> dict:
     """The whole trial; gives what was killed, what was answered, and what of it is lost."""
     rng = random.Random(seed)
@@ -155,18 +171,16 @@ def run(kills: int, scans: Sequence[Path], pause: tuple[float, float], seed: int
         with Server(data, workers=1 if scans else 0) as server:
             worker = None if scans else Worker(data)
             client = Client(server.address, scans, "t1")
+            over = threading.Event()
+            clicking = threading.Thread(target=click, args=(client, over))
+            clicking.start()
             for _ in range(kills):
-                until = time.monotonic() + rng.uniform(*pause)
-                while time.monotonic() < until:
-                    client.step()
-                    time.sleep(STEP)
+                time.sleep(rng.uniform(*pause))
                 killed[kill_one(server, worker, rng)] += 1
-            end = time.monotonic() + PATIENCE
-            while client.waiting() != 0 or client.sent < len(scans):
-                client.step(uploads=bool(scans))
-                time.sleep(STEP)
-                if time.monotonic() > end:
-                    break
+            wait_for(lambda: not scans or client.sent == len(scans))
+            over.set()
+            clicking.join()
+            wait_for(lambda: client.waiting() == 0)
             client.step(uploads=False)
             lost = losses(client, data)
             if worker:
@@ -218,16 +232,10 @@ def losses(client: Client, data: Path) -> dict[str, int]:
 def is_whole(content: bytes) -> bool:
     """Whether a file is a NIfTI that can be read to its end."""
     try:
-        np.asarray(nib.Nifti1Image.from_stream(io.BytesIO(_unpacked(content))).dataobj)
+        np.asarray(nib.Nifti1Image.from_stream(io.BytesIO(gzip.decompress(content))).dataobj)
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return False
     return True
-
-
-def _unpacked(content: bytes) -> bytes:
-    import gzip
-
-    return gzip.decompress(content)
 
 
 def main() -> None:

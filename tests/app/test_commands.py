@@ -60,5 +60,5 @@ def test_opinions_of_a_real_result_are_read_by_preprocess(
     (row,) = table(work / "scans.tsv")
     assert (row["id"], row["label"], row["split"]) == (study_id, "abnormal", "test")
     assert row["subject"] == study["subject"]
-    read = nib.load(row["mask"])
+    read = nib.load(work / row["mask"])
     assert np.array_equal(read.get_fdata(), drawn)

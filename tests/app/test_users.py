@@ -160,6 +160,8 @@ def test_a_server_without_login_refuses_other_sites_too(solo):
     assert upload(client, scan_bytes(1)).status_code == 403
     tricked = solo.client(headers={"Host": "evil.example"})
     assert tricked.get("/api/studies").status_code == 400
+    for host in ("localhost:8000", "[::1]:8000", "127.0.0.1"):
+        assert solo.client(headers={"Host": host}).get("/api/studies").status_code == 200
     page = solo.client().get("/", headers=HTML)
     assert re.search(r'csrf-token" content="\w{64}"', page.text)
 
