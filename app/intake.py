@@ -87,8 +87,10 @@ def clean(path: Path, name: str, settings: Settings, guess: str = "") -> Taken:
     header = clean_header(volume.header, shape)
     # one order of bytes, so that one content has one digest
     voxels = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).reshape(shape, order="F")
-    data = voxels.tobytes(order="F")
-    digest = hashlib.sha256(header.binaryblock + data).hexdigest()
+    # in the order of the file, and without a copy of a large scan
+    data = np.ascontiguousarray(voxels.T).view(np.uint8).data
+    hashed = hashlib.sha256(header.binaryblock)
+    hashed.update(data)
 
     target = settings.data / "incoming" / f"{uuid.uuid4().hex}.nii.gz"
     with open(target, "wb") as raw:
@@ -98,7 +100,7 @@ def clean(path: Path, name: str, settings: Settings, guess: str = "") -> Taken:
         raw.flush()
         os.fsync(raw.fileno())
     spacing = tuple(float(s) for s in np.linalg.norm(volume.affine[:3, :3], axis=0))
-    return Taken(target, digest, shape, spacing, "nifti", guess)
+    return Taken(target, hashed.hexdigest(), shape, spacing, "nifti", guess)
 
 
 def clean_header(header: nib.Nifti1Header, shape: tuple[int, ...]) -> nib.Nifti1Header:

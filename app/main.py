@@ -46,6 +46,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from sqlmodel import Session, select
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -61,7 +62,7 @@ from app.settings import (
     settings_of,
     site_secret,
 )
-from app.store import open_store, upgrade
+from app.store import User, open_store, upgrade
 from app.workers import Workers
 
 STATIC = Path(__file__).parent / "static"
@@ -165,12 +166,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def has_users(app: FastAPI) -> bool:
+    """Whether anybody can log in."""
+    with Session(app.state.engine) as session:
+        return session.exec(select(User.id).limit(1)).first() is not None
+
+
 def main() -> None:
     """Serve until the process is told to end; exit code 2 for settings it does not start with."""
     arguments = build_parser().parse_args()
     arguments.max_upload = arguments.max_upload_mb * MB
     arguments.hosts = tuple(arguments.hosts)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = settings_of(arguments)
         app = create_app(settings)
@@ -178,6 +186,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     scheme = "https" if settings.certificate else "http"
+    if not settings.solo and not has_users(app):
+        print("nobody can log in yet; make the first admin: python -m app.admin create NAME")
     print(f"Norma: {scheme}://{settings.host}:{settings.port}", flush=True)
     print(norma.NOTICE, flush=True)
     uvicorn.run(

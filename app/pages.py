@@ -134,6 +134,7 @@ def list_page(
         modalities=list(dict.fromkeys(c.modality for c in chosen.values())),
         query=wanted,
         link=link,
+        most=request.app.state.settings.max_upload,
         pages=max(1, -(-total // wanted.size)),
     )
 

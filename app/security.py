@@ -76,9 +76,13 @@ def visitor_or_none(request: Request) -> Visitor | None:
     with Session(request.app.state.engine, expire_on_commit=False) as session:
         if kind.lower() == "bearer":
             user = users.user_of_token(session, token.strip())
-            return Visitor(user, "", address) if user else None
-        user = users.user_of_cookie(session, cookie) if cookie else None
-        if user is None and settings_of(request).solo:
+            cookie = ""
+        else:
+            user = users.user_of_cookie(session, cookie) if cookie else None
+        solo = settings_of(request).solo
+        if user and user.name == users.SOLO and not solo:
+            user = None  # of a time when this server had no login
+        if user is None and solo and not token:
             return _solo(request, session, address)
         return Visitor(user, cookie, address) if user else None
 

@@ -35,6 +35,7 @@ def main() -> None:
     add_arguments(parser)
     settings = settings_of(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _leave)
     engine = open_store(settings.address)
     upgrade(engine)

@@ -23,6 +23,10 @@ function enqueue(files) {
     bar.setAttribute("aria-label", file.name);
     line.append(`${file.name} `, bar);
     outcome.append(line);
+    if (file.size > Number(form.dataset.most)) {
+      tell(file, line, [failure(form.dataset.large)]);
+      continue;
+    }
     waiting.push({ file, line, bar });
   }
   pump();

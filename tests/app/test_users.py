@@ -166,6 +166,19 @@ def test_a_server_without_login_refuses_other_sites_too(solo):
     assert re.search(r'csrf-token" content="\w{64}"', page.text)
 
 
+def test_what_was_opened_without_login_is_closed_with_one(solo):
+    client = solo.client(headers=HTML)
+    assert client.get("/").status_code == 200
+    with Session(solo.engine) as session:
+        token = users.new_token(session, users.by_name(session, users.SOLO), "script")
+        session.commit()
+    site = Site(solo.settings.data)
+    cookie = {"Cookie": f"norma_session={client.cookies['norma_session']}"}
+    for headers in (cookie, {"Authorization": f"Bearer {token}"}):
+        assert solo.client(headers=headers).get("/api/studies").status_code == 200
+        assert site.client(headers=headers).get("/api/studies").status_code == 401
+
+
 ADMINS = [("get", "/users"), ("get", "/audit"), ("post", "/users"), ("post", "/users/1")]
 REVIEWERS = [("get", "/api/export/opinions.tsv"), ("get", "/api/export/all.zip")]
 
