@@ -16,6 +16,9 @@ opt = $(if $(2),$(1) $(if $(word 2,$(2)),"$(2)",$(2)))
 # The modality that the user gave; no ready-made run is guessed.
 given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 
+# Some shells export HOST, the name of this machine: that opens no server to a network.
+given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack benchmark results reproduce serve clean
 
@@ -88,7 +91,7 @@ benchmark: .venv/installed ## what each stage costs, half an hour [T1= CT= OUT= 
 		$(call opt,--out,$(or $(OUT),work/performance.json)) $(ARGS)
 
 serve: .venv/installed ## the review app [SOLO=1 DATA=work/app DATABASE= HOST= PORT= INBOX= RUNS= WORKERS= ARGS="--behind-proxy"]
-	$(PY) -m app.main $(call opt,--data,$(DATA)) $(call opt,--database,$(DATABASE)) $(call opt,--host,$(HOST)) \
+	$(PY) -m app.main $(call opt,--data,$(DATA)) $(call opt,--database,$(DATABASE)) $(call opt,--host,$(given_host)) \
 		$(call opt,--port,$(PORT)) $(if $(SOLO),--solo) $(call opt,--inbox,$(INBOX)) $(call opt,--runs,$(RUNS)) \
 		--workers $(WORKERS) $(ARGS)
 
