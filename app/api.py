@@ -325,6 +325,12 @@ def result_or_404(session: Session, study: Study, result: str = "") -> Result:
     return found
 
 
+class Download(FileResponse):
+    """A file in large pieces: a scan has megabytes."""
+
+    chunk_size = 2**20
+
+
 def send(path: Path, name: str) -> FileResponse:
     """A file of ours; 404 where there is none, as of a model that reconstructs nothing."""
     if not path.is_file():
@@ -333,7 +339,7 @@ def send(path: Path, name: str) -> FileResponse:
     kind = GZIP if ending.endswith(".gz") else "application/json"
     # kept by the browser of one user, and asked for again each time
     headers = {"Cache-Control": "private, no-cache"}
-    return FileResponse(path, media_type=kind, filename=f"{name}{ending}", headers=headers)
+    return Download(path, media_type=kind, filename=f"{name}{ending}", headers=headers)
 
 
 @router.get("/studies/{study_id}/opinions")

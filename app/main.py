@@ -53,7 +53,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import norma
 from app import api, exports, jobs, monailabel, pages
 from app.inbox import Inbox
-from app.security import add_headers, visitor_or_none
+from app.security import AddHeaders, visitor_or_none
 from app.settings import (
     MB,
     Settings,
@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_invalid)  # type: ignore[arg-type]
-    app.middleware("http")(add_headers)
+    app.add_middleware(AddHeaders, settings=settings)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
     return app
 

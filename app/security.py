@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request, Response
 from sqlmodel import Session
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import users
 from app.settings import Settings
@@ -161,19 +163,38 @@ def set_cookie(response: Response, cookie: str, settings: Settings) -> None:
     )
 
 
-async def add_headers(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """The headers of every answer; pages and patients' data are not kept by caches."""
-    response = await call_next(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    if not request.url.path.startswith("/static/"):
-        response.headers.setdefault("Cache-Control", "no-store")
-    settings = settings_of(request)
-    if settings.secure:
-        response.headers["Strict-Transport-Security"] = "max-age=31536000"
-    cookie = getattr(request.state, "new_cookie", "")
-    if cookie:
-        set_cookie(response, cookie, settings)
-    return response
+class AddHeaders:
+    """The headers of every answer; pages and patients' data are not kept by caches.
+
+    It touches the first message of an answer alone: a scan streams past it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.add(MutableHeaders(scope=message), scope["path"], state.get("new_cookie"))
+            await send(message)
+
+        await self.app(scope, receive, send_more)
+
+    def add(self, headers: MutableHeaders, path: str, cookie: str | None) -> None:
+        """Add to the headers of one answer."""
+        for name, value in HEADERS.items():
+            headers.setdefault(name, value)
+        if not path.startswith("/static/"):
+            headers.setdefault("Cache-Control", "no-store")
+        if self.settings.secure:
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        if cookie:
+            carrier = Response()
+            set_cookie(carrier, cookie, self.settings)
+            headers.append("Set-Cookie", carrier.headers["Set-Cookie"])

@@ -39,6 +39,8 @@ def stand_in(scan: Path, job: Job, folder: Path, say: Say) -> Scored:
     report = {
         "status": "scored",
         "score": score,
+        "percentile": 50.0,
+        "percentile_of": "no scan",
         "threshold": 0.5,
         "anomalous_mm3": 24.0,
         "n_components": 1,
