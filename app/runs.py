@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import norma
 from app.settings import Settings
+
+FRESH = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,15 @@ class RunChoice:
 
 
 def runs_of(settings: Settings) -> dict[str, RunChoice]:
-    """The runs on offer by their name: that of a folder's run is its way from the folder."""
+    """The runs on offer by their name: that of a folder's run is its way from the folder.
+
+    They are looked up at most every ten seconds.
+    """
+    return _listed(settings, int(time.monotonic() / FRESH))
+
+
+@lru_cache(maxsize=4)
+def _listed(settings: Settings, period: int) -> dict[str, RunChoice]:
     found: dict[str, RunChoice] = {}
     for path, modality in norma.list_runs(settings.runs).items():
         name = path

@@ -123,6 +123,7 @@ class Study(SQLModel, table=True):
     __table_args__ = (
         Index("studies_created", "created"),
         Index("studies_state", "state", "queued"),
+        Index("studies_by_state", "state", "id"),
         Index("studies_score", "score"),
         Index("studies_percentile", "percentile"),
         Index("studies_modality", "modality"),

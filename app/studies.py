@@ -142,15 +142,22 @@ def list_studies(session: Session, wanted: Wanted) -> tuple[list[Study], int]:
     wheres = _wheres(wanted)
     total = session.exec(select(func.count()).select_from(Study).where(*wheres)).one()
     key: Any = col(SORTS[wanted.sort])
-    order = key.desc().nulls_last() if wanted.order == "desc" else key.asc().nulls_last()
+    order = key.desc() if wanted.order == "desc" else key.asc()
+    if wanted.sort in ("score", "percentile", "volume"):
+        order = order.nulls_last()  # of studies without a result
+    if total <= (wanted.page - 1) * wanted.size:
+        return [], total
+    # ids first: sorting whole rows takes several times as long
     query = (
-        select(Study)
+        select(Study.id)
         .where(*wheres)
         .order_by(order, col(Study.id))
         .offset((wanted.page - 1) * wanted.size)
         .limit(wanted.size)
     )
-    return list(session.exec(query)), total
+    ids = list(session.exec(query))
+    rows = {study.id: study for study in session.exec(select(Study).where(col(Study.id).in_(ids)))}
+    return [rows[study_id] for study_id in ids], total
 
 
 def _wheres(wanted: Wanted) -> list[Any]:

@@ -92,6 +92,7 @@ def upgrade() -> None:
     op.create_index("studies_created", "studies", ["created"])
     op.create_index("studies_modality", "studies", ["modality"])
     op.create_index("studies_percentile", "studies", ["percentile"])
+    op.create_index("studies_by_state", "studies", ["state", "id"])
     op.create_index("studies_score", "studies", ["score"])
     op.create_index("studies_state", "studies", ["state", "queued"])
     op.create_table(
