@@ -16,8 +16,11 @@ opt = $(if $(2),$(1) $(if $(word 2,$(2)),"$(2)",$(2)))
 # The modality that the user gave; no ready-made run is guessed.
 given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 
+# Some shells export HOST, the name of this machine: that opens no server to a network.
+given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch benchmark results reproduce clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -89,6 +92,11 @@ choose: .venv/installed ## DATA= RUNS="runs/ct/vae runs/ct/cae": rank runs witho
 benchmark: .venv/installed ## what each stage costs, half an hour [T1= CT= OUT= ARGS="--only loading"]
 	$(PY) -m benchmarks.performance $(call opt,--t1,$(T1)) $(call opt,--ct,$(CT)) \
 		$(call opt,--out,$(or $(OUT),work/performance.json)) $(ARGS)
+
+serve: .venv/installed ## the review app [SOLO=1 DATA=work/app DATABASE= HOST= PORT= INBOX= RUNS= WORKERS= ARGS="--behind-proxy"]
+	$(PY) -m app.main $(call opt,--data,$(DATA)) $(call opt,--database,$(DATABASE)) $(call opt,--host,$(given_host)) \
+		$(call opt,--port,$(PORT)) $(if $(SOLO),--solo) $(call opt,--inbox,$(INBOX)) $(call opt,--runs,$(RUNS)) \
+		--workers $(WORKERS) $(ARGS)
 
 results: .venv/installed ## write docs/results.md from the files in docs/results [ARGS="--add runs/ct"]
 	$(PY) -m pipelines.results $(ARGS)

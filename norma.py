@@ -18,15 +18,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preprocessing.scans import NOTICE as NOTICE
+from preprocessing.scans import InputError as InputError
+from preprocessing.scans import ScanError as ScanError
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # heavy packages load when a function needs them
+    import nibabel as nib
+
     from pipelines.detect.report import Detection, Report
     from pipelines.detect.run import Run
     from pipelines.study.evaluation import Evaluation
     from preprocessing.prepare import Prepared
     from preprocessing.recipe import Recipe
     from preprocessing.scans import Scan
+    from preprocessing.volumes import Volume
 
 
 def read_scans(source: str | Path, modality: str) -> list[Scan]:
@@ -37,6 +44,27 @@ def read_scans(source: str | Path, modality: str) -> list[Scan]:
     from preprocessing.tables import read_scans
 
     return read_scans(Path(source), modality)
+
+
+def open_volume(path: str | Path, max_gb: float = 4.0) -> Volume:
+    """The header of one volume file, judged before a voxel is read; ScanError says what is wrong.
+
+    As float32 a scan takes less than `max_gb`. `.stored()` reads the voxels, and no byte more.
+    """
+    from preprocessing.volumes import check_volume, open_volume
+
+    volume = open_volume(Path(path))
+    check_volume(volume, max_gb)
+    return volume
+
+
+def convert_dicom(
+    folder: str | Path, out: str | Path, max_gb: float = 4.0
+) -> tuple[list[Scan], dict[str, str]]:
+    """Convert the DICOM series below a folder to NIfTI in `out`; by name why a series gave none."""
+    from preprocessing.dicom import convert
+
+    return convert(Path(folder), Path(out), max_gb)
 
 
 def load_recipe(modality: str, *settings: str) -> Recipe:
@@ -62,6 +90,25 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     from pipelines.detect.run import load_run
 
     return load_run(run_folder(run_dir), accelerator)
+
+
+def list_runs(folder: str | Path | None = None) -> dict[str, str]:
+    """The ready-made runs and the finished ones of a folder: their modality by name or path."""
+    from pipelines.detect.listing import listed_runs
+
+    return listed_runs(Path(folder) if folder else None)
+
+
+def result_digest(run: Run, point: str | None = None) -> str:
+    """Digest of all that shapes a result of a run at an operating point: same digest, same mask."""
+    from pipelines.detect.batch import result_digest
+
+    return result_digest(run, run.point(point))
+
+
+def reconstruct(run: Run, prepared: Prepared) -> nib.Nifti1Image | None:
+    """The pseudo-healthy image in [0, 1] on the scan's own grid; None where a model makes none."""
+    return run.reconstruct(prepared)
 
 
 def detect(image: str | Path, run: Run | str | Path, point: str | None = None) -> Detection:

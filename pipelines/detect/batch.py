@@ -107,6 +107,13 @@ def make_job(
     at = run.point(point)
     if np.isnan(at.voxel):
         raise InputError(f"operating point '{at.point}': new scans have no labels to find it with.")
+    digest = result_digest(run, at)
+    root = source if source.is_dir() else source.parent
+    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti, overwrite)
+
+
+def result_digest(run: Run, at: Point) -> str:
+    """Digest of weights, settings, point and healthy reference: same digest, same result."""
     template = run.recipe.template
     atlas = file_digest(Path(template)) if template else None
     recipe = run.recipe.model_copy(update={"template": atlas})
@@ -114,9 +121,7 @@ def make_job(
     known = [run.folder / name for name in ("reference.json", "typical.json")]
     healthy = [file_digest(path) for path in known if path.is_file()]
     shaping = (recipe, at.as_json(), healthy, REPORTS)
-    digest = figures_digest(run.weights_digest, run.config, *shaping)
-    root = source if source.is_dir() else source.parent
-    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti, overwrite)
+    return figures_digest(run.weights_digest, run.config, *shaping)
 
 
 def existing_source(source: Path) -> Path:

@@ -20,7 +20,8 @@ from models.base import AnomalyModel
 from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
-from pipelines.detect.detector import Detector, cut, scan_score
+from pipelines.detect.detector import Detector, cut, scan_score, to_native
+from pipelines.detect.listing import FINISHED
 from pipelines.detect.points import (
     NAMES,
     Point,
@@ -51,7 +52,6 @@ SEALED = (
     "typical.json",
     "weights.pt",
 )
-NEEDED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
 
 
 class HealthyReference(BaseModel):
@@ -175,6 +175,11 @@ class Run:
         mask = like_scan(marked.astype(np.uint8), prepared)
         return Detection(mask, like_scan(native.map, prepared), report)
 
+    def reconstruct(self, prepared: Prepared) -> nib.Nifti1Image | None:
+        """The model's pseudo-healthy image in [0, 1] on the scan's grid; None if it has none."""
+        found = self.detector.reconstruction(prepared.image, prepared.brain)
+        return None if found is None else like_scan(to_native(found, prepared).map, prepared)
+
     def point(self, text: str | None = None) -> Point:
         """The operating point that a user names: None (the run's own), "share", "finding=0.05", …
 
@@ -276,7 +281,7 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such run folder; train one with 'make train'.")
     _check_format(run_dir)
-    for name in NEEDED:
+    for name in FINISHED:
         if not (run_dir / name).is_file():
             raise InputError(
                 f"{run_dir}: no {name}, so this is no finished run; finish it with 'make train'."

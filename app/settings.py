@@ -1,0 +1,141 @@
+"""What an admin sets: where data lie, who may connect, how large a file may be."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # as a browser names this machine
+
+MB = 2**20
+
+
+class SettingsError(ValueError):
+    """Settings that the app does not start with; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a server and its workers.
+
+    data: the folder of scans, results, corrections and, on SQLite, the data base.
+    database: an SQLAlchemy address; "" is SQLite in `data`.
+    solo: one user, no login, loopback alone.
+    hosts: names under which browsers may ask, besides those of this machine.
+    inbox: a folder that is looked at for new scans.
+    runs: a folder of runs that are offered beside the ready-made ones.
+    point: the operating point by its name; None is the run's own.
+    max_upload: bytes of one file that comes in. max_gb: of a scan as float32.
+    session_hours: how long a login lasts.
+    """
+
+    data: Path = Path("work/app")
+    database: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    solo: bool = False
+    behind_proxy: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    hosts: tuple[str, ...] = ()
+    inbox: Path | None = None
+    runs: Path | None = None
+    point: str | None = None
+    workers: int = 1
+    max_upload: int = 2048 * MB
+    max_gb: float = 1.0
+    session_hours: float = 12.0
+
+    @property
+    def address(self) -> str:
+        """The data base as SQLAlchemy is told it."""
+        return self.database or f"sqlite:///{self.data.resolve() / 'norma.db'}"
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers reach the app by TLS: cookies go over nothing else then."""
+        return self.certificate is not None or self.behind_proxy
+
+    @property
+    def allowed_hosts(self) -> list[str]:
+        """Names that a request may carry: another one is a page that was tricked onto this app."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = [] if self.host in ("0.0.0.0", "::") else [host]
+        return [*dict.fromkeys([*LOOPBACK, *own, *self.hosts])]
+
+    def check(self) -> None:
+        """Raise SettingsError for settings that would open the app to a network unprotected."""
+        if self.solo and not is_loopback(self.host):
+            raise SettingsError(
+                f"SOLO=1 has no login, so it opens on this machine alone, not on {self.host}; "
+                "leave HOST out, or SOLO."
+            )
+        if self.solo and self.behind_proxy:
+            raise SettingsError(
+                "SOLO=1 has no login: a proxy would open it to others; leave one out."
+            )
+        if not is_loopback(self.host) and not self.secure:
+            raise SettingsError(
+                f"HOST={self.host} opens the app to a network, where passwords need TLS; give "
+                "--certificate and --key, or --behind-proxy where a proxy does TLS."
+            )
+        if bool(self.certificate) != bool(self.key):
+            raise SettingsError("--certificate and --key go together; give both.")
+
+
+FIELDS = frozenset(Settings.__dataclass_fields__)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def site_secret(data: Path) -> bytes:
+    """The secret of a site, made once: pseudonyms depend on it."""
+    path = data / "secret"
+    data.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+        file.flush()
+        os.fsync(file.fileno())
+    return path.read_bytes()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that server, worker and admin share."""
+    add = parser.add_argument
+    add("--data", type=Path, default=Settings.data, help="folder of scans, results, opinions")
+    add("--database", default="", help="postgresql+psycopg://…; without it SQLite in --data")
+    add("--runs", type=Path, help="a folder of runs, offered beside the ready-made ones")
+    add("--point", help="operating point, such as finding=0.05; without it the run's own")
+    add("--max-gb", type=float, default=Settings.max_gb, help="of a scan as float32")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that a command line gives."""
+    known = {name: value for name, value in vars(arguments).items() if name in FIELDS}
+    return Settings(**known)
+
+
+def shared_arguments(settings: Settings) -> list[str]:
+    """The command line that gives a worker the settings of its server."""
+    line = ["--data", str(settings.data), "--max-gb", str(settings.max_gb)]
+    for name in ("database", "runs", "point"):
+        value = getattr(settings, name)
+        if value:
+            line += [f"--{name}", str(value)]
+    return line
