@@ -6,7 +6,7 @@ Pages (HTML)
                                     order=asc|desc page=]
     GET  /studies/{id}              one study; `<div id="viewer">` and its data as JSON in
                                     `<script type="application/json" id="viewer-data">`
-    GET  /studies/{id}/report       its report on one page
+    GET  /studies/{id}/report       its report on one page; report.pdf where the server has pango
     GET  /account /users /audit     own account; users and the audit log for an admin
     GET  /login    POST /login /logout
 
@@ -51,11 +51,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import norma
-from app import api, exports, jobs, monailabel, pages
+from app import api, exports, jobs, monailabel, pages, report
 from app.inbox import Inbox
 from app.security import AddHeaders, visitor_or_none
 from app.settings import (
     MB,
+    REPORT_FIELDS,
     Settings,
     SettingsError,
     add_arguments,
@@ -92,7 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = engine
     app.state.secret = site_secret(settings.data)
     app.state.intake = asyncio.Semaphore(AT_ONCE)
-    for module in (exports, api, monailabel, pages):
+    for module in (exports, api, monailabel, report, pages):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
@@ -163,6 +164,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=Settings.workers, help="worker processes; 0 for none here")
     add("--max-upload-mb", type=int, default=Settings.max_upload // MB, help="of one file")
     add("--session-hours", type=float, default=Settings.session_hours)
+    add(
+        "--report-fields",
+        nargs="+",
+        choices=REPORT_FIELDS,
+        default=Settings.report_fields,
+        help="what a report says of the patient; name and birth are lines to fill in",
+    )
     return parser
 
 
@@ -177,6 +185,7 @@ def main() -> None:
     arguments = build_parser().parse_args()
     arguments.max_upload = arguments.max_upload_mb * MB
     arguments.hosts = tuple(arguments.hosts)
+    arguments.report_fields = tuple(arguments.report_fields)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:

@@ -44,6 +44,9 @@ def page(
         "solo": request.app.state.settings.solo,
         "language": language,
         "t": lambda text: texts.translate(text, language),
+        "place": lambda text: texts.place(text, language),
+        "texts": texts.catalogue(language),
+        "languages": texts.LANGUAGES,
         "notice": norma.NOTICE,
         "version": norma.__version__,
         "is_admin": visitor is not None and users.may(visitor.user, "admin"),
@@ -159,7 +162,14 @@ def study_page(request: Request, visitor: Reader, study_id: StudyId) -> HTMLResp
         runs=runs.runs_of(request.app.state.settings).values(),
         newer=newer,
         older=older,
+        peaks_rule=cuts_by_peak(result),
     )
+
+
+def cuts_by_peak(result: Result | None) -> bool:
+    """Whether the rule for components looks at their peaks, as far as a report shows it."""
+    found = json.loads(result.report).get("components", []) if result else []
+    return all(one.get("strength") in (None, one["peak"]) for one in found)
 
 
 def viewer_data(
@@ -195,21 +205,6 @@ def viewer_data(
         "csrf": visitor.csrf,
         "user": {"name": visitor.user.name, "role": visitor.user.role},
     }
-
-
-@router.get("/studies/{study_id}/report", response_class=HTMLResponse)
-def report_page(request: Request, visitor: Reader, study_id: StudyId) -> HTMLResponse:
-    """The report of a study on one page, to print."""
-    with database(request) as session:
-        study = study_or_404(session, study_id)
-        result = session.get(Result, study.result_id) if study.result_id else None
-        if result is None:
-            raise HTTPException(404, "This study has no result yet.")
-        said = opinions.history(session, study_id, visitor)
-    report = json.loads(result.report)
-    return page(
-        request, "report.html", visitor, study=study, result=result, report=report, opinions=said
-    )
 
 
 @router.get("/account", response_class=HTMLResponse)

@@ -13,6 +13,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # as a browser names this machin
 
 MB = 2**20
 
+# Of a patient: the site's label and the pseudonym, or an empty line to fill in by hand: the app
+# knows neither names nor dates of birth.
+REPORT_FIELDS = ("label", "subject", "name", "birth")
+
 
 class SettingsError(ValueError):
     """Settings that the app does not start with; the message says why."""
@@ -31,6 +35,7 @@ class Settings:
     point: the operating point by its name; None is the run's own.
     max_upload: bytes of one file that comes in. max_gb: of a scan as float32.
     session_hours: how long a login lasts.
+    report_fields: what a report says of the patient, of REPORT_FIELDS.
     """
 
     data: Path = Path("work/app")
@@ -49,6 +54,7 @@ class Settings:
     max_upload: int = 2048 * MB
     max_gb: float = 1.0
     session_hours: float = 12.0
+    report_fields: tuple[str, ...] = ("label", "subject")
 
     @property
     def address(self) -> str:

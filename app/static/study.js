@@ -1,29 +1,27 @@
 // Start, cancel and progress of a study. The viewer is a file of its own.
-"use strict";
-
-const token = document.querySelector('meta[name="csrf-token"]').content;
-
-function post(path, body) {
-  return fetch(path, {
-    method: "POST",
-    headers: { "X-CSRF-Token": token, "Content-Type": "application/json" },
-    body: JSON.stringify(body ?? {}),
-  });
-}
+import { say, send } from "./page.js";
 
 const start = document.getElementById("start");
 start?.addEventListener("submit", async (event) => {
   event.preventDefault();
-  await post(`/api/studies/${start.dataset.study}/start`, { run: start.elements.run.value });
-  location.reload();
+  try {
+    await send(`/api/studies/${start.dataset.study}/start`, { run: start.elements.run.value });
+    location.reload();
+  } catch (error) {
+    say(error.message, true);
+  }
 });
 
 const progress = document.getElementById("progress");
 if (progress) {
   const id = progress.dataset.study;
   document.getElementById("cancel").addEventListener("click", async () => {
-    await post(`/api/studies/${id}/cancel`);
-    location.reload();
+    try {
+      await send(`/api/studies/${id}/cancel`, {});
+      location.reload();
+    } catch (error) {
+      say(error.message, true);
+    }
   });
   setInterval(async () => {
     const study = await (await fetch(`/api/studies/${id}`)).json();

@@ -62,13 +62,21 @@ def quick_detect(scan, job, folder, say, settings=None):
         "n_components": 2,
         "flags": ["noise is high"],
         "components": [
-            {"place": "left", "volume_mm3": 500.0, "peak": 3, "mean": 3, "peak_voxel": [3, 4, 5]},
+            {
+                "place": "left",
+                "volume_mm3": 500.0,
+                "peak": 3,
+                "mean": 3,
+                "peak_voxel": [3, 4, 5],
+                "peak_mm": [13, -13, -7],
+            },
             {
                 "place": "right",
                 "volume_mm3": 112.5,
                 "peak": 3,
                 "mean": 3,
                 "peak_voxel": [12, 12, 10],
+                "peak_mm": [-5, 4, 5],
             },
         ],
     }

@@ -1,0 +1,40 @@
+// What the scripts of a study's page share: its data, its texts, and how it speaks to the server.
+
+export const data = JSON.parse(document.getElementById("viewer-data").textContent);
+const texts = JSON.parse(document.getElementById("texts").textContent);
+
+export const t = (key) => texts[key] ?? key;
+export const byId = (id) => document.getElementById(id);
+
+// Three digits are enough of a score, and of a place in millimetres none behind the point.
+export const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)) : "–");
+
+export async function send(path, body) {
+  const headers = { "X-CSRF-Token": data.csrf };
+  const isForm = body instanceof FormData;
+  if (!isForm) headers["Content-Type"] = "application/json";
+  const answer = await fetch(path, {
+    method: "POST", headers, body: isForm ? body : JSON.stringify(body),
+  });
+  const told = await answer.json().catch(() => ({ detail: answer.statusText }));
+  if (!answer.ok) throw new Error(told.detail);
+  return told;
+}
+
+export function say(text, isError = false) {
+  const line = byId("said");
+  line.textContent = text;
+  line.classList.toggle("error", isError);
+}
+
+// Seconds that the page was in view: a reader who does something else is not reading.
+let seen = 0;
+let since = document.hidden ? null : performance.now();
+document.addEventListener("visibilitychange", () => {
+  if (since !== null) seen += performance.now() - since;
+  since = document.hidden ? null : performance.now();
+});
+export function secondsSpent() {
+  const now = since === null ? 0 : performance.now() - since;
+  return Math.round((seen + now) / 1000);
+}

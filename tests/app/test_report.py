@@ -1,0 +1,109 @@
+"""The report on paper: one page, the right side of the patient on the left, PDF where it can be."""
+
+import base64
+import hashlib
+import io
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import report
+from tests.app.conftest import Site, upload
+from tests.app.heads import AFFINE, LESIONS, SHAPE, detect_head, head, head_file, head_mask
+
+needs_pango = pytest.mark.skipif(
+    not report.can_make_pdf(), reason="needs pango: apt install libpango-1.0-0 libpangoft2-1.0-0"
+)
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A client, and the address of a study that has a result."""
+
+    def make(**settings):
+        site = Site(tmp_path / "data", solo=True, **settings)
+        client = site.client(headers={"Accept": "text/html"})
+        (arrived,) = upload(client, head_file(), run="ct", label="Bed 7").json()
+        assert site.work(detect_head) == 1
+        return client, f"/studies/{arrived['study']['id']}"
+
+    return make
+
+
+def test_the_report_says_all_that_it_should(scored):
+    client, study = scored()
+    page = client.get(f"{study}/report")
+    assert page.status_code == 200
+    marked = head_mask().sum() * abs(np.linalg.det(AFFINE)) / 1000
+    for said in (
+        "Research software, not a medical device; not for diagnosis.",
+        *("Bed 7", "CT", "left, middle, top", "right, back, base", "dddddddddddd"),
+        *("noise 0.02 is unlike the training scans", "5 healthy scans", "100", f"{marked:.1f} ml"),
+        *("Threshold", "At most one in 10 healthy scans shows any finding.", "Signature"),
+    ):
+        assert said in page.text, said
+    assert "Date of birth" not in page.text
+    assert page.text.count("<img") == 4  # two peaks, without and with marks
+
+
+def test_the_site_says_which_patient_fields_a_report_has(scored):
+    client, study = scored(report_fields=("name", "birth"))
+    page = client.get(f"{study}/report").text
+    assert "Date of birth" in page and 'class="blank"' in page
+    assert "Bed 7</td>" not in page
+
+
+@needs_pango
+def test_the_pdf_is_one_page(scored):
+    client, study = scored()
+    pdf = client.get(f"{study}/report.pdf")
+    assert pdf.content.startswith(b"%PDF")
+    assert pdf.headers["Content-Type"] == "application/pdf"
+    assert len(report.laid_out(client.get(f"{study}/report").text).pages) == 1
+
+
+def test_without_pango_the_page_says_to_print(scored, monkeypatch):
+    client, study = scored()
+    monkeypatch.setattr(report, "can_make_pdf", lambda: False)
+    assert "print the page and choose PDF there" in client.get(f"{study}/report").text
+    assert client.get(f"{study}/report.pdf").status_code == 501
+
+
+def test_a_slice_has_the_nose_up_and_the_patients_right_on_the_left():
+    """Whichever way the array runs: a voxel's world place says where it must be seen."""
+    image = nib.Nifti1Image(head(), AFFINE)
+    axis = report.axial_axis(AFFINE)
+    centre = LESIONS[0][0]
+    for turn in ([[0, 1], [1, 1], [2, 1]], [[1, -1], [2, 1], [0, -1]], [[2, -1], [0, 1], [1, -1]]):
+        turned = image.as_reoriented(np.array(turn))
+        axis = report.axial_axis(turned.affine)
+        voxel = np.linalg.inv(turned.affine) @ AFFINE @ [*centre, 1]
+        seen = report.axial_slice(turned, axis, round(voxel[axis]))
+        rows, columns = np.nonzero(seen == 70)
+        # left in the world (x < 0) is right in the picture; 33 of 66 is the middle row
+        assert columns.mean() == pytest.approx(
+            SHAPE[0] - 1 - centre[0] if AFFINE[0, 0] > 0 else centre[0], abs=0.5
+        )
+        assert rows.mean() == pytest.approx(SHAPE[1] - 1 - centre[1], abs=0.5)
+
+
+def test_the_outline_lies_around_what_is_marked(scored):
+    client, study = scored()
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', client.get(f"{study}/report").text)
+    plain, marked = (Image.open(io.BytesIO(base64.b64decode(s))) for s in sources[:2])
+    colour = np.abs(np.asarray(marked).astype(int) - report.MARK_COLOUR).max(axis=2) < 10
+    assert plain.size == marked.size
+    assert 50 < colour.sum() < 0.05 * colour.size
+    assert not (np.abs(np.asarray(plain).astype(int) - report.MARK_COLOUR).max(axis=2) < 10).any()
+
+
+def test_the_vendored_viewer_is_the_one_that_was_published():
+    folder = report.STYLE.parent / "vendor"
+    told = (folder / "niivue.txt").read_text()
+    (digest,) = re.findall(r"sha256 ([0-9a-f]{64})", told)
+    assert hashlib.sha256((folder / "niivue-0.69.0.umd.js").read_bytes()).hexdigest() == digest
+    assert "NiiVue 0.69.0" in told
+    assert "BSD 2-Clause License" in (folder / "LICENSE-niivue.txt").read_text()
