@@ -174,17 +174,19 @@ def summary(rows: Sequence[Row]) -> dict[str, Row]:
     """By modality: what the checks make of right headers and of each wrong one."""
     result: dict[str, Row] = {}
     for modality in sorted({row["modality"] for row in rows}):
-        own = [row for row in rows if row["modality"] == modality and "over_others" in row]
+        of_modality = [row for row in rows if row["modality"] == modality]
+        own = [row for row in of_modality if "over_others" in row]
         mended = [row for row in own if row["pose"] != RIGHT and row["degrees"] < ENDS_RIGHT]
         wrong = [row for row in own if row["pose"] != RIGHT and row not in mended]
         right = [row for row in own if row["pose"] == RIGHT]
         result[modality] = {
-            "not measured": sum("not measured" in r for r in rows if r["modality"] == modality),
+            "not measured": sum("not measured" in row for row in of_modality),
             "mended by the fit": len(mended),
             RIGHT: counts(right),
             "all wrong": counts(wrong),
-            **{pose: counts([r for r in wrong if r["pose"] == pose]) for pose in WRONG},
         }
+        for pose in WRONG:
+            result[modality][pose] = counts([row for row in wrong if row["pose"] == pose])
     return result
 
 
