@@ -70,6 +70,8 @@ GROUPS = {
         "voxel_prevalence",
         "hd95_mean",
         "hd95_undefined",
+        "peak_in_lesion",
+        "peak_mm",
         "healthy_false_positive_ml",
         "healthy_voxel_fpr",
     ),

@@ -9,6 +9,9 @@ from sklearn.metrics import average_precision_score
 from models import create_model
 from models.parts.lesion_shapes import Room, draw_shape
 from models.parts.planting import LOOKS, canvas_of, change_contrast, plant, plant_batch
+from pipelines.config import load_recipe
+from pipelines.detect.build import build_model
+from pipelines.detect.config import load_run_config
 
 SIDES = (48, 40)
 
@@ -235,6 +238,41 @@ def test_a_lesion_of_known_shape_in_flat_tissue_is_found_after_a_tiny_training()
     inside = batch["mask"][0, 0] > 0
     for one in found:
         assert average_precision_score(square[inside], one[0][inside]) > 0.99
+
+
+def test_neighbours_show_the_same_lesion_where_it_reaches_them():
+    """Three slices 4 mm apart, of two channels: a blob of 30 ml is about 39 mm thick."""
+    rng = np.random.default_rng(0)
+    image, brain = head(rng, 0)
+    stack = torch.from_numpy(np.repeat(image, 6, 1))
+    mask = torch.from_numpy(brain).float()[None, None]
+    offsets = (0.0, -4.0, 4.0)
+    reached = 0
+    for seed in range(30):
+        seeds = torch.tensor([seed])
+        new, lesion = plant_batch(stack, mask, seeds, ["shift", "fill"], 1.0, 5.0, offsets)
+        assert new.shape == stack.shape and lesion.shape == mask.shape
+        changed = (new != stack).flatten(2).any(2)[0].view(3, 2)
+        assert not changed[1:].any() or changed[0].any() or not lesion.any()
+        reached += int(lesion.any() and changed.all())
+    assert reached >= 5
+
+
+def test_the_config_says_which_neighbours_there_are():
+    config = load_run_config("planted", ["around=[-4,4]", "image_size=[32,32]", "model.width=8"])
+    model = build_model(config, load_recipe("t1+flair"))
+    assert model.channels == 2 and model.offsets == (0.0, -4.0, 4.0)
+    batch = batch_of(2, 0.02, (32, 32))
+    batch |= {"image": batch["image"].repeat(1, 6, 1, 1)}
+    model.prepare([batch])
+    assert torch.isfinite(model.loss(batch)["loss"])
+    seen = model.seen(batch["image"], batch["mask"], batch["z"])
+    # six channels of the scan, the healthy mean of two, and their distance from it
+    assert (
+        seen.shape[1] == 10
+        and seen.abs().max() <= 1
+        and seen[batch["mask"].expand_as(seen) == 0].abs().max() == 0
+    )
 
 
 @pytest.mark.parametrize(
