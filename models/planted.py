@@ -21,6 +21,7 @@ from models.parts.unet import unet
 
 Look = Literal["shift", "fill", "foreign", "poisson", "mass", "halo", "texture"]
 
+RARE = -4.0  # logit of a lesion before training: 2 %
 REACH = 6.0  # robust standard deviations: what lies farther looks the same to the network
 
 
@@ -57,8 +58,8 @@ class Planted(AnomalyModel):
         image_size: tuple[int, ...] = (96, 96),
         around: tuple[int, ...] = (),
         width: int = 16,
-        looks: Sequence[Look] = ("shift", "fill", "mass", "halo", "texture"),
-        held_out: Sequence[Look] = ("foreign", "poisson"),
+        looks: Sequence[Look] = ("shift", "fill", "foreign", "poisson", "mass", "texture"),
+        held_out: Sequence[Look] = ("halo",),
         share: float = 0.5,
         contrast: float = 1.0,
         field_mm: float = 240.0,
@@ -75,7 +76,9 @@ class Planted(AnomalyModel):
                 raise ValueError(f"{name}: expected 0 to 1, got {value}")
         self.channels = in_channels // (1 + len(around))  # of one slice
         self.offsets = (0.0, *map(float, around))
-        self.net = unet(in_channels + (2 * self.channels if atlas else 0), 1, width)
+        seen = in_channels + (2 * self.channels if atlas else 0)
+        # Lesions are rare: from an even chance the loss would first have to find that out.
+        self.net = unet(seen, 1, width, start=RARE)
         self.criterion = DiceFocalLoss(sigmoid=True, batch=True, gamma=2.0, lambda_focal=10.0)
         self.looks = tuple(looks)
         self.held_out = tuple(held_out)
