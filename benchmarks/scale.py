@@ -19,9 +19,10 @@ import numpy as np
 
 from benchmarks.measure import Row, alternate, quiet, row
 from pipelines import spread
+from pipelines.cohort.attempt import try_preprocess
 from pipelines.cohort.cases import read_cases
 from pipelines.cohort.preprocess import Results, write_cohort
-from pipelines.cohort.store import cohort_row, recipe_digest, sidecar_of, try_preprocess
+from pipelines.cohort.store import cohort_row, recipe_digest, sidecar_of
 from pipelines.config import ROOT, load_recipe, write_yaml
 from pipelines.detect.config import load_run_config
 from pipelines.detect.run import load_run

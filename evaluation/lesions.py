@@ -50,6 +50,21 @@ def hausdorff95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[flo
     return float(distance)
 
 
+def peak_distance_mm(values: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+    """Return how far the highest voxel of a map lies from the nearest lesion voxel, mm.
+
+    0 inside a lesion. Of equal voxels the first counts. NaN where the truth or the whole map is
+    empty. `values` and `truth` are (X, Y, Z).
+    """
+    truth = as_mask(truth, "truth")
+    check_same_shape(values, truth, "map and truth")
+    sizes = np.array(check_spacing(spacing))
+    if not truth.any() or not values.max() > 0:
+        return float("nan")
+    peak = np.array(np.unravel_index(int(values.argmax()), values.shape))
+    return float(np.linalg.norm((np.argwhere(truth) - peak) * sizes, axis=1).min())
+
+
 def lesions_of(truth: np.ndarray) -> np.ndarray:
     """Return the lesions of a mask or label image as int labels 1..n of its shape, 0 elsewhere.
 

@@ -59,6 +59,8 @@ LABELS = {
     "voxel_prevalence": "share of lesion voxels inside the brain (the voxel AP of chance)",
     "hd95_mean": "95th percentile Hausdorff distance, mm, mean per scan where something is marked",
     "hd95_undefined": "scans with a lesion and nothing marked (no Hausdorff distance)",
+    "peak_in_lesion": "scans with a lesion whose map is highest inside one",
+    "peak_mm": "distance of the map's highest voxel from a lesion, mm, median over scans",
     "lesion_sensitivity": "lesions found (at least 10 % covered)",
     "lesion_precision": "marked components that are lesions",
     "abnormal_with_finding": "abnormal scans with a finding at the operating point",
@@ -190,9 +192,19 @@ def _figures_of_masks(with_lesion: Sequence[Row], voxels: VoxelHistogram) -> dic
         "voxel_prevalence": prevalence,
         "hd95_mean": _mean([scan["hd95"] for scan in with_lesion]),
         "hd95_undefined": float(unmarked) if with_lesion else float("nan"),
+        **_figures_of_peaks(with_lesion),
         "lesion_sensitivity": _mean([float(lesion["score"] > 0) for lesion in lesions]),
         "lesion_precision": lesion_metrics.precision(candidates),
     }
+
+
+def _figures_of_peaks(with_lesion: Sequence[Row]) -> dict[str, float]:
+    """Return where maps are highest; NaN for files of before that was measured."""
+    found = [scan.get("peak_mm") for scan in with_lesion]
+    known = np.array([v for v in found if v is not None and np.isfinite(v)], float)
+    if known.size == 0:
+        return {"peak_in_lesion": float("nan"), "peak_mm": float("nan")}
+    return {"peak_in_lesion": float((known == 0).mean()), "peak_mm": float(np.median(known))}
 
 
 def _figures_of_findings(scans: Sequence[Row]) -> dict[str, float]:

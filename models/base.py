@@ -96,6 +96,12 @@ class AnomalyModel(nn.Module, ABC):
         """
         return None
 
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Fit what training needs to know, on all training slices, before the first stage.
+
+        What is fitted lies in buffers. Most models have no such part.
+        """
+
     def fit_reference(self, batches: Iterable[Batch]) -> None:
         """Fit the closed-form part on all training slices or volumes, after the last stage.
 

@@ -26,6 +26,10 @@ SPLITS = ("train", "val", "tune", "test")
 
 LABELS = ("healthy", "abnormal")
 
+# what the column `healthy_slices` may say of a scan with a lesion mask
+LESION_FREE = "lesion_free"
+MARGIN_MM = 10.0  # between a slice without lesion that may train and the lesion
+
 # endings of BIDS files; BIDS has no CT: see docs/conventions.md
 SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "picture"}
 
@@ -99,6 +103,16 @@ class Scan:
     def files(self) -> list[Path]:
         """Every image file of the scan, the first sequence first."""
         return [self.image, *self.sequences.values()]
+
+    @property
+    def gives_slices(self) -> bool:
+        """Whether the table asks for the scan's slices without lesion as healthy ones."""
+        return self.label == "abnormal" and self.extra.get("healthy_slices") == LESION_FREE
+
+    @property
+    def margin_mm(self) -> float:
+        """How far these lie from the lesion: the column `margin_mm`, or `MARGIN_MM`."""
+        return float(self.extra.get("margin_mm") or MARGIN_MM)
 
     @property
     def made_of(self) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from preprocessing.labels import PATIENTS
-from preprocessing.scans import InputError, Scan, file_key, safe_name
+from preprocessing.scans import LESION_FREE, InputError, Scan, file_key, safe_name
 
 
 def assign_splits(
@@ -16,8 +16,9 @@ def assign_splits(
 ) -> list[Scan]:
     """Give every scan a split by subject, where the table has none.
 
-    Abnormal subjects go to test. The order of the others, healthy or unlabelled, depends on the
-    seed and their names alone; it is cut into train, val and test by `fractions`. InputError where
+    Abnormal subjects go to test, but for those whose slices without lesion are asked for. The order
+    of the others depends on the seed and their names alone; it is cut into train, val and test by
+    `fractions`. InputError where
     a table names splits for some rows only, calls a scan without a label a patient's, or has groups
     that leave train or val empty.
     """
@@ -31,7 +32,7 @@ def assign_splits(
         )
 
     _check_patients(scans)
-    abnormal = {s.subject for s in scans if s.label == "abnormal"}
+    abnormal = {s.subject for s in scans if s.label == "abnormal" and not s.gives_slices}
     others = {s.subject for s in scans} - abnormal
     _check_groups([s for s in scans if s.subject in others], len(others))
     subjects = sorted(others, key=lambda name: _digest(f"{seed}:{name}"))
@@ -101,10 +102,11 @@ def check_batch(scans: Iterable[Scan]) -> None:
 def check_leaks(scans: Iterable[Scan]) -> None:
     """Refuse by name what would make results better than they are, with an InputError.
 
-    That is a subject in two splits, one image in two rows, and an abnormal scan in train or val;
-    and what `check_batch` refuses.
+    That is a subject in two splits, one image in two rows, and an abnormal scan in train or val
+    whose slices without lesion nobody asked for; and what `check_batch` refuses.
     """
     scans = list(scans)
+    _check_healthy_slices(scans)
     split_of: dict[str, str] = {}
     for scan in scans:
         other = split_of.setdefault(scan.subject, scan.split)
@@ -114,13 +116,38 @@ def check_leaks(scans: Iterable[Scan]) -> None:
                 f"{kind} '{scan.subject}' is in two splits, '{other}' and '{scan.split}'; "
                 f"keep a {kind} in one."
             )
-        if scan.label == "abnormal" and scan.split in ("train", "val"):
+        if scan.label == "abnormal" and scan.split in ("train", "val") and not scan.gives_slices:
             raise InputError(
                 f"{scan.image}: abnormal scan '{scan.id}' in split '{scan.split}'; "
                 "training and thresholds take healthy scans only, move it to 'test'."
             )
     check_batch(scans)
     _check_sequences(scans)
+
+
+def _check_healthy_slices(scans: Sequence[Scan]) -> None:
+    """Refuse a wish for slices without lesion that cannot be met."""
+    for scan in scans:
+        said = scan.extra.get("healthy_slices", "")
+        if not said:
+            continue
+        if said != LESION_FREE:
+            raise InputError(
+                f"{scan.image}: healthy_slices '{said}'; expected {LESION_FREE} or nothing."
+            )
+        if scan.label != "abnormal" or not scan.mask:
+            raise InputError(
+                f"{scan.image}: healthy_slices={LESION_FREE} asks for the slices without lesion of "
+                "an abnormal scan with a lesion mask; give 'mask', or leave it out."
+            )
+        try:
+            margin = scan.margin_mm
+        except ValueError:
+            margin = -1.0
+        if not 0 <= margin < float("inf"):
+            raise InputError(
+                f"{scan.image}: margin_mm '{scan.extra['margin_mm']}'; expected mm, such as 10."
+            )
 
 
 def _check_sequences(scans: Sequence[Scan]) -> None:

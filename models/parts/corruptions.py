@@ -51,7 +51,7 @@ def poisson_patch(
     depth, draws, _ = _regions(mask, seeds, rectangles=True)
     inside = (depth > 0) & (source.amax(1, keepdim=True) > 0)
     weight = _alpha(draws) * inside
-    blended = image + _alpha(draws) * _solve_poisson(_laplacian(source - image), inside)
+    blended = image + _alpha(draws) * solve_poisson(laplacian(source - image), inside)
     return _with_severity(image, torch.where(inside, blended.clamp(0, 1), image), weight)
 
 
@@ -185,14 +185,14 @@ def _around(x: Tensor) -> Tensor:
     return wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:] + wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1]
 
 
-def _laplacian(x: Tensor) -> Tensor:
+def laplacian(x: Tensor) -> Tensor:
     """Return the sum of differences to the four neighbours; the edge continues the image."""
     wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return _around(wide)[..., 1:-1, 1:-1] - 4 * x
 
 
-def _solve_poisson(right: Tensor, inside: Tensor) -> Tensor:
-    """Return u with `_laplacian`(u) = right inside, and 0 elsewhere.
+def solve_poisson(right: Tensor, inside: Tensor) -> Tensor:
+    """Return u with `laplacian`(u) = right inside, and 0 elsewhere.
 
     Args: right (B, C, H, W); inside (B, 1, H, W) bool. Returns (B, C, H, W).
     """

@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from preprocessing.files import digest_of, read_json, read_table
 from preprocessing.images import Grid, is_picture, load_array, read_image
 from preprocessing.prepare import Prepared
-from preprocessing.scans import SPLITS, InputError, ScanError
+from preprocessing.scans import LESION_FREE, SPLITS, InputError, ScanError
 from preprocessing.warp import Map, Warp, read_field
 
 AGAIN = "run 'make preprocess' again."
 FILES = ("image", "mask", "brain_mask", "slice_labels", "preproc", "brain", "sidecar")
+PART = "_lesion-free"  # ends the id of a case that is the slices without lesion of another
 PATHS = frozenset(("image", "lesions", "brain_mask", "slice_labels", "preproc", "brain", "sidecar"))
 
 
@@ -60,6 +61,19 @@ class Case(BaseModel):
             fields[name] = data / row[name] if row.get(name) else None
         columns = {k: v for k, v in row.items() if k not in known}
         return cls(**fields, columns=columns)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the case is the slices without lesion of another one: healthy, but no person is.
+
+        It trains and calibrates, and is never tested.
+        """
+        return self.label == "healthy" and self.columns.get("healthy_slices") == LESION_FREE
+
+    @property
+    def gives_part(self) -> bool:
+        """Whether the case is the whole scan with lesion that such slices were taken from."""
+        return self.label == "abnormal" and self.columns.get("healthy_slices") == LESION_FREE
 
     def column(self, name: str) -> str | None:
         """A column of the table by its name; None where the table has none."""
@@ -158,10 +172,11 @@ def learning_cases(
 ) -> list[Case]:
     """The cases of one split, all healthy or unlabelled; an abnormal one is refused by name.
 
-    A supervised model needs both kinds instead.
+    Where the table asks for its slices without lesion, these stand for it. A supervised model needs
+    both kinds instead.
     """
     table = data / "scans.tsv"
-    cases = [case for case in cases if case.split == split]
+    cases = [case for case in cases if case.split == split and (supervised or not case.gives_part)]
     abnormal = next((case for case in cases if case.label == "abnormal"), None)
     healthy = any(case.label == "healthy" for case in cases)
     if supervised and not (abnormal and healthy):
@@ -257,6 +272,11 @@ def data_digest_0(cases: Iterable[Case]) -> str:
     """`data_digest` as version 0.1.0 wrote it, by the paths of the images."""
     lines = [f"{c.id} {c.split} {c.image}" for c in cases if c.split != "test"]
     return sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def count_parts(scans: Sequence[str]) -> int:
+    """How many of some scans, by their ids, are slices without lesion of a patient's scan."""
+    return sum(name.endswith(PART) for name in scans)
 
 
 def people_in(columns: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -15,13 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines import cli, spread
+from pipelines.cohort.attempt import try_preprocess
+from pipelines.cohort.lesion_free import part_sidecar
 from pipelines.cohort.store import (
     Failure,
     is_complete,
     read_sidecar,
     recipe_digest,
     sidecar_of,
-    try_preprocess,
 )
 from pipelines.config import write_recipe
 from pipelines.versions import command_line, shown_path, shown_reason, versions
@@ -103,6 +104,12 @@ def list_input(
     notes: list[str] = []
     if not given:
         notes.append(f"Splits by subject were made here (seed {seed}) and are in scans.tsv.")
+    given_slices = sum(scan.gives_slices for scan in scans)
+    if given_slices:
+        notes.append(
+            f"Slices without lesion of {given_slices} abnormal scans count as healthy, as the "
+            "table asks."
+        )
     if any(not scan.label and scan.split in ("train", "val") for scan in scans):
         notes.append("Scans without a label in train and val are taken as healthy.")
     for note in notes:
@@ -214,7 +221,9 @@ def write_cohort(results: Results, recipe: Recipe, out: Path, root: Path | None 
     by their way from `root`, the folder that came in.
     """
     ids = {scan.id for scan, _ in results}
-    sidecars = [sidecar_of(scan, out) for scan, failure in results if not failure]
+    done = [scan for scan, failure in results if not failure]
+    sidecars = [sidecar_of(scan, out) for scan in done]
+    sidecars += [part_sidecar(scan, out) for scan in done if scan.gives_slices]
     others = _of_other_commands(out, [scan for scan, _ in results], recipe)
     sidecars += [Path(row["path"]) for row in others]
     failures = _failed_rows(results, root) + _earlier_failures(out, ids, others)

@@ -13,13 +13,12 @@ import nibabel as nib
 import numpy as np
 
 from evaluation.figures.plots import outline_figure
-from pipelines import cli
 from preprocessing import register, slices
 from preprocessing.files import digest_of, file_digest, read_json, write_atomic, write_json
 from preprocessing.images import save_nifti
-from preprocessing.prepare import Prepared, RefusedScan, channel_files, prepare
+from preprocessing.prepare import Prepared, channel_files, prepare
 from preprocessing.recipe import Recipe
-from preprocessing.scans import InputError, Scan, ScanError, scan_row
+from preprocessing.scans import InputError, Scan, scan_row
 from preprocessing.volumes import partner_of
 from preprocessing.warp import Warp, linear, write_field
 
@@ -240,35 +239,3 @@ def write_outline(
         image, brain, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_brain
     )
     write_atomic(path, png)
-
-
-def try_preprocess(
-    scan: Scan, recipe: Recipe, out: Path, formats: Sequence[str] = ()
-) -> Failure | None:
-    """`preprocess_scan` that answers with the failure of a bad scan, and None for a good one.
-
-    Whatever one scan raises costs that scan alone; its traceback goes to the log file. What is no
-    scan's fault (the disk is full, `out` cannot be written) is raised.
-    """
-    cli.log_to(out)
-    try:
-        preprocess_scan(scan, recipe, out, formats)
-        return None
-    except RefusedScan as error:
-        if error.picture is not None:
-            _write_refused(scan, *error.picture, out)
-        return {"reason": str(error), "checks": [check.row() for check in error.checks]}
-    except ScanError as error:
-        return {"reason": str(error), "checks": []}
-    except Exception as error:
-        if cli.ends_the_command(error, out):
-            raise
-        cli.log_traceback(error, out)
-        return {"reason": cli.unexpected(error, scan.image), "checks": []}
-
-
-def _write_refused(scan: Scan, image: np.ndarray, brain: np.ndarray, out: Path) -> None:
-    """The picture of a scan that failed its checks, so that a reader sees why."""
-    low, high = np.percentile(image, (1, 99.5))
-    shown = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-    write_outline(out / "quality" / f"{scan.id}.png", shown, brain, f"{scan.id} (refused)")

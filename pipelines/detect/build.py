@@ -70,6 +70,8 @@ def _sizes(config: RunConfig, fields: Fields, recipe: Recipe | None) -> dict[str
     sizes: dict[str, Any] = {}
     if "image_size" in fields:
         sizes["image_size"] = config.patch_size or config.image_size
+    if "around" in fields:
+        sizes["around"] = config.around
     if recipe and "in_channels" in fields:
         count = len(recipe.suffixes) * (1 + len(config.around))
         sizes["in_channels"] = count

@@ -25,7 +25,7 @@ Level = Literal["training", "map", "figures", "nothing"]
 LEVELS: tuple[Level, ...] = ("training", "map", "figures", "nothing")
 
 MAP_VERSION = 1  # raise when a map of the same settings changes
-FIGURES_VERSION = 5  # raise when figures of the same map change
+FIGURES_VERSION = 6  # raise when figures of the same map change
 
 
 @dataclass(frozen=True)

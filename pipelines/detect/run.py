@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from evaluation.metrics import VoxelHistogram
 from evaluation.thresholds import percentile_of
 from models.base import AnomalyModel
+from pipelines.cohort.cases import count_parts
 from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
@@ -168,7 +169,7 @@ class Run:
             model=self.config.name,
             run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,
-            flags=[*prepared.flags, *flags_of(likeness)],
+            flags=[*prepared.flags, *flags_of(likeness), *self.learned_flags],
             typical=likeness,
             checks=[c.row() for c in prepared.checks],
         )
@@ -179,6 +180,14 @@ class Run:
         """The model's pseudo-healthy image in [0, 1] on the scan's grid; None if it has none."""
         found = self.detector.reconstruction(prepared.image, prepared.brain)
         return None if found is None else like_scan(to_native(found, prepared).map, prepared)
+
+    @property
+    def learned_flags(self) -> list[str]:
+        """What a reader must know of the scans that the run has learned from."""
+        parts = count_parts(self.history.get("train_scans", []))
+        if not parts:
+            return []
+        return [f"the run learned from slices without lesion of {parts} patients' scans"]
 
     def point(self, text: str | None = None) -> Point:
         """The operating point that a user names: None (the run's own), "share", "finding=0.05", …

@@ -22,6 +22,7 @@ from preprocessing.warp import volume_change
 
 NAME = "typical.json"
 BINS = np.linspace(0, 1, 65)
+VOLUME = "brain volume, ml"
 FEWEST = 5  # training scans; of fewer a range says nothing
 SLACK = 0.5  # of the training range, beyond each of its ends
 CHECKS = {  # the name of a check of preprocessing, and the feature's
@@ -88,7 +89,7 @@ def features_of(
     centres = (BINS[:-1] + BINS[1:]) / 2
     own = histogram(prepared)
     features = {
-        "brain volume, ml": float(prepared.brain.sum()) * voxel_ml,
+        VOLUME: float(prepared.brain.sum()) * voxel_ml,
         "smallest voxel side, mm": float(min(spacing)),
         "largest voxel side, mm": float(max(spacing)),
         "noise": noise(prepared),
@@ -114,6 +115,8 @@ def describe(cases: Sequence[Case]) -> Typical:
     for case in cases:
         checks = case.read_sidecar().get("checks", [])
         for name, value in features_of(load(case), checks, mean).items():
+            if case.is_part and name == VOLUME:
+                continue  # of some slices alone
             found.setdefault(name, []).append(round(value, 6))
     return Typical(features=found, histogram=[round(float(v), 8) for v in mean])
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from models.patchcore import Patchcore
+from pipelines.cohort.cases import count_parts
 from pipelines.cohort.public import Dataset, dataset_of
 from pipelines.detect.run import Run
 from pipelines.pages.headline import plain_sentence
@@ -110,6 +111,9 @@ def _learned(run: Run, data: str, known: Dataset | None) -> str:
     scans = len(history.get("train_scans", []))
     rows = [["cohort", data or "not named"], ["healthy scans to train on", str(scans)]]
     rows.append(["healthy scans to calibrate on", str(len(run.reference.scans))])
+    parts = count_parts(history.get("train_scans", []))
+    if parts:
+        rows.append(["of them to train: slices without lesion of patients' scans", str(parts)])
     for name, text in history.get("people", {}).items():
         rows.append([name, str(text)])
     if known:

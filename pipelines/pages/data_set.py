@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.cohort.cases import count_parts
 from pipelines.pages.model_tables import (
     GROUPS,
     classes_text,
@@ -87,6 +88,7 @@ def made_text(results: Results) -> str:
         ["runs of a model that learns", how],
         ["training scans per run", f"{_span(learned)} of `{summary.trained_on}`"],
         ["operating point", ", ".join(points)],
+        *_parts_row(setups),
         ["machine", ", ".join(sorted({_machine(setup) for setup in setups}))],
     ]
     cost = {
@@ -105,6 +107,14 @@ def made_text(results: Results) -> str:
             f"    {summary.command}",
         ]
     )
+
+
+def _parts_row(setups: Sequence[Setup]) -> list[list[str]]:
+    """How many training scans are parts of patients' scans; no row where none is."""
+    parts = sorted({count_parts(setup.train_scans) for setup in setups})
+    if not any(parts):
+        return []
+    return [["of the training scans slices without lesion of patients", _span(parts)]]
 
 
 def ranking_text(path: Path) -> str:

@@ -11,6 +11,7 @@ from evaluation.figures.curves import froc_figure, roc_and_pr_figure, size_figur
 from evaluation.figures.plots import histogram_figure
 from evaluation.metrics import VoxelHistogram
 from evaluation.protocol import LABELS, columns, pairs
+from pipelines.cohort.cases import count_parts
 from pipelines.detect.run import Run
 from pipelines.pages.headline import headline
 from pipelines.pages.html import Section, page
@@ -69,6 +70,8 @@ GROUPS = {
         "voxel_prevalence",
         "hd95_mean",
         "hd95_undefined",
+        "peak_in_lesion",
+        "peak_mm",
         "healthy_false_positive_ml",
         "healthy_voxel_fpr",
     ),
@@ -161,6 +164,9 @@ def tested_sentences(result: Evaluation) -> str:
     if training.get("train_scans"):
         count = len(training["train_scans"])
         text += f"Trained on {count} healthy scans of {data_name(result)}, "
+        parts = count_parts(training["train_scans"])
+        if parts:
+            text += f"{parts} of them slices without lesion of patients' scans, "
         how = f"validated on {len(training['val_scans'])}; splits are by subject. "
         if training.get("folds"):
             how = f"and calibrated on the same scans in {training['folds']} folds by subject. "

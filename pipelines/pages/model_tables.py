@@ -56,6 +56,8 @@ GROUPS = {
         "lesion_precision": "marked components that are lesions",
         "hd95_mean": "HD95, mm",
         "hd95_undefined": "scans with nothing marked",
+        "peak_in_lesion": "highest voxel in a lesion",
+        "peak_mm": "its distance, mm",
     },
     "Voxels of lesions told apart": {
         "voxel_ap": "voxel AP, pooled",

@@ -141,7 +141,7 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
     splits = run.folder / "splits.tsv"
     if splits.is_file() and _learned_here(cases, learned, splits):
         cases = read_cases(data, splits)
-    cases = [case for case in cases if case.split == "test"]
+    cases = [case for case in cases if case.split == "test" and not case.is_part]
     if not cases:
         raise InputError(f"{table}: no scans in split 'test'.")
     seen = next((case for case in cases if case.digest and case.digest in learned), None)

@@ -17,7 +17,7 @@ OPEN = ConfigDict(extra="allow")  # columns of the user's table have figures of 
 
 
 class ScanRow(TypedDict, total=False):
-    """What one scan measures on its own grid inside its brain; volumes in ml, HD95 in mm.
+    """What one scan measures on its own grid inside its brain; volumes in ml, distances in mm.
 
     Figures of lesions are there where the truth is known; a healthy scan has no Dice.
     """
@@ -37,6 +37,7 @@ class ScanRow(TypedDict, total=False):
     findings: int
     dice: float | None
     hd95: float | None
+    peak_mm: float | None
     voxel_ap: float | None
     voxel_auroc: float | None
     truth_ml: float

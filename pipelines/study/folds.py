@@ -87,12 +87,18 @@ def _check_folds(cases: Sequence[Case], folds: int) -> None:
 def _healthy_splits(
     cases: Sequence[Case], test: set[str], validated: set[str]
 ) -> list[dict[str, str]]:
-    """Splits of a model that learns from healthy scans; abnormal ones of other folds have none."""
+    """Splits of a model that learns from healthy scans; abnormal ones of other folds have none.
+
+    The slices without lesion of a patient's scan train and validate, and are never tested.
+    """
     table: list[dict[str, str]] = []
     for case in cases:
         healthy = case.label == "healthy"
         if case.id in test:
-            table.append({"id": case.id, "split": "test"})
+            if not case.is_part:
+                table.append({"id": case.id, "split": "test"})
+        elif case.gives_part:
+            continue  # its slices without lesion, of the same subject, train or validate
         elif case.id in validated:
             table.append({"id": case.id, "split": "val" if healthy else "tune"})
         elif healthy:
@@ -106,6 +112,8 @@ def _labelled_splits(
     """Splits of a supervised model."""
     table: list[dict[str, str]] = []
     for case in cases:
+        if case.is_part:
+            continue
         split = "train"
         if case.id in validated:
             split = "val"

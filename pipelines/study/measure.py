@@ -67,6 +67,7 @@ def _against_truth(
     figures: dict[str, Any] = {
         "dice": dice(marked, lesions),
         "hd95": lesion_metrics.hausdorff95(marked, lesions, native.spacing),
+        "peak_mm": lesion_metrics.peak_distance_mm(native.map, lesions, native.spacing),
         "voxel_ap": voxels.average_precision(),
         "voxel_auroc": voxels.auroc(),
         "truth_ml": float(lesions.sum()) * _voxel_ml(native),

@@ -168,7 +168,7 @@ def healthy_cases(data: Path, every: bool = False) -> list[Case]:
 
     InputError where there is none.
     """
-    cases = [case for case in read_cases(data) if case.label != "abnormal"]
+    cases = [case for case in read_cases(data) if case.label != "abnormal" and not case.is_part]
     if not every:
         cases = [case for case in cases if case.split == "test"]
     if not cases:

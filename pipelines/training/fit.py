@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
 
     trained = 0.0
     if model.stages:
+        model.prepare(plain_batches(config, material, datasets))
         trained = fit(model, config, datasets.training, datasets.checking, fabric, run_dir)
     started = time.perf_counter()  # epochs have their own clock: those before a kill count too
     combined = model
@@ -260,15 +261,22 @@ def learned_digests(material: Material) -> list[str]:
     return sorted({case.digest for case in cases if case.digest})
 
 
+def plain_batches(
+    config: RunConfig, material: Material, datasets: Datasets
+) -> Iterator[dict[str, Tensor]]:
+    """The training slices that the model sees, in order and not augmented."""
+    ids = {case.id for case in material.train} - material.reference
+    plain = SliceDataset(datasets.store, ids, config.image_size, **datasets.shape)
+    return Batches(plain, config.loop, shuffle=False, stream=0).epoch(0)
+
+
 def fit_closed_form(
     model: AnomalyModel, config: RunConfig, material: Material, datasets: Datasets
 ) -> None:
     """What a model fits without gradients, on training slices."""
     model.eval()
-    ids = {case.id for case in material.train} - material.reference
-    plain = SliceDataset(datasets.store, ids, config.image_size, **datasets.shape)
     try:
-        model.fit_reference(Batches(plain, config.loop, shuffle=False, stream=0).epoch(0))
+        model.fit_reference(plain_batches(config, material, datasets))
     except ValueError as error:  # too few slices for what the config asks
         raise ConfigError(f"model of {config.name}: {error}") from None
 

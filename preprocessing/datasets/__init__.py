@@ -5,4 +5,4 @@ refer to are written below `out`. Where a set names no splits, healthy subjects 
 seed, and the rest is test.
 """
 
-ADAPTERS = ("ct_ich", "ds002748", "ds011", "open_ms", "soop_flair_axial")
+ADAPTERS = ("ct_ich", "ds002748", "ds011", "lgg_flair", "open_ms", "soop_flair_axial")

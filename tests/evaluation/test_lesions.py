@@ -13,6 +13,7 @@ from evaluation.lesions import (
     hausdorff95,
     lesions_of,
     match,
+    peak_distance_mm,
     precision,
     precision_by_size,
 )
@@ -303,3 +304,16 @@ def test_froc_and_precision_of_nothing():
         froc([], [], n_scans=0)
     assert np.isnan(precision([]))
     assert precision([{"true": True}, {"true": False}, {"true": True}]) == pytest.approx(2 / 3)
+
+
+def test_the_peak_of_a_map_is_measured_to_the_nearest_lesion_voxel():
+    truth = box(slice(2, 4), slice(3, 5), slice(2, 3)) > 0
+    values = np.zeros(SHAPE)
+    values[3, 4, 2] = 1
+    assert peak_distance_mm(values, truth, SPACING) == 0
+    values[9, 4, 2] = 2  # six voxels of 0.5 mm from the lesion's last row
+    assert peak_distance_mm(values, truth, SPACING) == pytest.approx(3.0)
+    values[9, 8, 5] = 3
+    assert peak_distance_mm(values, truth, SPACING) == pytest.approx(np.sqrt(3**2 + 4**2 + 9**2))
+    assert np.isnan(peak_distance_mm(values, truth & False, SPACING))
+    assert np.isnan(peak_distance_mm(values * 0, truth, SPACING))

@@ -56,6 +56,19 @@ def test_dice_is_averaged_over_scans_with_lesions_and_pooled_over_their_voxels()
     )
 
 
+def test_peaks_are_counted_over_scans_with_a_lesion():
+    scans = [
+        lesion("a", 0.9, 0.5, 50, 100, 100, peak_mm=0.0),
+        lesion("b", 0.8, 0.1, 1, 10, 10, peak_mm=30.0),
+        lesion("c", 0.8, 0.1, 1, 10, 10, peak_mm=5.0),
+        lesion("d", 0.1, 0.0, 0, 0, 30, peak_mm=None),
+    ]
+    figures = summary(scans)
+    assert figures["peak_in_lesion"] == pytest.approx(1 / 3) and figures["peak_mm"] == 5
+    before = summary([lesion("a", 0.9, 0.5, 50, 100, 100)])
+    assert np.isnan(before["peak_in_lesion"]) and np.isnan(before["peak_mm"])
+
+
 def test_an_empty_truth_never_scores():
     only = [
         scan("h", "healthy", 0.2, truth_voxels=0, dice=None, mask_voxels=0),

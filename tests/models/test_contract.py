@@ -84,6 +84,7 @@ def train(model, dims=2, steps=150, batch=None):
     batch = batch or cohort(dims=dims)
     first = {}
     last = {}
+    model.prepare([batch])
     steps = min(steps, 40) if model.supervised else steps  # what it finds is not asked of it here
     for stage in model.stages:
         updates = model.updates(stage)

@@ -17,9 +17,9 @@ from models.parts.corruptions import (
     CORRUPTIONS,
     VISIBLE,
     _regions,
-    _solve_poisson,
     corrupt,
     foreign_patch,
+    solve_poisson,
 )
 from models.parts.losses import uncertain_error, weighted_error
 from models.parts.pretext import coarse_noise
@@ -302,7 +302,7 @@ def test_the_poisson_solution_is_that_of_a_sparse_solver():
     mask[:, :, 6:58, 5:50] = 1
     inside = _regions(mask, torch.arange(6), True)[0] > 0
     right = 0.2 * torch.randn(6, 2, 64, 56)
-    got = _solve_poisson(right, inside).numpy()
+    got = solve_poisson(right, inside).numpy()
     for i in range(6):
         pixels = inside[i, 0].nonzero().tolist()
         number = {tuple(p): k for k, p in enumerate(pixels)}

@@ -4,7 +4,15 @@ from importlib import import_module
 
 import pytest
 
-from preprocessing.datasets import ADAPTERS, ct_ich, ds002748, ds011, open_ms, soop_flair_axial
+from preprocessing.datasets import (
+    ADAPTERS,
+    ct_ich,
+    ds002748,
+    ds011,
+    lgg_flair,
+    open_ms,
+    soop_flair_axial,
+)
 from preprocessing.files import read_table
 from preprocessing.scans import Scan
 from preprocessing.splits import check_leaks
@@ -102,6 +110,16 @@ def test_open_ms_is_one_patient_with_a_lesion_mask(tmp_path):
     assert (scan.split, scan.label, scan.pathology) == ("test", "abnormal", "multiple sclerosis")
     assert scan.image == tmp_path / "sub-19" / "sub-19_space-MNI_T1.nii.gz"
     assert scan.mask == tmp_path / "sub-19" / "sub-19_space-MNI_lesion.nii.gz"
+
+
+def test_lgg_patients_give_their_slices_without_tumour(tmp_path):
+    names = [f"sub-cs{i}" for i in range(10)]
+    (tmp_path / "subjects.csv").write_text("subject,slices\n" + "".join(f"{n},20\n" for n in names))
+    scans = lgg_flair.scans(tmp_path, tmp_path / "out")
+    check_leaks(scans)
+    assert all(s.label == "abnormal" and s.gives_slices and s.margin_mm == 10 for s in scans)
+    assert [count(scans, split=s) for s in ("train", "val", "test")] == [6, 2, 2]
+    assert scans[3].mask == tmp_path / "sub-cs3" / "sub-cs3_lesion.nii.gz"
 
 
 def test_soop_leaves_small_lesions_out(tmp_path):
