@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 from scipy.ndimage import binary_erosion
 
 from app import opinions, pages
@@ -67,13 +67,21 @@ def can_make_pdf() -> bool:
         import weasyprint  # noqa: F401
     except (ImportError, OSError):
         return False
+    _refuse_cut_pictures()
     return True
+
+
+def _refuse_cut_pictures() -> None:
+    """Undo what importing WeasyPrint sets for the whole process: a cut picture passes for whole."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def laid_out(html: str) -> Any:
     """A page on paper (weasyprint.Document). It holds its pictures: no address is asked for."""
     from weasyprint import CSS, HTML
     from weasyprint.urls import URLFetcher
+
+    _refuse_cut_pictures()
 
     fetcher = URLFetcher(allowed_protocols=["data"])
     document = HTML(string=html, url_fetcher=fetcher)

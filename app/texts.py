@@ -5,6 +5,10 @@ A key is the English text. Sentences of norma itself (flags, promises, reasons) 
 
 from __future__ import annotations
 
+import re
+
+PLACE = re.compile(r"(\S+) (.+), (\d+) (mm deep)")
+
 LANGUAGES = {"en": "English", "de": "Deutsch", "fr": "Français"}
 
 # English: (German, French)
@@ -177,12 +181,15 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "left": ("links", "gauche"),
     "right": ("rechts", "droite"),
     "midline": ("Mittellinie", "ligne médiane"),
-    "front": ("vorn", "avant"),
-    "middle": ("Mitte", "milieu"),
-    "back": ("hinten", "arrière"),
-    "top": ("oben", "haut"),
-    "mid-height": ("halbe Höhe", "mi-hauteur"),
-    "base": ("Basis", "base"),
+    "frontal lobe": ("Frontallappen", "lobe frontal"),
+    "parietal lobe": ("Parietallappen", "lobe pariétal"),
+    "temporal lobe": ("Temporallappen", "lobe temporal"),
+    "occipital lobe": ("Okzipitallappen", "lobe occipital"),
+    "insula": ("Insel", "insula"),
+    "deep brain": ("tiefe Kerne", "noyaux profonds"),
+    "brainstem": ("Hirnstamm", "tronc cérébral"),
+    "cerebellum": ("Kleinhirn", "cervelet"),
+    "mm deep": ("mm tief", "mm de profondeur"),
     # map and marks
     "Map and marks": ("Karte und Markierungen", "Carte et marques"),
     "shown": ("sichtbar", "affichées"),
@@ -293,8 +300,12 @@ def translate(text: str, language: str = "en") -> str:
 
 
 def place(text: str, language: str) -> str:
-    """The place of a component in words, such as "left, front, top", word by word."""
-    return ", ".join(translate(word, language) for word in text.split(", "))
+    """The place of a component in words, such as "left frontal lobe, 12 mm deep"."""
+    found = PLACE.fullmatch(text)
+    if language == "en" or not found:
+        return text
+    side, lobe, depth, deep = (translate(part, language) for part in found.groups())
+    return f"{lobe}, {side}, {depth} {deep}"
 
 
 def catalogue(language: str) -> dict[str, str]:

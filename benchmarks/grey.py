@@ -15,9 +15,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-import norma
+from pipelines.detect.ready import run_folder
+from pipelines.detect.run import Run, load_run
 from preprocessing.files import write_json
 from preprocessing.images import read_image
+from preprocessing.tables import read_scans
 
 
 def changes(data: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -30,12 +32,12 @@ def changes(data: np.ndarray) -> dict[str, tuple[float, float]]:
     }
 
 
-def measured(path: Path, run: str) -> Iterator[dict[str, Any]]:
+def measured(path: Path, run: Run) -> Iterator[dict[str, Any]]:
     """A row for each change of a scan: ml that are marked, before and after."""
     native = read_image(path)
     data = np.asarray(native.dataobj)
     voxel_ml = abs(float(np.linalg.det(native.affine[:3, :3]))) / 1000
-    own = norma.detect(path, run=run)
+    own = run.detect(read_scans(path, run.recipe.name)[0])
     marked_own = np.asarray(own.mask.dataobj) > 0
     ml = float(marked_own.sum()) * voxel_ml
     for name, (slope, intercept) in changes(data).items():
@@ -43,7 +45,7 @@ def measured(path: Path, run: str) -> Iterator[dict[str, Any]]:
             changed = Path(folder) / "changed.nii"
             values = (data.astype(np.float64) * slope + intercept).astype(np.float32)
             nib.save(nib.Nifti1Image(values, native.affine), changed)
-            found = norma.detect(changed, run=run)
+            found = run.detect(read_scans(changed, run.recipe.name)[0])
         marked = np.asarray(found.mask.dataobj) > 0
         after = float(marked.sum()) * voxel_ml
         yield {
@@ -62,10 +64,11 @@ def main() -> None:
     parser.add_argument("--scans", required=True, nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the results")
     arguments = parser.parse_args()
+    run = load_run(run_folder(arguments.run), "cpu")
     logging.disable(logging.WARNING)
     rows = []
     for path in arguments.scans:
-        for row in measured(path, arguments.run):
+        for row in measured(path, run):
             print(row, flush=True)
             rows.append(row)
             write_json(arguments.out, {"run": arguments.run, "scans": rows})

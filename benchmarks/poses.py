@@ -26,7 +26,7 @@ from preprocessing.files import read_json, write_json
 from preprocessing.images import HALF, Grid
 from preprocessing.orientation import degrees_between, over_other_poses
 from preprocessing.prepare import registration_view, strip
-from preprocessing.recipe import Recipe
+from preprocessing.recipe import Limits, Recipe
 from preprocessing.register import fit, load_atlas
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import Scan, ScanError
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def write(out: Path, rows: list[Row]) -> None:
-    write_json(out, {"limit": quality.OVER_OTHERS, "modalities": summary(rows), "scans": rows})
+    write_json(out, {"limit": Limits().min_pose_ratio, "modalities": summary(rows), "scans": rows})
 
 
 def listed(data: Path, scans: int) -> Iterator[tuple[str, str, Path]]:
@@ -149,14 +149,8 @@ def fitted(head: Head, recipe: Recipe) -> tuple[np.ndarray, Row]:
         "likeness": likeness,
         "over_others": over_others,
     }
-    limits = recipe.limits
     checks = quality.registration_checks(
-        numbers["rigid"],
-        numbers["affine"],
-        likeness,
-        over_others,
-        limits.min_overlap,
-        limits.min_information,
+        numbers["rigid"], numbers["affine"], likeness, over_others, recipe.limits
     )
     rounded = {name: round(value, 4) for name, value in numbers.items()}
     refused = [name for name, c in zip(numbers, checks, strict=True) if not c.passed]

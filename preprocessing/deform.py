@@ -111,6 +111,7 @@ def _syn(fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray, seed: int) -
                 total_sigma=0,
             )
             warp = next(p for p in map(Path, done["fwdtransforms"]) if p.suffix == ".gz")
-            return ants.image_read(str(warp)).numpy() * np.array([-1, -1, 1], np.float32)
+            lps = np.asarray(nib.Nifti1Image.from_filename(warp).dataobj, np.float32)[:, :, :, 0]
+            return lps * np.array([-1, -1, 1], np.float32)
         except (RuntimeError, KeyError, StopIteration, ValueError) as error:
             raise ScanError(f"deformable registration to the atlas failed ({error}).") from None

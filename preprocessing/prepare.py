@@ -321,8 +321,7 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
             affine_dice,
             information,
             orientation.over_other_poses(shown, first.brain, here, atlas, affine_fit),
-            recipe.limits.min_overlap,
-            recipe.limits.min_information,
+            recipe.limits,
         ),
     ]
     if isinstance(scan_from_atlas, Warp):

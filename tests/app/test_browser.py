@@ -303,7 +303,13 @@ def test_the_report_is_shown_and_printed(study, context):
     assert page.locator("figure img").count() == 4
     assert all(page.locator("img").evaluate_all("all => all.map((one) => one.naturalWidth > 100)"))
     text = page.inner_text("main")
-    for said in ("not for diagnosis", "left, middle, top", "left one is real", "noise 0.02", "9"):
+    for said in (
+        "not for diagnosis",
+        "left frontal lobe, 12 mm deep",
+        "left one is real",
+        "noise 0.02",
+        "9",
+    ):
         assert said in text
     page.evaluate("window.print = () => { document.title = 'printed'; }")
     page.click("#print")

@@ -40,7 +40,13 @@ def test_the_report_says_all_that_it_should(scored):
     marked = head_mask().sum() * abs(np.linalg.det(AFFINE)) / 1000
     for said in (
         "Research software, not a medical device; not for diagnosis.",
-        *("Bed 7", "CT", "left, middle, top", "right, back, base", "dddddddddddd"),
+        *(
+            "Bed 7",
+            "CT",
+            "left frontal lobe, 12 mm deep",
+            "right cerebellum, 3 mm deep",
+            "dddddddddddd",
+        ),
         *("noise 0.02 is unlike the training scans", "5 healthy scans", "100", f"{marked:.1f} ml"),
         *("Threshold", "At most one in 10 healthy scans shows any finding.", "Signature"),
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 import norma
 from app import opinions, texts
 from app.store import ROLES, STATES
-from pipelines.detect.report import place_of
+from pipelines.detect.places import NAMES, place_of
 
 APP = Path(texts.__file__).parent
 ASKED = re.compile(r"""\bt\(\s*"((?:[^"\\]|\\.)+)"\s*\)""")
@@ -18,7 +18,10 @@ def asked_texts() -> set[str]:
     for values in opinions.VALUES.values():
         found.update(values)
     for x in (-50, 0, 50):
-        found.update(place_of((x, x, x)).split(", "))
+        for lobe in NAMES:
+            side, _, rest = place_of(lobe, (x, 0, 0), 12.0).partition(" ")
+            assert rest == f"{lobe}, 12 mm deep"
+            found |= {side, lobe, "mm deep"}
     for path in [*APP.glob("templates/*.html"), *APP.glob("static/*.js")]:
         found.update(ASKED.findall(path.read_text()))
     return found
@@ -39,4 +42,6 @@ def test_every_text_is_in_every_language():
     assert texts.translate("Threshold", "fr") == "Seuil"
     assert texts.translate("Threshold", "en") == "Threshold"
     assert texts.translate("never seen", "de") == "never seen"
-    assert texts.place("left, back, top", "fr") == "gauche, arrière, haut"
+    deep = "left temporal lobe, 12 mm deep"
+    assert texts.place(deep, "fr") == "lobe temporal, gauche, 12 mm de profondeur"
+    assert texts.place(deep, "en") == deep

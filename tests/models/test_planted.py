@@ -170,7 +170,9 @@ def test_a_blur_and_a_foreign_patch_against_their_definitions():
 
 def test_half_of_the_samples_stay_healthy_and_each_follows_its_own_seed():
     batch = batch_of(200, 0.02)
-    image, mask, seeds = batch["image"], batch["mask"], batch["seed"]
+    image = batch["image"]
+    mask = batch["mask"]
+    seeds = batch["seed"]
     looks = list(LOOKS)
     new, lesions = plant_batch(image, mask, seeds, looks, 0.5, 5.0)
     ill = lesions.flatten(1).any(1)

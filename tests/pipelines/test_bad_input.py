@@ -406,7 +406,7 @@ def test_a_leak_stops_the_batch_before_any_work(command, brain_t1, tmp_path):
         ),
         (
             ("train", "--model", "vae_cr", "--preset", "tiny"),
-            r"unknown PRESET 'tiny'; known: ct, flair, fundus, gpu, picture, small, t1",
+            r"unknown PRESET 'tiny'; known: ct, ct_small, flair, fundus, gpu, picture, small, t1",
         ),
         (
             ("train", "--model", "vae_cr"),

@@ -156,10 +156,7 @@ def test_the_known_motion_between_the_sequences_is_undone_within_1_mm(pairs, dat
         world = np.array(side["world"])
         other = np.array(side["further"][0]["world"])
         mask = nib.load(data / row["brain"])
-        points = np.c_[
-            np.argwhere(mask.get_fdata() > 0)[::997],
-            np.zeros(1 + (mask.get_fdata() > 0).sum() // 997)[:, None],
-        ][:, :3]
+        points = np.argwhere(mask.get_fdata() > 0)[::997]
         points = np.c_[points, np.ones(len(points))] @ mask.affine.T
         motion = pairs[1][row["subject"]]
         want, got = (points @ (m @ world).T for m in (motion, np.eye(4)))

@@ -101,6 +101,7 @@ def test_a_scan_gives_its_slices_without_lesion(brain_t1, tmp_path):
     nib.save(nib.Nifti1Image(lesions, image.affine), mask)
     scan = patient("sub-01", image=brain_t1, mask=mask, split="train")
     out = tmp_path / "data"
+    out.mkdir()
     recipe = load_recipe("t1", QUICK)
     given = Input(brain_t1, [scan], {}, [])
     assert [failure for _, failure in preprocess_cohort(given, recipe, out)] == [None]
