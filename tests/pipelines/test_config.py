@@ -76,7 +76,8 @@ def test_unknown_keys_are_refused_with_the_nearest_spelling(override, message):
 def test_unknown_recipe_key_and_every_problem_at_once():
     with refused(
         r".*t1\.yaml: unknown key 'limits\.min_overlp'; "
-        r"known: brain_ml, min_overlap, min_information, min_pose_ratio, max_gb; did you mean 'min_overlap'\?"
+        r"known: brain_ml, min_overlap, min_information, min_pose_ratio, max_gb; "
+        r"did you mean 'min_overlap'\?"
     ):
         load_recipe("t1", ["limits.min_overlp=0.5"])
     with pytest.raises(ConfigError) as found:
