@@ -14,14 +14,21 @@ from preprocessing.scans import NOTICE, InputError
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.batch import detect_all, existing_source, listed, loaded_run, make_job
     from pipelines.detect.ready import ready_run, run_folder
-    from pipelines.export.bids import WORK, group_table, of_people, write_dataset, write_scan
+    from pipelines.export.bids import (
+        WORK,
+        group_table,
+        of_people,
+        remove_scan,
+        write_dataset,
+        write_scan,
+    )
 
     source = existing_source(arguments.bids_dir)
     out = cli.writable_folder(arguments.output_dir)
     if arguments.level == "group":
-        reports = group_table(out)
-        print(f"{out / 'scores.tsv'}: {len(reports)} scans. {NOTICE}")
-        return cli.OK if reports else cli.NOTHING_DONE
+        reports, damaged = group_table(out)
+        print(f"{out / 'scores.tsv'}: {len(reports)} scans, {damaged} left out. {NOTICE}")
+        return cli.exit_code(damaged, len(reports) + damaged)
 
     if not arguments.skip_bids_validation:
         validate(source)
@@ -35,8 +42,11 @@ def main(arguments: argparse.Namespace) -> int:
         chosen = of_people(scans, arguments.participant_label, arguments.session_label)
         reports = detect_all(chosen, lost, job, workers=arguments.n_cpus)
     scored = [report for report in reports if report.scored]
-    for report in scored:
-        write_scan(report, work, source, out)
+    for report in reports:
+        if report.scored:
+            write_scan(report, work, out)
+        elif report.id not in lost:
+            remove_scan(report, out)
     failed = len(reports) - len(scored)
     print(f"{out}: {len(scored)} scans scored, {failed} not scored. {NOTICE}")
     return cli.exit_code(failed, len(reports))

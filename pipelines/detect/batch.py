@@ -293,10 +293,18 @@ def read_report(out: Path, scan_id: str) -> Report | None:
     if not path.is_file():
         return None
     try:
+        return parse_report(path)
+    except InputError as error:
+        log.warning("%s the scan is scored again.", error)
+        return None
+
+
+def parse_report(path: Path) -> Report:
+    """The report in a file; InputError for one that is damaged."""
+    try:
         return Report(**read_json(path))
     except (InputError, TypeError, ValidationError):
-        log.warning("%s: a damaged report; the scan is scored again.", path)
-        return None
+        raise InputError(f"{path}: a damaged report;") from None
 
 
 def all_reports(out: Path) -> list[Report]:

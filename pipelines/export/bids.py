@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.detect.batch import parse_report
 from pipelines.detect.report import COLUMNS, Report
 from pipelines.versions import __version__
-from preprocessing.files import atomic, read_json, write_atomic, write_json, write_table
+from preprocessing.files import atomic, write_atomic, write_json, write_table
 from preprocessing.scans import InputError, Scan
+
+log = logging.getLogger("norma")
 
 BIDS_VERSION = "1.10.0"
 WORK = "work"  # below OUT, where the user names no other folder
@@ -66,7 +70,7 @@ def write_dataset(source: Path, out: Path) -> None:
     write_atomic(out / "README", text)
 
 
-def write_scan(report: Report, work: Path, source: Path, out: Path) -> None:
+def write_scan(report: Report, work: Path, out: Path) -> None:
     """Mask, map and report of one scored scan, and what describes them."""
     image = Path(report.image)
     base = _base(image, out)
@@ -91,13 +95,25 @@ def write_scan(report: Report, work: Path, source: Path, out: Path) -> None:
     write_json(Path(f"{base}_map.json"), sidecar)
 
 
-def group_table(out: Path) -> list[Report]:
-    """scores.tsv of every report in a derivative dataset; the reports."""
+def remove_scan(report: Report, out: Path) -> None:
+    """Remove what an earlier command made of a scan that is not scored now."""
+    base = _base(Path(report.image), out)
+    for ending in ("mask.nii.gz", "mask.json", "map.nii.gz", "map.json", "report.json"):
+        Path(f"{base}_{ending}").unlink(missing_ok=True)
+
+
+def group_table(out: Path) -> tuple[list[Report], int]:
+    """scores.tsv of every report in a derivative dataset: the reports, and how many are damaged."""
     reports = []
+    damaged = 0
     for path in sorted(out.glob("sub-*/**/*_report.json")):
-        reports.append(Report(**read_json(path)))
+        try:
+            reports.append(parse_report(path))
+        except InputError as error:
+            log.warning("%s it is left out; score the scan again.", error)
+            damaged += 1
     write_table(out / "scores.tsv", [report.row() for report in reports], COLUMNS)
-    return reports
+    return reports, damaged
 
 
 def _base(image: Path, out: Path) -> Path:

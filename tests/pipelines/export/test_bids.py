@@ -73,6 +73,17 @@ def test_a_dataset_becomes_derivatives(dataset, tiny_run, command, quick_prepare
     rows = read_table(out / "scores.tsv")
     assert [row["id"] for row in rows] == ["sub-01", "sub-02_ses-a"]
 
+    Path(f"{base}_report.json").write_text("[1]")
+    done = command("bids_app", dataset, out, "group")
+    assert done.code == 1
+    assert "a damaged report; it is left out" in done.err
+    assert [row["id"] for row in read_table(out / "scores.tsv")] == ["sub-01"]
+
+    scan_file = dataset / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    scan_file.write_bytes(b"nothing")  # what was made of it before must not pass for its mask
+    assert command("bids_app", dataset, out, "participant", *options).code == 1
+    assert not list((out / "sub-01").rglob("*.*"))
+
 
 @pytest.mark.parametrize(
     ("options", "scored"),
