@@ -20,7 +20,7 @@ from app import intake, opinions, runs, studies, users
 from app.opinions import NewOpinion, OpinionOut
 from app.security import Reader, Visitor
 from app.store import Opinion, Result, Study
-from app.uploads import Form, read_form
+from app.uploads import Form, described, sent_form
 
 router = APIRouter(prefix="/api")
 
@@ -31,44 +31,25 @@ FileName = Literal["map.nii.gz", "mask.nii.gz", "reconstruction.nii.gz", "refere
 # of an upload whose files all had this outcome; 201 where something new came in
 STATUS_OF = {frozenset({"refused"}): 422, frozenset({"known"}): 200}
 
-MULTIPART = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "modality": {"type": "string"},
-                        "run": {"type": "string"},
-                        "label": {"type": "string"},
-                    },
-                }
-            }
-        },
-    }
-}
-CORRECTION = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "comment": {"type": "string"},
-                        "threshold": {"type": "number"},
-                        "seconds": {"type": "number"},
-                    },
-                }
-            }
-        },
-    }
-}
+BINARY = {"type": "string", "format": "binary"}
+MULTIPART = described(
+    {
+        "file": {"type": "array", "items": BINARY},
+        "modality": {"type": "string"},
+        "run": {"type": "string"},
+        "label": {"type": "string"},
+    },
+    required=["file"],
+)
+CORRECTION = described(
+    {
+        "file": BINARY,
+        "comment": {"type": "string"},
+        "threshold": {"type": "number"},
+        "seconds": {"type": "number"},
+    },
+    required=["file"],
+)
 
 
 class StudyOut(BaseModel):
@@ -169,15 +150,11 @@ async def upload(request: Request, response: Response, visitor: Reader) -> list[
     The status is 201 where something new came in, 200 where all was known, 422 where all is
     refused.
     """
-    settings = request.app.state.settings
-    form = await read_form(request, settings.data / "incoming", settings.max_upload)
-    try:
+    async with sent_form(request) as form:
         if not form.files:
             raise HTTPException(422, "Send at least one file, in the field 'file'.")
         async with intake_slot(request):
             arrived = await run_in_threadpool(take_in, request, visitor, form)
-    finally:
-        form.remove()
     response.status_code = STATUS_OF.get(frozenset(one.status for one in arrived), 201)
     return arrived
 
@@ -369,15 +346,11 @@ def add_opinion(
 @router.post("/studies/{study_id}/corrections", status_code=201, openapi_extra=CORRECTION)
 async def add_correction(request: Request, visitor: Reader, study_id: StudyId) -> OpinionOut:
     """Give a drawn mask: a NIfTI in the field `file`, on the grid of the scan."""
-    settings = request.app.state.settings
-    form = await read_form(request, settings.data / "incoming", settings.max_upload)
-    try:
+    async with sent_form(request) as form:
         if len(form.files) != 1:
             raise HTTPException(422, "Send one file, in the field 'file'.")
         async with intake_slot(request):
             return await run_in_threadpool(_correct, request, visitor, study_id, form)
-    finally:
-        form.remove()
 
 
 def _correct(request: Request, visitor: Visitor, study_id: str, form: Form) -> OpinionOut:
@@ -437,5 +410,5 @@ def result_file(
     """A file of a result: map, mask, reconstruction, or the scores of healthy scans."""
     with database(request) as session:
         found = result_or_404(session, study_or_404(session, study_id), result)
-    path = request.app.state.settings.data / "results" / found.id / name
+    path = studies.result_folder(request.app.state.settings.data, found.id) / name
     return send(path, f"{study_id}_{name.partition('.')[0]}")

@@ -33,7 +33,7 @@ from app.api import log
 from app.detect import save
 from app.security import Reviewer
 from app.store import Opinion, Result, Study, User
-from app.studies import scan_path
+from app.studies import result_folder, scan_path
 
 router = APIRouter(prefix="/api/export")
 
@@ -152,7 +152,7 @@ def _write_scan(said: Said, truth: Truth, data: Path, out: Path) -> str | int | 
 
 def _like(marked: np.ndarray, said: Said, data: Path) -> nib.Nifti1Image:
     """A mask with the header of the study's own mask."""
-    image = nib.Nifti1Image.from_filename(data / "results" / said.result.id / "mask.nii.gz")
+    image = nib.Nifti1Image.from_filename(result_folder(data, said.result.id) / "mask.nii.gz")
     return nib.Nifti1Image(marked.astype(np.uint8), image.affine, image.header)
 
 
@@ -213,7 +213,7 @@ def deciding(opinions: Sequence[tuple[Opinion, User]]) -> User:
 
 def component_labels(said: Said, data: Path) -> np.ndarray:
     """The mask with its components numbered as in the report, from 1; others have -1."""
-    path = data / "results" / said.result.id / "mask.nii.gz"
+    path = result_folder(data, said.result.id) / "mask.nii.gz"
     marked = np.asarray(nib.Nifti1Image.from_filename(path).dataobj) > 0
     pieces, _ = ndimage.label(marked, np.ones((3, 3, 3)))  # 26-connected, as in the report
     labels = np.where(marked, -1, 0)

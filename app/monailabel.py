@@ -17,10 +17,10 @@ from fastapi.concurrency import run_in_threadpool
 
 import norma
 from app import intake, runs, studies
-from app.api import GZIP, database, intake_slot, log, result_or_404, study_or_404
+from app.api import BINARY, GZIP, database, intake_slot, log, result_or_404, study_or_404
 from app.security import Reader, Visitor
 from app.store import Study
-from app.uploads import Form, read_form
+from app.uploads import Form, described, sent_form
 
 router = APIRouter(tags=["MONAI Label"])
 
@@ -28,21 +28,7 @@ LABELS = {"anomaly": 1}
 PATIENCE = 900.0  # seconds that a client waits for a mask
 LOOK = 0.5  # seconds between two looks at the study
 
-FORM = {
-    "requestBody": {
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "params": {"type": "string"},
-                        "file": {"type": "string", "format": "binary"},
-                    },
-                }
-            }
-        }
-    }
-}
+FORM = described({"params": {"type": "string"}, "file": BINARY}, needed=False)
 
 
 @router.get("/info/")
@@ -102,15 +88,11 @@ async def _sent(request: Request, visitor: Visitor) -> str:
     """The study of the file that was sent along; 422 without one."""
     if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
         raise HTTPException(422, "Name an image by its id, or send a file.")
-    settings = request.app.state.settings
-    form = await read_form(request, settings.data / "incoming", settings.max_upload)
-    try:
+    async with sent_form(request) as form:
         if len(form.files) != 1:
             raise HTTPException(422, "Name an image by its id, or send one file.")
         async with intake_slot(request):
             return await run_in_threadpool(_taken, request, visitor, form)
-    finally:
-        form.remove()
 
 
 def _taken(request: Request, visitor: Visitor, form: Form) -> str:
@@ -166,7 +148,7 @@ def _answer(request: Request, study: Study, output: str) -> Response:
     params = {"label_names": LABELS, "image": study.id, "report": json.loads(result.report)}
     if output == "json":
         return Response(json.dumps(params), media_type="application/json")
-    path = request.app.state.settings.data / "results" / result.id / "mask.nii.gz"
+    path = studies.result_folder(request.app.state.settings.data, result.id) / "mask.nii.gz"
     mask = path.read_bytes()
     name = f"{study.id}_mask.nii.gz"
     if output == "image":

@@ -30,6 +30,8 @@ from app.store import ROLES, STATES, Audit, Login, Result, Study, Token, User
 router = APIRouter(include_in_schema=False)
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 
+Report = dict[str, Any]  # as norma writes it
+
 SHOWN = 200  # lines of the audit log on a page
 
 
@@ -150,30 +152,31 @@ def study_page(request: Request, visitor: Reader, study_id: StudyId) -> HTMLResp
         result = session.get(Result, study.result_id) if study.result_id else None
         said = opinions.history(session, study_id, visitor)
         newer, older = studies.neighbours(session, study)
+    report = json.loads(result.report) if result else None
     return page(
         request,
         "study.html",
         visitor,
         study=study,
         result=result,
-        report=json.loads(result.report) if result else None,
-        data=viewer_data(study, result, visitor, request.app.state.settings.data),
+        report=report,
+        data=viewer_data(study, result, report, visitor, request.app.state.settings.data),
         opinions=said,
         runs=runs.runs_of(request.app.state.settings).values(),
         newer=newer,
         older=older,
-        peaks_rule=cuts_by_peak(result),
+        peaks_rule=cuts_by_peak(report),
     )
 
 
-def cuts_by_peak(result: Result | None) -> bool:
+def cuts_by_peak(report: Report | None) -> bool:
     """Whether the rule for components looks at their peaks, as far as a report shows it."""
-    found = json.loads(result.report).get("components", []) if result else []
+    found = report.get("components", []) if report else []
     return all(one.get("strength") in (None, one["peak"]) for one in found)
 
 
 def viewer_data(
-    study: Study, result: Result | None, visitor: Visitor, data: Path
+    study: Study, result: Result | None, report: Report | None, visitor: Visitor, data: Path
 ) -> dict[str, Any]:
     """What the viewer's JSON block holds; an address is None where there is no such file."""
     root = f"/api/studies/{study.id}"
@@ -188,7 +191,7 @@ def viewer_data(
         "report": None,
     }
     if result:
-        there = {path.name for path in (data / "results" / result.id).glob("*")}
+        there = {path.name for path in studies.result_folder(data, result.id).glob("*")}
         files = {
             "map": "map.nii.gz",
             "mask": "mask.nii.gz",
@@ -199,7 +202,7 @@ def viewer_data(
         urls["report"] = f"{root}/report.json"
     return {
         "study": StudyOut.model_validate(study).model_dump(mode="json"),
-        "report": json.loads(result.report) if result else None,
+        "report": report,
         "run_digest": result.run_digest if result else None,
         "urls": urls,
         "csrf": visitor.csrf,

@@ -20,7 +20,7 @@ from app import opinions, pages
 from app.api import StudyId, database, study_or_404
 from app.security import Reader, Visitor
 from app.store import Result, Study
-from app.studies import scan_path
+from app.studies import result_folder, scan_path
 
 router = APIRouter(include_in_schema=False)
 
@@ -64,28 +64,26 @@ def report_pdf(request: Request, visitor: Reader, study_id: StudyId) -> Response
 def can_make_pdf() -> bool:
     """Whether WeasyPrint finds the libraries of the system that it draws with."""
     try:
-        import weasyprint  # noqa: F401
+        _weasyprint()
     except (ImportError, OSError):
         return False
-    _refuse_cut_pictures()
     return True
 
 
-def _refuse_cut_pictures() -> None:
-    """Undo what importing WeasyPrint sets for the whole process: a cut picture passes for whole."""
+def _weasyprint() -> Any:
+    """The package, without what its import sets for the whole process: that cut pictures pass."""
+    import weasyprint.urls
+
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    return weasyprint
 
 
 def laid_out(html: str) -> Any:
     """A page on paper (weasyprint.Document). It holds its pictures: no address is asked for."""
-    from weasyprint import CSS, HTML
-    from weasyprint.urls import URLFetcher
-
-    _refuse_cut_pictures()
-
-    fetcher = URLFetcher(allowed_protocols=["data"])
-    document = HTML(string=html, url_fetcher=fetcher)
-    return document.render(stylesheets=[CSS(filename=str(STYLE))])
+    weasyprint = _weasyprint()
+    fetcher = weasyprint.urls.URLFetcher(allowed_protocols=["data"])
+    document = weasyprint.HTML(string=html, url_fetcher=fetcher)
+    return document.render(stylesheets=[weasyprint.CSS(filename=str(STYLE))])
 
 
 def _page(request: Request, visitor: Visitor, study_id: str, is_pdf: bool) -> HTMLResponse:
@@ -122,7 +120,7 @@ def pictures(data: Path, study: Study, result: Result, report: dict[str, Any]) -
     spots = [(one["peak_voxel"], one["peak_mm"], one["place"]) for one in report["components"]]
     if not spots and report.get("maximum"):
         spots = [(report["maximum"]["voxel"], report["maximum"]["mm"], "")]
-    folder = data / "results" / result.id
+    folder = result_folder(data, result.id)
     images = [nib.Nifti1Image.from_filename(scan_path(data, study.id))]
     images += [nib.Nifti1Image.from_filename(folder / f"{n}.nii.gz") for n in ("map", "mask")]
 

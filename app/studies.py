@@ -96,6 +96,11 @@ def scan_path(data: Path, study_id: str) -> Path:
     return data / "scans" / f"{study_id}.nii.gz"
 
 
+def result_folder(data: Path, result_id: str) -> Path:
+    """Where the files of a result lie."""
+    return data / "results" / result_id
+
+
 def start(engine: Engine, study_id: str, modality: str, run: str) -> None:
     """Put a study into the queue; Conflict where it is there already."""
     statement = (

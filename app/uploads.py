@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +16,19 @@ from python_multipart.multipart import parse_options_header
 
 MOST_PARTS = 500
 LONGEST_FIELD = 65536  # bytes of a field that is no file
+
+
+def described(
+    fields: dict[str, Any], required: Sequence[str] = (), needed: bool = True
+) -> dict[str, Any]:
+    """What OpenAPI is told of a form that `sent_form` reads; `needed`: no request goes without."""
+    schema: dict[str, Any] = {"type": "object", "properties": fields}
+    if required:
+        schema["required"] = list(required)
+    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": schema}}}
+    if needed:
+        body["required"] = True
+    return {"requestBody": body}
 
 
 @dataclass
@@ -112,6 +127,17 @@ class _Reader:
         if self.target:
             self.target.close()
             self.target = None
+
+
+@asynccontextmanager
+async def sent_form(request: Request) -> AsyncIterator[Form]:
+    """The form of a request; the files that nobody moved away are gone at the end."""
+    settings = request.app.state.settings
+    form = await read_form(request, settings.data / "incoming", settings.max_upload)
+    try:
+        yield form
+    finally:
+        form.remove()
 
 
 async def read_form(request: Request, folder: Path, most: int) -> Form:
