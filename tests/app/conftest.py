@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -134,6 +135,22 @@ def site(tmp_path):
 @pytest.fixture
 def solo(tmp_path):
     return Site(tmp_path / "data", solo=True)
+
+
+def taken_by(engine, workers):
+    """The ids of the studies that so many workers at once take until none waits."""
+    taken = []
+
+    def take(name):
+        while job := jobs.claim(engine, name):
+            taken.append(job.study_id)
+
+    threads = [threading.Thread(target=take, args=(f"far{i}:1",)) for i in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken
 
 
 def upload(client, content, name="scan.nii", **fields):

@@ -10,7 +10,7 @@ import norma
 from app import jobs, worker
 from app.jobs import LEASE, Lost, claim, finish, worker_name
 from app.store import Audit, Result, Study, now
-from tests.app.conftest import quick_detect, scan_bytes, upload
+from tests.app.conftest import quick_detect, scan_bytes, taken_by, upload
 
 
 @pytest.fixture
@@ -58,17 +58,7 @@ def test_two_workers_never_hold_one_study(solo):
     client = solo.client()
     for i in range(12):
         upload(client, scan_bytes(i), run="t1")
-    taken = []
-
-    def take(name):
-        while job := claim(solo.engine, name):
-            taken.append(job.study_id)
-
-    threads = [threading.Thread(target=take, args=(f"far{i}:1",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = taken_by(solo.engine, workers=4)
     assert len(taken) == len(set(taken)) == 12
 
 

@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
 from app import exports
-from app.jobs import claim
 from app.store import open_store, upgrade
 from benchmarks.app_server import free_port
-from tests.app.conftest import PASSWORD, Site, scan_bytes, upload
+from tests.app.conftest import PASSWORD, Site, scan_bytes, taken_by, upload
 from tests.app.test_opinions import say
 
 
@@ -77,17 +75,7 @@ def test_the_app_works_on_postgres(postgres, tmp_path):
     for seed in range(8):
         assert upload(ann, scan_bytes(seed), run="t1").status_code == 201
     assert upload(ann, scan_bytes(0)).json()[0]["status"] == "known"
-    taken = []
-
-    def take(name):
-        while job := claim(site.engine, name):
-            taken.append(job.study_id)
-
-    threads = [threading.Thread(target=take, args=(f"far{i}:1",)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = taken_by(site.engine, workers=3)
     assert len(taken) == len(set(taken)) == 8
     for study in taken:
         ann.post(f"/api/studies/{study}/cancel")
