@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,7 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
 
     if fabric.is_global_zero:
         ready = Detector(model, config, fabric.device)
-        parts = [(ready, material.healthy_val)]
-        if scales:
-            scaled = [rescaled(ready, combined, knots) for knots in scales]
-            parts = [
-                (part, [case]) for part, case in zip(scaled, material.healthy_val, strict=True)
-            ]
+        parts = calibrating(ready, combined, scales, material.healthy_val)
         calibrated = calibrate(parts, material.tune, ready)
         write_calibration(run_dir, *calibrated, config.calibration.point)
         write_typical(describe(material.healthy_train), run_dir)
@@ -266,6 +261,13 @@ def plain_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """The training slices that the model sees, in order and not augmented."""
     ids = {case.id for case in material.train} - material.reference
+    return batches_of(ids, config, datasets)
+
+
+def batches_of(
+    ids: Collection[str], config: RunConfig, datasets: Datasets
+) -> Iterator[dict[str, Tensor]]:
+    """The slices of some cases, by id, in order and not augmented."""
     plain = SliceDataset(datasets.store, ids, config.image_size, **datasets.shape)
     return Batches(plain, config.loop, shuffle=False, stream=0).epoch(0)
 
@@ -291,14 +293,21 @@ def fit_scales(
     if not isinstance(model, Ensemble):
         return []
     model.eval()
-    scans = []
-    for case in material.healthy_val:
-        slices = SliceDataset(datasets.store, {case.id}, config.image_size, **datasets.shape)
-        scans.append(Batches(slices, config.loop, shuffle=False, stream=0).epoch(0))
+    scans = [batches_of([case.id], config, datasets) for case in material.healthy_val]
     try:
         return model.fit_scans(scans)
     except ValueError as error:  # no slice to learn from
         raise ConfigError(f"model of {config.name}: {error}") from None
+
+
+def calibrating(
+    ready: Detector, combined: AnomalyModel, scales: Sequence[Tensor], cases: Sequence[Case]
+) -> list[tuple[Detector, Sequence[Case]]]:
+    """Detectors with the cases that each calibrates on: of an ensemble one without each case."""
+    if not scales:
+        return [(ready, cases)]
+    each = zip(scales, cases, strict=True)
+    return [(rescaled(ready, combined, knots), [case]) for knots, case in each]
 
 
 def rescaled(detector: Detector, ensemble: AnomalyModel, knots: Tensor) -> Detector:
