@@ -54,10 +54,10 @@ train: .venv/installed ## MODEL=vae_cr DATA=<OUT of preprocess> [OUT= PRESET=sma
 	$(PY) -m pipelines.train --model $(MODEL) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--preset,$(PRESET)) $(ARGS)
 
-infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 KEEP_NIFTI=1 OVERWRITE=1 WORKERS= EXECUTOR=]
+infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 DICOM=1 KEEP_NIFTI=1 OVERWRITE=1 WORKERS= EXECUTOR=]
 	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--modality,$(if $(RUN),,$(given_modality))) $(call opt,--input,$(IN)) \
 		$(call opt,--out,$(OUT)) --workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--point,$(POINT)) \
-		$(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
+		$(if $(DICOM),--dicom) $(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
 	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)

@@ -13,6 +13,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.batch import all_reports, detect_all, existing_source, listed, make_job
     from pipelines.detect.ready import ready_run, run_folder
     from pipelines.detect.table import Table
+    from pipelines.export.dicom import write_all
     from pipelines.pages.batch import NAME, batch_page
     from preprocessing.files import write_atomic
 
@@ -37,11 +38,12 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         spread_over = (arguments.executor, arguments.workers)
         reports = detect_all(scans, lost, job, *spread_over, tell=Table(scans).say)
+        unwritten = write_all(scans, job, *spread_over) if arguments.dicom else 0
     write_atomic(out / NAME, batch_page(all_reports(out), out))
     failed = sum(not report.scored for report in reports)
     scored = len(reports) - failed
     print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv and {NAME}. {NOTICE}")
-    return cli.exit_code(failed, len(reports))
+    return cli.exit_code(failed, len(reports)) or (cli.SOME_FAILED if unwritten else cli.OK)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-nifti",
         action="store_true",
         help="write what a DICOM series was converted to beside its mask, as <id>_scan.nii.gz",
+    )
+    p.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write mask, map and report of a DICOM series as DICOM too, with the patient's name",
     )
     p.add_argument(
         "--overwrite",
