@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,10 @@ SEXES = ("M", "F", "O")
 
 @dataclass(frozen=True)
 class Source:
-    """The instances of a series, without pixels, and where their planes lie (same order)."""
+    """The instances of a series, without pixels, and where their planes lie (same order).
+
+    All planes have the orientation and the spacing of the first.
+    """
 
     instances: Sequence[Dataset]
     headers: list[Header]
@@ -65,6 +68,15 @@ def read_source(files: Sequence[Path]) -> Source:
     _demand_identity(instances)
     for instance in instances:
         _complete(instance)
+        _share_orientation(instance, instances[0])
+    orientation = headers[0].orientations[:1]
+    spacing = headers[0].spacing[:1]
+    for i, header in enumerate(headers):
+        headers[i] = replace(
+            header,
+            orientations=orientation.repeat(header.frames, axis=0),
+            spacing=spacing.repeat(header.frames, axis=0),
+        )
     return Source(instances, headers)
 
 
@@ -92,6 +104,25 @@ def _complete(instance: Dataset) -> None:
             setattr(instance, name, None)
     if instance.PatientSex not in SEXES:
         instance.PatientSex = None
+
+
+def _share_orientation(instance: Dataset, first: Dataset) -> None:
+    """Give an instance, in memory, the orientation and spacing of the first plane.
+
+    Scanners write cosines that differ in the last digits; a result has one for all its planes.
+    """
+    frames = instance.get("PerFrameFunctionalGroupsSequence")
+    if not frames:
+        instance.ImageOrientationPatient = first.ImageOrientationPatient
+        instance.PixelSpacing = first.PixelSpacing
+        return
+    if not instance.get("SharedFunctionalGroupsSequence"):
+        instance.SharedFunctionalGroupsSequence = [Dataset()]
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in instance.SharedFunctionalGroupsSequence[0] and name in frames[0]:
+            setattr(instance.SharedFunctionalGroupsSequence[0], name, frames[0][name].value)
+            for frame in frames:
+                frame.pop(name, None)
 
 
 def on_planes(data: np.ndarray, affine: np.ndarray, source: Source, order: int) -> np.ndarray:

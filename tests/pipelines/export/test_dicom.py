@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import RLELossless
 
+import norma
 from pipelines.detect.batch import not_scored
 from pipelines.detect.report import DICOM_FILES, Component, Detection, Report
 from pipelines.export.dicom import SHORT_NOTICE, write_all, write_scan
@@ -20,6 +22,7 @@ from tests.preprocessing.made_dicom import (
     axial,
     in_order,
     steps,
+    strip_preamble,
     write_enhanced,
     write_marked,
     write_series,
@@ -170,14 +173,24 @@ def test_slices_that_the_converter_invents_are_not_written(tmp_path):
     assert len(made["map"].PerFrameFunctionalGroupsSequence) == 11
 
 
-@pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_a_multiframe_source(tmp_path, modality):
+def describe_each_frame(d):
+    """Orientation and spacing in the group of each frame, as many scanners write them."""
+    shared = d.SharedFunctionalGroupsSequence[0]
+    for frame in d.PerFrameFunctionalGroupsSequence:
+        frame.PlaneOrientationSequence = shared.PlaneOrientationSequence
+        frame.PixelMeasuresSequence = shared.PixelMeasuresSequence
+    del shared.PlaneOrientationSequence
+    del shared.PixelMeasuresSequence
+
+
+@pytest.mark.parametrize(("modality", "change"), [("CT", None), ("MR", describe_each_frame)])
+def test_a_multiframe_source(tmp_path, modality, change):
     data = np.zeros((12, 40, 48), int)
     for k in range(12):
         data[k, 8 + k : 11 + k, 20 + k : 23 + k] = 1000
     order = np.random.default_rng(6).permutation(12)
     heights = np.array(steps(12))[order]
-    write_enhanced(tmp_path / "in/p", axial(*heights), modality, data[order])
+    write_enhanced(tmp_path / "in/p", axial(*heights), modality, data[order], change)
     made = written(*converted(tmp_path), tmp_path)
     marks = [(-30 + (21 + k) * 2.0, -40 + (9 + k) * 1.5, 10 + 5.0 * k) for k in range(12)]
     for kind in ("mask", "map"):
@@ -188,6 +201,42 @@ def test_a_multiframe_source(tmp_path, modality):
         frame = source.PerFrameFunctionalGroupsSequence[int(item.ReferencedFrameNumber) - 1]
         assert np.allclose(position, frame.PlanePositionSequence[0].ImagePositionPatient)
     assert faults(tmp_path) == []
+
+
+def jitter(d, k):
+    """What scanners write: cosines that differ in the fifth digit, places in the third."""
+    noise = np.random.default_rng(k).uniform(-1, 1, 9)
+    d.ImageOrientationPatient = list(np.array(d.ImageOrientationPatient) + 1e-5 * noise[:6])
+    d.ImagePositionPatient = list(np.array(d.ImagePositionPatient) + 1e-3 * noise[6:])
+
+
+@pytest.mark.parametrize("how", ["jitter", "compressed", "no preamble"])
+def test_sources_as_they_come(tmp_path, how):
+    marks = write_marked(tmp_path / "in/p", "oblique")
+    for k, path in enumerate(sorted((tmp_path / "in/p").iterdir())):
+        d = pydicom.dcmread(path)
+        if how == "jitter":
+            jitter(d, k)
+        elif how == "compressed":
+            d.compress(RLELossless)
+        d.save_as(path)
+        if how == "no preamble":
+            strip_preamble(path)
+    made = written(*converted(tmp_path), tmp_path)
+    for kind in ("mask", "map"):
+        assert np.abs(places(made[kind]) - in_order(marks)).max() < 0.05
+    assert faults(tmp_path) == []
+
+
+def test_the_function_for_everybody(tmp_path):
+    write_marked(tmp_path / "in/p", "axial")
+    scan, image = converted(tmp_path)
+    mask = nib.Nifti1Image((np.asarray(image.dataobj) > 900).astype(np.uint8), image.affine)
+    run = SimpleNamespace(weights_digest=WEIGHTS)
+    detection = Detection(mask, image, report_of(scan, []))
+    paths = norma.write_dicom(scan, detection, run, tmp_path)
+    assert [path.name.rpartition("_")[2] for path in paths] == list(DICOM_FILES)
+    assert all(path.is_file() for path in paths)
 
 
 def test_a_segment_per_component_and_one_for_the_rest(tmp_path):
