@@ -8,95 +8,35 @@ patient's identity, as the standard asks of everything in a study.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
-import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pydicom
-from highdicom import sr
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from skimage.measure import label
 
 from pipelines import cli, spread
 from pipelines.detect.batch import Job, read_report
 from pipelines.detect.report import DICOM_FILES, Detection, Report
-from pipelines.export.dicom_planes import Source, on_planes, read_source
+from pipelines.export.dicom_objects import (
+    Result,
+    parametric_map,
+    segmentation,
+    structured_report,
+)
+from pipelines.export.dicom_planes import on_planes, read_source, silence
 from pipelines.versions import __version__
 from preprocessing.dicom_headers import BY_NORMA
 from preprocessing.files import atomic, digest_of
-from preprocessing.scans import NOTICE, Scan, ScanError
+from preprocessing.scans import Scan, ScanError
 
 log = logging.getLogger("norma")
-
-# A clinician reads these in the list of series and beside the picture.
-SHORT_NOTICE = "research, not for diagnosis"
-LABEL = "RESEARCH_ANOMALY"  # content label: at most 16 characters
 KINDS = ("mask", "map", "report")
-SERIES_NUMBERS = {"mask": 9001, "map": 9002, "report": 9003}
-
-# "Lesion" is the widest word for a finding that the segmentation types know.
-CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-LESION = Code("52988006", "SCT", "Lesion")
-BRAIN = Code("12738006", "SCT", "Brain")
-PROCEDURES = {
-    "CT": Code("77477000", "SCT", "Computed Tomography"),
-    "MR": Code("113091000", "SCT", "Magnetic Resonance Imaging"),
-}
-
-
-Group = (
-    sr.MeasurementsAndQualitativeEvaluations | sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A scored scan on the planes of its series, (planes, rows, columns).
-
-    segments: 0 elsewhere, i in component i of the report, one more in all other components.
-    weights: digest of the run's weights. content: digest of all that shapes the three files.
-    """
-
-    source: Source
-    report: Report
-    segments: np.ndarray
-    map: np.ndarray
-    weights: str
-    content: str
-
-    def uid(self, what: str) -> str:
-        """A UID of this result: the same result has the same, so that no archive holds it twice."""
-        return f"2.25.{uuid5(NAMESPACE_OID, f'norma {self.content} {what}').int}"
-
-    def filed(self, kind: str) -> dict[str, Any]:
-        """What every instance says of itself and of its maker."""
-        return {
-            "series_instance_uid": self.uid(f"{kind} series"),
-            "series_number": SERIES_NUMBERS[kind],
-            "series_description": f"Norma {kind} ({SHORT_NOTICE})",
-            "sop_instance_uid": self.uid(kind),
-            "instance_number": 1,
-            "manufacturer": "Norma",
-            "manufacturer_model_name": f"{self.report.model}",
-            "software_versions": __version__,
-            "device_serial_number": self.weights[:64],
-            "specific_character_set": "ISO_IR 192",
-        }
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """What the algorithm was invoked with."""
-        report = self.report
-        return {"run": f"{report.run}", "sha256": self.weights, "threshold": f"{report.threshold}"}
 
 
 def write_all(scans: Sequence[Scan], job: Job, executor: str = "", workers: int = 1) -> int:
@@ -144,7 +84,6 @@ def write_scan(scan: Scan, detection: Detection, weights: str, out: Path) -> lis
     """
     if not scan.instances:
         raise ScanError(f"{scan.image.name}: came as a file and not as DICOM.")
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # it repeats names of people
     result = _result(scan, detection, weights)
     kinds = KINDS if result.segments.any() else KINDS[1:]
     paths = {kind: out / f"{scan.id}_{kind}.dcm" for kind in kinds}
@@ -153,16 +92,33 @@ def write_scan(scan: Scan, detection: Detection, weights: str, out: Path) -> lis
     for name in DICOM_FILES:
         (out / f"{scan.id}_{name}").unlink(missing_ok=True)
 
-    made: dict[str, Dataset] = {}
-    if result.segments.any():
-        made["mask"] = segmentation(result)
-    made["map"] = parametric_map(result)
-    made["report"] = structured_report(result, made.get("mask"))
+    try:
+        made = _instances(result)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # its message may hold what a header says of a person, so the place alone is told
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ScanError(
+            f"its headers hold what cannot be carried over ({type(error).__name__} in "
+            f"{Path(place.filename).name}, line {place.lineno}); mend them in a copy."
+        ) from None
     for kind, instance in made.items():
         instance.preamble = BY_NORMA.ljust(128, b"\0")
-        with atomic(paths[kind]) as temporary:
+        with atomic(paths[kind]) as temporary, silence():
             instance.save_as(temporary, enforce_file_format=True)
     return list(paths.values())
+
+
+def _instances(result: Result) -> dict[str, Dataset]:
+    """The instances of a result by their kind."""
+    made: dict[str, Dataset] = {}
+    with silence():
+        if result.segments.any():
+            made["mask"] = segmentation(result)
+        made["map"] = parametric_map(result)
+        made["report"] = structured_report(result, made.get("mask"))
+    return made
 
 
 def _stands(path: Path, uid: str) -> bool:
@@ -198,178 +154,3 @@ def _segments(marked: np.ndarray, report: Report) -> np.ndarray:
         segments[pieces == pieces[tuple(component.peak_voxel)]] = number
     segments[~marked] = 0
     return segments
-
-
-# the three instances
-
-
-def segmentation(result: Result) -> Dataset:
-    """The mask: a binary segment for each component that the report lists, and one for the rest."""
-    there = [int(number) for number in np.unique(result.segments) if number]
-    found = hd.AlgorithmIdentificationSequence(
-        name=f"Norma {result.report.model}",
-        family=codes.cid7162.ArtificialIntelligence,
-        version=__version__,
-        source="Norma",
-        parameters=result.parameters,
-    )
-    descriptions = []
-    for number, old in enumerate(there, start=1):
-        segment = hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=_name(old, result.report),
-            segmented_property_category=CATEGORY,
-            segmented_property_type=LESION,
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=found,
-            tracking_uid=result.uid(f"tracking {old}"),
-            tracking_id=_name(old, result.report),
-            anatomic_regions=[BRAIN],
-        )
-        segment.SegmentDescription = f"{_summary(old, result.report)}. {NOTICE}"
-        descriptions.append(segment)
-    numbers = np.searchsorted(there, result.segments) + 1
-    return hd.seg.Segmentation(
-        source_images=result.source.instances,
-        pixel_array=np.where(result.segments > 0, numbers, 0).astype(np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        content_label=LABEL,
-        content_description=f"Norma anomaly mask ({SHORT_NOTICE})",
-        **result.filed("mask"),
-    )
-
-
-def parametric_map(result: Result) -> Dataset:
-    """The anomaly map as float32, shown from 0 to twice the threshold."""
-    top = float(result.map.max())
-    meaning = hd.pm.RealWorldValueMapping(
-        lut_label="ANOMALY",
-        lut_explanation="Norma anomaly map: larger departs more from healthy scans",
-        unit=codes.UCUM.NoUnits,
-        value_range=(0.0, max(top, 1e-6)),
-        slope=1.0,
-        intercept=0.0,
-    )
-    middle = float(result.report.threshold or top / 2)
-    window = hd.VOILUTTransformation(
-        window_center=float(f"{middle:.6g}"),
-        window_width=float(f"{max(2 * middle, 1e-6):.6g}"),
-        voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,  # the others ask for a width of 1
-    )
-    made = hd.pm.ParametricMap(
-        source_images=result.source.instances,
-        pixel_array=result.map.astype(np.float32),
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=[meaning],
-        voi_lut_transformations=[window],
-        content_label=LABEL,
-        content_description=f"Norma anomaly map ({SHORT_NOTICE})",
-        **result.filed("map"),
-    )
-    made.BodyPartExamined = "BRAIN"  # unpaired, so that no laterality is asked for
-    return made
-
-
-def structured_report(result: Result, mask: Dataset | None) -> Dataset:
-    """The report: volumes of the components, which refer to their segments, and sentences."""
-    device = sr.DeviceObserverIdentifyingAttributes(
-        uid=result.uid("device"),
-        name=f"Norma ({SHORT_NOTICE})",
-        manufacturer_name="Norma",
-        model_name=f"{result.report.model} {__version__}",
-        serial_number=result.weights[:64],
-    )
-    observer = sr.ObserverContext(codes.DCM.Device, device)
-    first = result.source.instances[0]
-    content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=PROCEDURES.get(str(first.get("Modality")), PROCEDURES["MR"]),
-        imaging_measurements=list(_groups(result, mask)),
-        title=codes.DCM.ImagingMeasurementReport,
-    )
-    for sentence in sentences(result):
-        content[0].ContentSequence.append(
-            sr.TextContentItem(
-                name=codes.DCM.Comment,
-                value=sentence,
-                relationship_type=sr.RelationshipTypeValues.CONTAINS,
-            )
-        )
-    return sr.ComprehensiveSR(
-        evidence=[*result.source.instances, *([mask] if mask else [])],
-        content=content[0],
-        is_complete=True,
-        is_verified=False,
-        **result.filed("report"),
-    )
-
-
-def _groups(result: Result, mask: Dataset | None) -> Iterator[Group]:
-    """Groups of measurements: one of all that is marked, one for each segment of a component."""
-    report = result.report
-    shared: dict[str, Any] = {
-        "finding_type": LESION,
-        "finding_category": CATEGORY,
-        "finding_sites": [sr.FindingSite(BRAIN)],
-        "algorithm_id": sr.AlgorithmIdentification(
-            name=f"Norma {report.model}",
-            version=__version__,
-            parameters=[f"{name}={value}" for name, value in result.parameters.items()],
-        ),
-    }
-    yield sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(result.uid("tracking all"), "All findings"),
-        measurements=[_volume(report.anomalous_mm3 or 0.0)],
-        **shared,
-    )
-    there = [int(number) for number in np.unique(result.segments) if number]
-    for number, old in enumerate(there, start=1):
-        if mask is None or old > len(report.components):
-            continue
-        name = _name(old, report)
-        yield sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=sr.TrackingIdentifier(result.uid(f"tracking {old}"), name),
-            referenced_segment=sr.ReferencedSegment(
-                mask.SOPClassUID,
-                mask.SOPInstanceUID,
-                number,
-                source_series=sr.SourceSeriesForSegmentation(result.source.series),
-            ),
-            measurements=[_volume(report.components[old - 1].volume_mm3)],
-            **shared,
-        )
-
-
-def _volume(cubic_mm: float) -> sr.Measurement:
-    return sr.Measurement(codes.SCT.Volume, round(cubic_mm, 1), codes.UCUM.CubicMillimeter)
-
-
-def sentences(result: Result) -> list[str]:
-    """What the report says in words, the most important first; no name of anybody."""
-    report = result.report
-    lines = [NOTICE, f"Anomaly score {report.score:.4g}"]
-    if report.percentile is not None:
-        lines[1] += f", percentile {report.percentile:.0f} of {report.percentile_of}"
-    if report.promise:
-        lines.append(report.promise)
-    lines.append(
-        f"Marked: {(report.anomalous_mm3 or 0) / 1000:.1f} ml in {report.n_components} components. "
-        "An empty mask proves nothing."
-    )
-    for number, component in enumerate(report.components, start=1):
-        likely = "" if component.p_value is None else f", p {component.p_value:.2g}"
-        lines.append(f"{_name(number, report)}: {component.summary}{likely}")
-    lines += [f"Flag: {flag}" for flag in report.flags]
-    lines.append(", ".join(f"{name} {value}" for name, value in result.parameters.items()))
-    return lines
-
-
-def _name(number: int, report: Report) -> str:
-    return f"Finding {number}" if number <= len(report.components) else "Further findings"
-
-
-def _summary(number: int, report: Report) -> str:
-    if number <= len(report.components):
-        return report.components[number - 1].summary
-    return "Components that the report does not list"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
 from scipy import ndimage
 
 from preprocessing.dicom_headers import Header, read_header
@@ -46,6 +49,22 @@ class Source:
         return str(self.instances[0].SeriesInstanceUID)
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said by pydicom and highdicom: they repeat what headers hold, of people too."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def read_source(files: Sequence[Path]) -> Source:
     """The instances that a scan was made of.
 
@@ -56,8 +75,7 @@ def read_source(files: Sequence[Path]) -> Source:
         raise ScanError(f"{gone[0]} is gone; its planes are needed.")
     found = [read_header(path) for path in files]
     headers = [header for header in found if header]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they repeat values, of people too
+    with silence():
         instances = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
 
     if len(files) > 1 and max(header.frames for header in headers) > 1:
@@ -66,9 +84,10 @@ def read_source(files: Sequence[Path]) -> Source:
             "export the series as one multi-frame file or as single slices."
         )
     _demand_identity(instances)
-    for instance in instances:
-        _complete(instance)
-        _share_orientation(instance, instances[0])
+    with silence():
+        for instance in instances:
+            _complete(instance)
+            _share_orientation(instance, instances[0])
     orientation = headers[0].orientations[:1]
     spacing = headers[0].spacing[:1]
     for i, header in enumerate(headers):
@@ -98,12 +117,20 @@ def _demand_identity(instances: Sequence[Dataset]) -> None:
 
 
 def _complete(instance: Dataset) -> None:
-    """Give an instance, in memory, the elements that the standard asks for, empty."""
+    """Give an instance, in memory, the elements that the standard asks for, empty.
+
+    What is no date, time or sex of the standard becomes empty too.
+    """
     for name in MAY_BE_EMPTY:
         if name not in instance:
             setattr(instance, name, None)
     if instance.PatientSex not in SEXES:
         instance.PatientSex = None
+    for name, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            kind(instance[name].value or "")
+        except ValueError:
+            setattr(instance, name, None)
 
 
 def _share_orientation(instance: Dataset, first: Dataset) -> None:

@@ -13,7 +13,9 @@ from pydicom.uid import RLELossless
 import norma
 from pipelines.detect.batch import not_scored
 from pipelines.detect.report import DICOM_FILES, Component, Detection, Report
-from pipelines.export.dicom import SHORT_NOTICE, write_all, write_scan
+from pipelines.export import dicom as export
+from pipelines.export.dicom import write_all, write_scan
+from pipelines.export.dicom_objects import SHORT_NOTICE
 from preprocessing import dicom
 from preprocessing.scans import NOTICE, Scan, ScanError
 from tests.preprocessing.made_dicom import (
@@ -322,17 +324,35 @@ def test_identity_of_the_patient_is_kept_as_it_is_spelled(tmp_path, caplog, capf
         d.SpecificCharacterSet = "ISO_IR 100"
         d.PatientName = "M\u00fcller^J\u00fcrgen"
         d.PatientSex = "U"  # no value of the standard
+        d["PatientBirthDate"].value = "19.7.1970"
         del d.StudyTime
 
     positions = axial(*steps(12))
     write_series(tmp_path / "in/p", positions, change=named)
+    caplog.clear()  # what pydicom says of the test itself
+    capfd.readouterr()
     made = written(*converted(tmp_path), tmp_path)
     for instance in made.values():
         assert str(instance.PatientName) == "M\u00fcller^J\u00fcrgen"
         assert (instance.PatientID, instance.PatientSex) == ("ID-4711", "")
+        assert not instance.PatientBirthDate
     said = caplog.text + "".join(capfd.readouterr())
-    assert not [secret for secret in ("ller", *SECRETS) if secret in said]
+    assert not [secret for secret in ("ller", "7.1970", *SECRETS) if secret in said]
     assert faults(tmp_path) == []
+
+
+def test_an_error_says_nothing_of_a_person(tmp_path, monkeypatch):
+    def fail(result):
+        raise ValueError(f"{result.source.instances[0].PatientName} is no value")
+
+    write_marked(tmp_path / "in/p", "axial")
+    scan, image = converted(tmp_path)
+    monkeypatch.setattr(export, "parametric_map", fail)
+    with pytest.raises(ScanError) as error:
+        written(scan, image, tmp_path)
+    assert "cannot be carried over (ValueError in test_dicom.py, line" in str(error.value)
+    assert not [secret for secret in SECRETS if secret in str(error.value)]
+    assert error.value.__cause__ is None and not list((tmp_path / "out").iterdir())
 
 
 def without(name):
