@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from app import intake, opinions, runs, studies, users
 from app.opinions import NewOpinion, OpinionOut
-from app.security import Reader, Visitor
+from app.security import Admin, Reader, Visitor
 from app.store import Opinion, Result, Study
 from app.uploads import Form, described, sent_form
 
@@ -26,7 +26,10 @@ router = APIRouter(prefix="/api")
 
 StudyId = Annotated[str, InPath(pattern="^[0-9a-f]{20}$")]
 GZIP = "application/gzip"
-FileName = Literal["map.nii.gz", "mask.nii.gz", "reconstruction.nii.gz", "reference.json"]
+KINDS = {".nii.gz": GZIP, ".json": "application/json", ".png": "image/png"}
+FileName = Literal[
+    "map.nii.gz", "mask.nii.gz", "reconstruction.nii.gz", "reference.json", "first.png"
+]
 
 # of an upload whose files all had this outcome; 201 where something new came in
 STATUS_OF = {frozenset({"refused"}): 422, frozenset({"known"}): 200}
@@ -204,7 +207,7 @@ def _arrive(
     log(request, visitor, "upload" if new else "upload of a known scan", study.id)
     waiting = study.state == "received"
     if choice and waiting:
-        studies.start(engine, study.id, choice.modality, choice.name)
+        studies.start(engine, settings.data, study.id, choice.modality, choice.name)
     with database(request) as session:
         told = StudyOut.model_validate(session.get_one(Study, study.id))
     if not new:
@@ -250,7 +253,13 @@ def start(request: Request, visitor: Reader, study_id: StudyId, wanted: Start) -
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     try:
-        studies.start(request.app.state.engine, study_id, choice.modality, choice.name)
+        studies.start(
+            request.app.state.engine,
+            request.app.state.settings.data,
+            study_id,
+            choice.modality,
+            choice.name,
+        )
     except studies.Conflict as error:
         raise HTTPException(409, str(error)) from None
     log(request, visitor, "start", study_id)
@@ -269,6 +278,19 @@ def cancel(request: Request, visitor: Reader, study_id: StudyId) -> StudyOut:
     except studies.Conflict as error:
         raise HTTPException(409, str(error)) from None
     log(request, visitor, "cancel", study_id)
+    return one_study(request, visitor, study_id)
+
+
+@router.post("/studies/{study_id}/remove")
+def remove(request: Request, visitor: Admin, study_id: StudyId) -> StudyOut:
+    """Delete the scan and all results of a study, by an admin; opinions and drawings stay."""
+    with database(request) as session:
+        study_or_404(session, study_id)
+    try:
+        studies.remove(request.app.state.engine, request.app.state.settings.data, study_id)
+    except studies.Conflict as error:
+        raise HTTPException(409, str(error)) from None
+    log(request, visitor, "remove", study_id)
     return one_study(request, visitor, study_id)
 
 
@@ -313,10 +335,9 @@ def send(path: Path, name: str) -> FileResponse:
     if not path.is_file():
         raise HTTPException(404, "There is no such file.")
     ending = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    kind = GZIP if ending.endswith(".gz") else "application/json"
     # kept by the browser of one user, and asked for again each time
     headers = {"Cache-Control": "private, no-cache"}
-    return Download(path, media_type=kind, filename=f"{name}{ending}", headers=headers)
+    return Download(path, media_type=KINDS[ending], filename=f"{name}{ending}", headers=headers)
 
 
 @router.get("/studies/{study_id}/opinions")
@@ -407,7 +428,7 @@ def result_file(
     name: FileName,
     result: Annotated[str, Query(max_length=32)] = "",
 ) -> FileResponse:
-    """A file of a result: map, mask, reconstruction, or the scores of healthy scans."""
+    """A file of a result: map, mask, reconstruction, scores of healthy scans, first picture."""
     with database(request) as session:
         found = result_or_404(session, study_or_404(session, study_id), result)
     path = studies.result_folder(request.app.state.settings.data, found.id) / name

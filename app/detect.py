@@ -7,18 +7,17 @@ import os
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 import norma
 from app.jobs import Job, Say, Scored
+from app.pictures import Layers, as_png, three_planes
 from app.runs import runs_of
 from app.settings import Settings
 from app.studies import sync_folder
-
-if TYPE_CHECKING:
-    import nibabel as nib
 
 # Shares of the work that is done when a stage begins, measured on T1 and CT scans.
 STAGES = (
@@ -67,6 +66,9 @@ def detect(scan_file: Path, job: Job, folder: Path, say: Say, settings: Settings
     write(folder / "reference.json", json.dumps(reference).encode())
     report = json.loads(detection.report.model_dump_json(exclude_unset=True))
     write(folder / "report.json", json.dumps(report).encode())
+    original = nib.Nifti1Image.from_filename(scan_file)
+    layers = Layers(original, detection.map, detection.mask, job.modality, report["threshold"])
+    write(folder / "first.png", as_png(three_planes(layers, report)))
     sync_folder(folder)
     return Scored(report, norma.result_digest(run, settings.point), time.monotonic() - begin)
 

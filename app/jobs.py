@@ -26,7 +26,6 @@ from app.store import Audit, Result, Study, change, now
 LEASE = timedelta(seconds=60)  # how long a silent worker is believed to live
 BEAT = 10.0  # seconds between two signs of life
 ATTEMPTS = 5  # a study that kills its worker so often is not tried again
-FILES = ("map.nii.gz", "mask.nii.gz", "reconstruction.nii.gz", "reference.json", "report.json")
 
 
 class Lost(Exception):
@@ -143,6 +142,14 @@ def give_up(engine: Engine) -> None:
         if session.exec(select(Study.id).where(hopeless).limit(1)).first():
             session.execute(update(Study).where(hopeless).values(**values))
             session.commit()
+
+
+def is_forsaken(session: Session) -> bool:
+    """Whether a study has waited for longer than a lease while no worker computes anything."""
+    waits = select(Study.id).where(col(Study.state) == "queued", col(Study.queued) < now() - LEASE)
+    computed = select(Study.id).where(col(Study.state) == "running", col(Study.lease) > now())
+    some_wait = session.exec(waits.limit(1)).first() is not None
+    return some_wait and session.exec(computed.limit(1)).first() is None
 
 
 def still_mine(job: Job) -> Any:

@@ -11,14 +11,16 @@ Pages (HTML)
     GET  /login    POST /login /logout
 
 Viewer data (JSON block): study, report (as report.json), run_digest, urls {scan, map, mask,
-    reconstruction, reference, report, opinions, corrections; null where there is none}, csrf, user.
+    reconstruction, reference, report, first, opinions, corrections; null where there is none},
+    csrf, user.
 
 API (JSON; `/openapi.json`)
     GET  /api/studies               a page of the list        POST: upload, a form with `file`s
     GET  /api/queue  /api/runs
     GET  /api/studies/{id}          one study                 POST …/start {modality, run}, …/cancel
+                                                              …/remove, by an admin
     GET  /api/studies/{id}/scan.nii.gz  map.nii.gz  mask.nii.gz  reconstruction.nii.gz
-    GET  /api/studies/{id}/report.json  reference.json        [?result=<id of an older result>]
+    GET  /api/studies/{id}/report.json  reference.json  first.png [?result=<id of an older result>]
     GET  /api/studies/{id}/opinions                           POST {kind, value, component, comment,
                                                               threshold, seconds}
     POST /api/studies/{id}/corrections                        a form with `file`, threshold, seconds

@@ -116,7 +116,13 @@ def _queue(request: Request, visitor: Visitor, study_id: str, choice: runs.RunCh
     if study.state in ("queued", "running") or (study.state, study.run) == ("done", choice.name):
         return
     try:
-        studies.start(request.app.state.engine, study_id, choice.modality, choice.name)
+        studies.start(
+            request.app.state.engine,
+            request.app.state.settings.data,
+            study_id,
+            choice.modality,
+            choice.name,
+        )
     except studies.Conflict:
         return  # somebody else has just queued it
     log(request, visitor, "start", study_id)

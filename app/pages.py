@@ -13,7 +13,7 @@ from fastapi.templating import Jinja2Templates
 from sqlmodel import col, select
 
 import norma
-from app import opinions, runs, studies, texts, users
+from app import jobs, opinions, runs, studies, texts, users
 from app.api import StudyId, StudyOut, database, study_or_404
 from app.security import (
     COOKIE,
@@ -122,6 +122,7 @@ def list_page(
     with database(request) as session:
         found, total = studies.list_studies(session, wanted)
         counts = studies.count_states(session)
+        forsaken = jobs.is_forsaken(session)
 
     def link(**changes: Any) -> str:
         kept = wanted.model_dump(exclude_defaults=True) | changes
@@ -134,6 +135,7 @@ def list_page(
         studies=found,
         total=total,
         counts=counts,
+        forsaken=forsaken,
         states=STATES,
         runs=chosen.values(),
         modalities=list(dict.fromkeys(c.modality for c in chosen.values())),
@@ -181,7 +183,7 @@ def viewer_data(
     """What the viewer's JSON block holds; an address is None where there is no such file."""
     root = f"/api/studies/{study.id}"
     urls: dict[str, str | None] = {
-        "scan": f"{root}/scan.nii.gz",
+        "scan": f"{root}/scan.nii.gz" if studies.scan_path(data, study.id).is_file() else None,
         "opinions": f"{root}/opinions",
         "corrections": f"{root}/corrections",
         "map": None,
@@ -189,6 +191,7 @@ def viewer_data(
         "reconstruction": None,
         "reference": None,
         "report": None,
+        "first": None,
     }
     if result:
         there = {path.name for path in studies.result_folder(data, result.id).glob("*")}
@@ -197,6 +200,7 @@ def viewer_data(
             "mask": "mask.nii.gz",
             "reconstruction": "reconstruction.nii.gz",
             "reference": "reference.json",
+            "first": "first.png",
         }
         urls |= {key: f"{root}/{file}" for key, file in files.items() if file in there}
         urls["report"] = f"{root}/report.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from app.intake import Taken
-from app.store import STATES, Study, change, now
+from app.store import STATES, Result, Study, change, now
 
 Sort = Literal["date", "score", "percentile", "volume", "flags", "status", "modality", "study"]
 SORTS: dict[Sort, Any] = {
@@ -62,16 +63,23 @@ def register(
         notes=taken.notes,
         uploader_id=uploader,
     )
+    target = scan_path(data, study.id)
     with Session(engine, expire_on_commit=False) as session:
         known = session.get(Study, study.id)
-        if known:
+        if known and target.is_file():
             taken.path.unlink(missing_ok=True)
             return known, False
         # the file first: a row without its scan must not be
-        target = scan_path(data, study.id)
         taken.path.replace(target)
         sync_folder(target.parent)
-        session.add(study)
+        if known:  # it was removed, and comes again
+            known.state = "received"
+            known.reason = ""
+            known.label = label
+            known.notes = taken.notes
+            known.uploader_id = uploader
+        else:
+            session.add(study)
         try:
             session.commit()
         except IntegrityError:  # the same scan came in twice at once
@@ -79,7 +87,7 @@ def register(
             known = session.get(Study, study.id)
             assert known
             return known, False
-        return study, True
+        return known or study, True
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,8 +109,10 @@ def result_folder(data: Path, result_id: str) -> Path:
     return data / "results" / result_id
 
 
-def start(engine: Engine, study_id: str, modality: str, run: str) -> None:
-    """Put a study into the queue; Conflict where it is there already."""
+def start(engine: Engine, data: Path, study_id: str, modality: str, run: str) -> None:
+    """Put a study into the queue; Conflict where it is there already, or was removed."""
+    if not scan_path(data, study_id).is_file():
+        raise Conflict("this study was removed; upload its scan again.")
     statement = (
         update(Study)
         .where(col(Study.id) == study_id, col(Study.state).not_in(["queued", "running"]))
@@ -140,6 +150,40 @@ def cancel(engine: Engine, study_id: str) -> None:
         session.commit()
     if not changed:
         raise Conflict("this study is neither queued nor running.")
+
+
+def remove(engine: Engine, data: Path, study_id: str) -> None:
+    """Delete the files of a study; Conflict while it waits or is computed.
+
+    Its row stays, as refused, for the opinions and the log that speak of it. The same scan can
+    come in again.
+    """
+    statement = (
+        update(Study)
+        .where(col(Study.id) == study_id, col(Study.state).not_in(["queued", "running"]))
+        .values(
+            state="refused",
+            reason=f"removed on {now():%Y-%m-%d}; opinions of it stay.",
+            label="",
+            notes="",
+            result_id=None,
+            score=None,
+            percentile=None,
+            anomalous_ml=None,
+            n_components=None,
+            n_flags=0,
+            flags="",
+        )
+    )
+    with Session(engine) as session:
+        changed = change(session, statement)
+        results = list(session.exec(select(Result.id).where(col(Result.study_id) == study_id)))
+        session.commit()
+    if not changed:
+        raise Conflict("this study is queued or running; cancel it first.")
+    scan_path(data, study_id).unlink(missing_ok=True)
+    for result_id in results:
+        shutil.rmtree(result_folder(data, result_id), ignore_errors=True)
 
 
 def list_studies(session: Session, wanted: Wanted) -> tuple[list[Study], int]:

@@ -111,6 +111,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "done": ("fertig", "terminée"),
     "refused": ("abgewiesen", "refusée"),
     "failed": ("gescheitert", "échouée"),
+    "Studies wait, and no worker takes them. An admin can start one:": (
+        "Studien warten, und kein Rechenprozess nimmt sie. Ein Administrator kann einen starten:",
+        "Des études attendent sans aucun processus. Un administrateur peut en lancer un :",
+    ),
     # one study: bar and progress
     "Neighbouring studies": ("Benachbarte Studien", "Études voisines"),
     "Newer": ("Neuere", "Plus récente"),
@@ -122,6 +126,12 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Please confirm.": ("Bitte bestätigen.", "Veuillez confirmer."),
     "Start": ("Starten", "Lancer"),
     "Run again": ("Noch einmal rechnen", "Relancer"),
+    "Remove this study": ("Diese Studie entfernen", "Supprimer cette étude"),
+    "The scan and all its results are deleted. Opinions and drawings stay.": (
+        "Aufnahme und Ergebnisse werden gelöscht. Beurteilungen und Zeichnungen bleiben.",
+        "L’examen et ses résultats sont effacés. Les avis et les dessins restent.",
+    ),
+    "Remove": ("Entfernen", "Supprimer"),
     # viewer
     "Viewer": ("Betrachter", "Visionneuse"),
     "View": ("Ansicht", "Vue"),
@@ -143,6 +153,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Draw": ("Zeichnen", "Dessiner"),
     "Reconstruction": ("Rekonstruktion", "Reconstruction"),
     "Screenshot": ("Bild sichern", "Capture"),
+    "Three planes through the strongest finding, until the viewer stands": (
+        "Drei Ebenen durch den stärksten Befund, bis die Ansicht bereit ist",
+        "Trois plans passant par l’anomalie la plus forte, en attendant l’affichage",
+    ),
     "Scan in three planes": ("Aufnahme in drei Ebenen", "Examen dans trois plans"),
     "loading": ("wird geladen", "chargement"),
     "The viewer could not start.": (

@@ -216,9 +216,11 @@ class SliceStore:
 
 
 def _check_count(index: Path, rows: int) -> None:
-    """InputError where an index has lost rows since it was written."""
+    """InputError where an index has lost rows since it was written, or the count of them."""
     path = index.parent / COUNT
-    written = read_json(path).get("slices") if path.is_file() else rows
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, and it says how many slices there are; {AGAIN}")
+    written = read_json(path).get("slices")
     if written != rows:
         raise InputError(f"{index}: {rows} slices, and {written} were written; {AGAIN}")
 

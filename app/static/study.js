@@ -1,4 +1,4 @@
-// Start, cancel and progress of a study. The viewer is a file of its own.
+// Start, cancel, removal and progress of a study. The viewer is a file of its own.
 import { say, send } from "./page.js";
 
 const start = document.getElementById("start");
@@ -30,3 +30,13 @@ if (progress) {
     progress.querySelector("span").textContent = study.stage;
   }, 1500);
 }
+
+const remove = document.getElementById("remove");
+remove?.addEventListener("click", async () => {
+  try {
+    await send(`/api/studies/${remove.dataset.study}/remove`, {});
+    location.reload();
+  } catch (error) {
+    say(error.message, true);
+  }
+});

@@ -75,7 +75,7 @@ let first = true; // until the first picture stands
 export async function open() {
   nv.addColormap("marks", MARKS);
   const coming = [load("scan", "gray"), load("map", MAP_COLOURS), load("mask", "marks")];
-  await new Promise((resolve) => setTimeout(resolve)); // the files are on their way meanwhile
+  await firstLook(); // the files are on their way meanwhile
   const begin = performance.now();
   await nv.attachToCanvas(byId("canvas"));
   byId("viewer").dataset.graphics = seconds(performance.now() - begin);
@@ -93,7 +93,15 @@ export async function open() {
   gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits for the picture
   byId("viewer").dataset.seconds = seconds(performance.now()); // since the page was asked for
   byId("viewer").dataset.ready = "true";
+  byId("first-look")?.remove();
   requestAnimationFrame(() => setView("overview"));
+}
+
+// A picture that the server drew stands until the graphics do: without a card that takes long.
+async function firstLook() {
+  await byId("first-look")?.decode().catch(() => byId("first-look").remove());
+  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve))); // it is painted
+  if (byId("first-look")) byId("viewer").dataset.first = seconds(performance.now());
 }
 
 // NiiVue computes the gradients of a scan for a lit rendering, which is not used here, whenever a
@@ -403,4 +411,4 @@ for (const button of document.querySelectorAll("#components .jump")) {
     jump(report.components[Number(button.dataset.component)].peak_mm);
   });
 }
-open().catch((error) => say(`${t("The viewer could not start.")} ${error.message}`, true));
+if (data.urls.scan) open().catch((error) => say(`${t("The viewer could not start.")} ${error.message}`, true));

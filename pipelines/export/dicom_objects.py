@@ -225,9 +225,10 @@ def _volume(cubic_mm: float) -> sr.Measurement:
 def sentences(result: Result) -> list[str]:
     """What the report says in words, the most important first; no name of anybody."""
     report = result.report
-    lines = [NOTICE, f"Anomaly score {report.score:.4g}"]
+    score = f"Anomaly score {report.score:.4g}"
     if report.percentile is not None:
-        lines[1] += f", percentile {report.percentile:.0f} of {report.percentile_of}"
+        score += f", percentile {report.percentile:.0f} of {report.percentile_of}"
+    lines = [NOTICE, *(f"Flag: {flag}" for flag in report.flags), score]
     if report.promise:
         lines.append(report.promise)
     lines.append(
@@ -237,7 +238,6 @@ def sentences(result: Result) -> list[str]:
     for number, component in enumerate(report.components, start=1):
         likely = "" if component.p_value is None else f", p {component.p_value:.2g}"
         lines.append(f"{_name(number, report)}: {component.summary}{likely}")
-    lines += [f"Flag: {flag}" for flag in report.flags]
     lines.append(", ".join(f"{name} {value}" for name, value in result.parameters.items()))
     return lines
 

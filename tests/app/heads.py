@@ -8,6 +8,7 @@ import numpy as np
 
 from app.detect import save, write
 from app.jobs import Scored
+from app.pictures import Layers, as_png, three_planes
 from evaluation.postprocess import components, location_of_maximum
 
 SHAPE = (60, 66, 52)  # three lengths: equal ones hide a turned axis
@@ -100,4 +101,7 @@ def detect_head(scan, job, folder, say, settings=None):
     }
     report = json.loads(json.dumps(report, default=np.ndarray.tolist))
     write(folder / "report.json", json.dumps(report).encode())
+    mask = nib.Nifti1Image(marked.astype(np.uint8), image.affine)
+    layers = Layers(image, nib.Nifti1Image(levels, image.affine), mask, "ct", THRESHOLD)
+    write(folder / "first.png", as_png(three_planes(layers, report)))
     return Scored(report, "d" * 64, 0.01)

@@ -694,6 +694,7 @@ def test_a_full_disk_ends_training_in_one_sentence(command, monkeypatch, tmp_pat
         "b\tp2\tval\t\t0\t5\t99\n"
     )
     (tmp_path / "data/slices/index.tsv").write_text(index)
+    (tmp_path / "data/slices/index.json").write_text('{"slices": 2}')
     for scan in "ab":
         np.save(tmp_path / f"data/slices/{scan}_image.npy", np.zeros((1, 1, 64, 64), np.float16))
         np.save(tmp_path / f"data/slices/{scan}_mask.npy", np.ones((1, 1, 64, 64), np.uint8))

@@ -178,6 +178,13 @@ def test_a_table_cut_at_the_end_of_a_line_is_seen(cohort, name, lines):
         slices.SliceStore(cohort / "slices")
 
 
+def test_an_index_without_its_count_is_not_believed(cohort):
+    """Else an index that was copied alone, and cut on the way, would pass."""
+    (cohort / "slices/index.json").unlink()
+    with pytest.raises(InputError, match=r"index\.json: no such file.*run 'make preprocess' again"):
+        slices.SliceStore(cohort / "slices")
+
+
 def test_an_undamaged_cohort_reads(cohort):
     assert [case.id for case in read_cases(cohort)] == ["a", "b", "c"]
     assert len(slices.SliceStore(cohort / "slices")) == 12
