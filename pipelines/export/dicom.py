@@ -37,6 +37,7 @@ from preprocessing.scans import Scan, ScanError
 
 log = logging.getLogger("norma")
 KINDS = ("mask", "map", "report")
+FORMAT = 1  # raise when the files of the same result change
 
 
 def write_all(scans: Sequence[Scan], job: Job, executor: str = "", workers: int = 1) -> int:
@@ -139,7 +140,7 @@ def _result(scan: Scan, detection: Detection, weights: str) -> Result:
     segments = on_planes(_segments(marked, report), affine, source, order=0)
     on_slices = on_planes(values, affine, source, order=1)
     content = digest_of(
-        [__version__, weights, report.as_json()],
+        [FORMAT, __version__, weights, report.as_json()],
         [str(instance.SOPInstanceUID) for instance in source.instances],
         [sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (marked, values)],
     )

@@ -9,6 +9,8 @@ import pydicom
 import pytest
 from nibabel.processing import resample_from_to
 
+from pipelines.detect import batch
+from pipelines.detect.report import Report
 from pipelines.export import dicom as export
 from tests.preprocessing.made_dicom import SECRETS, write_series
 
@@ -86,14 +88,15 @@ def test_report_flags_and_kept_scan(series, brain_t1, tiny_run, tmp_path, comman
     assert all(path.is_file() for path in dicom.values())  # the result is the same
 
 
-def test_a_scan_that_came_as_nifti_keeps_its_mask_and_gets_a_note(
-    brain_t1, tiny_run, quick_prepare, tmp_path, command, monkeypatch
-):
+def test_a_scan_that_came_as_nifti_gets_a_note(brain_t1, tiny_run, tmp_path, command, monkeypatch):
+    """It is no failure; a series that cannot be written is one. No scan is scored for this."""
+    report = Report(id="sub-01", status="scored", score=0.1, anomalous_mm3=0.0)
+    monkeypatch.setattr(batch, "detect_all", lambda *_, **__: [report])
     given = ("infer", "--run", tiny_run, "--input", brain_t1, "--out", tmp_path, "--dicom")
     done = command(*given)
     assert done.code == 0
     note = "sub-01: no DICOM is written, as it came as a file and not as DICOM."
     assert sum(note in line for line in done.sentences) == 1
-    assert (tmp_path / "sub-01_mask.nii.gz").is_file() and not list(tmp_path.glob("*.dcm"))
-    monkeypatch.setattr(export, "write_all", lambda *_: 1)  # a series whose files are refused
+    assert not list(tmp_path.glob("*.dcm"))
+    monkeypatch.setattr(export, "write_all", lambda *_: 1)
     assert command(*given).code == 1
