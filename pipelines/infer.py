@@ -20,7 +20,6 @@ def main(arguments: argparse.Namespace) -> int:
     )
     from pipelines.detect.ready import ready_run, run_folder
     from pipelines.detect.table import Table
-    from pipelines.export.dicom import write_all
     from pipelines.pages.batch import NAME, batch_page
     from preprocessing.files import write_atomic
 
@@ -38,7 +37,11 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         spread_over = (arguments.executor, arguments.workers)
         reports = detect_all(scans, lost, job, *spread_over, tell=Table(scans).say)
-        unwritten = write_all(scans, job, *spread_over) if arguments.dicom else 0
+        unwritten = 0
+        if arguments.dicom:
+            from pipelines.export.dicom import write_all  # highdicom takes a second to load
+
+            unwritten = write_all(scans, job, *spread_over)
     write_atomic(out / NAME, batch_page(all_reports(out), out))
     failed = sum(not report.scored for report in reports)
     scored = len(reports) - failed
