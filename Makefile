@@ -71,8 +71,9 @@ card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a
 pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
 	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
 
-fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
-	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+fetch: .venv/installed ## DATASET=<name> OUT= ARGS=--accept-licence: a public data set; or READY=<name> [ADDRESS= DIGEST=]: a ready-made run
+	$(PY) -m pipelines.fetch $(call opt,--dataset,$(DATASET)) $(call opt,--out,$(OUT)) \
+		$(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
