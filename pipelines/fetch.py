@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _dataset(arguments: argparse.Namespace) -> int:
-    from pipelines.cohort.fetch import described, fetch_dataset
+    from pipelines.cohort.fetch import described, fetch_dataset, next_step
     from pipelines.cohort.public import known_dataset
 
     name = arguments.dataset
@@ -34,7 +34,8 @@ def _dataset(arguments: argparse.Namespace) -> int:
         cli.writable_folder(arguments.out)
     out = Path(arguments.out or ".")
     here, failed = fetch_dataset(name, known, out, arguments.accept_licence)
-    print(f"{out}: {here} files of {name}, {len(failed)} could not be fetched")
+    done = f"{out}: {here} files of {name}, {len(failed)} could not be fetched."
+    print(done + next_step(name, str(out)))
     return cli.exit_code(len(failed), here + len(failed))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cohort.public import Dataset
+from preprocessing.datasets import READERS
 from preprocessing.download import PAUSE, download
 from preprocessing.files import file_digest, read_json, write_json
 from preprocessing.scans import InputError
@@ -48,6 +49,12 @@ def described(name: str, known: Dataset) -> str:
     return "\n".join(lines)
 
 
+def next_step(name: str, folder: str) -> str:
+    """How a set's folder becomes a table, where Norma knows its layout."""
+    command = f"make table DATASET={name} IN={folder} OUT=<table>.tsv"
+    return f" List its scans with '{command}'." if name in READERS else ""
+
+
 def fetch_dataset(
     name: str, known: Dataset, out: Path, accepted: bool, pause: float = PAUSE
 ) -> tuple[int, dict[str, str]]:
@@ -59,6 +66,7 @@ def fetch_dataset(
     if not known.files:
         raise InputError(
             f"{name}: no command can fetch it; ask for it at {known.ask or known.address}."
+            f"{next_step(name, '<folder>')}"
         )
     if not accepted:
         raise InputError(

@@ -51,8 +51,7 @@ class Dataset(Closed):
 
     `pictures`: whether pictures of its people may be passed on. `files` are what `make fetch`
     brings; a set without any is to be asked for at `ask`. `terms`: the address of an agreement that
-    goes beyond the licence. `reader`: what `make table` calls its layout, where that is not the
-    name of the set.
+    goes beyond the licence.
     """
 
     title: str
@@ -66,7 +65,6 @@ class Dataset(Closed):
     size: str = ""
     terms: str = ""
     ask: str = ""
-    reader: str = ""
     files: tuple[Remote, ...] = ()
 
 
