@@ -26,12 +26,16 @@ def main(arguments: argparse.Namespace) -> int:
 
     # One reader at a time: the others' packages are not loaded.
     reader = import_module(f"preprocessing.datasets.{name}")
-    scans, lost = reader.scans(Path(arguments.input), out.parent, arguments.modality or "")
+    modality = arguments.modality or ""
+    only = getattr(reader, "MODALITY", modality)
+    if modality and modality != only:
+        raise InputError(f"{name}: no modality '{modality}'; it has {only}.")
+    scans, lost = reader.scans(Path(arguments.input), out.parent, modality)
     for reason in lost.values():
         cli.log.warning("left out: %s", reason)
     if scans:
         write_table(out, [scan_row(scan) for scan in scans])
-        print(f"{out}: {_counted(scans)}, {len(lost)} left out")
+    print(f"{out}: {_counted(scans)}, {len(lost)} left out")
     return cli.exit_code(len(lost), len(scans) + len(lost))
 
 

@@ -23,6 +23,7 @@ from preprocessing.scans import InputError
 
 RECORD = "fetched.json"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ENOUGH = 3  # files in a row that fail: then the server or the whole set is gone
 
 log = logging.getLogger("norma")
 
@@ -77,19 +78,25 @@ def fetch_dataset(
     if (out / RECORD).is_file():
         record = read_json(out / RECORD)
 
-    failed: dict[str, str] = {}
-    count = 0
+    wanted: list[tuple[str, str, str]] = []
     for remote in known.files:
-        for address, file in remote.files():
-            count += 1
-            try:
-                before = record.get(file)
-                record[file] = _fetch_file(address, remote.digest, out / file, before, pause)
-                write_json(out / RECORD, record)
-            except InputError as error:
-                failed[file] = str(error)
-                log.warning("not fetched: %s", error)
-    return count - len(failed), failed
+        wanted += [(address, file, remote.digest) for address, file in remote.files()]
+    failed: dict[str, str] = {}
+    in_a_row = 0
+    for number, (address, file, digest) in enumerate(wanted):
+        if in_a_row == ENOUGH:
+            log.warning("%d files in a row failed: %d are not tried", ENOUGH, len(wanted) - number)
+            failed |= {name: "not tried" for _, name, _ in wanted[number:]}
+            break
+        try:
+            record[file] = _fetch_file(address, digest, out / file, record.get(file), pause)
+            write_json(out / RECORD, record)
+            in_a_row = 0
+        except InputError as error:
+            failed[file] = str(error)
+            in_a_row += 1
+            log.warning("not fetched: %s", error)
+    return len(wanted) - len(failed), failed
 
 
 def _fetch_file(

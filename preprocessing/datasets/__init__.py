@@ -3,7 +3,8 @@
 Each file of a public set has `scans(data, out, modality)`: the scans of the set's folder `data`,
 and by id why one is left out. What the scans refer to and the set does not have is written below
 `out`. Where a set names no splits, healthy subjects get one from the seed, and the rest is test, or
-all are left to 'make preprocess'. `modality` chooses among the sequences of a set that has several.
+all are left to 'make preprocess'. `modality` chooses among the sequences of a set that has several;
+one that has no choice says its own as MODALITY.
 """
 
 # those with figures in docs/results

@@ -20,6 +20,7 @@ from preprocessing.dicom import convert
 from preprocessing.files import read_table
 from preprocessing.scans import InputError, Scan
 
+MODALITY = "ct"
 READERS = ("R1", "R2", "R3")
 BLEEDS = {
     "IVH": "intraventricular",

@@ -25,6 +25,7 @@ from preprocessing.files import read_table, write_table
 from preprocessing.scans import InputError, Scan
 from preprocessing.splits import assign_splits
 
+MODALITY = "ct"
 BLEEDS = ("intraventricular", "intraparenchymal", "subarachnoid", "epidural", "subdural")
 KINDS = (*BLEEDS, "fracture")
 

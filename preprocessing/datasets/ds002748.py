@@ -12,6 +12,8 @@ from preprocessing.scans import Scan
 from preprocessing.splits import assign_splits
 from preprocessing.tables import read_scans
 
+MODALITY = "t1"
+
 
 def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[str, str]]:
     """Every T1 of the set."""

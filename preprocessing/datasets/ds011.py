@@ -10,6 +10,8 @@ from pathlib import Path
 from preprocessing.scans import Scan
 from preprocessing.tables import read_scans
 
+MODALITY = "t1"
+
 
 def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[str, str]]:
     """Every T1 of the set, all of it test."""

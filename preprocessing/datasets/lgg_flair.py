@@ -30,6 +30,7 @@ from preprocessing.images import save_nifti
 from preprocessing.scans import InputError, Scan
 from preprocessing.splits import assign_splits
 
+MODALITY = "flair"
 IN_PLANE_MM = 0.9
 HEAD_MM = 150.0
 HEAD_GREY = 20  # of 255; a slice with a hundredth of its pixels above shows the head

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from preprocessing.datasets import mslub
-from preprocessing.scans import Scan
+from preprocessing.scans import InputError, Scan
 
 
 def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[str, str]]:
@@ -22,6 +22,8 @@ def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[s
     folder = data / "sub-19"
     if not folder.is_dir():
         return mslub.scans(data, out, modality)
+    if modality not in ("", "t1"):
+        raise InputError(f"{data}: rebuilt for T1 alone, not for '{modality}'.")
     scan = Scan(
         id="sub-19",
         image=folder / "sub-19_space-MNI_T1.nii.gz",

@@ -16,6 +16,7 @@ from preprocessing.scans import Scan
 from preprocessing.splits import assign_splits
 from preprocessing.tables import read_scans
 
+MODALITY = "picture"
 MIN_LESION_PIXELS = 100  # of a slice; those with a smaller lesion are left out
 
 

@@ -284,6 +284,7 @@ def test_the_command_writes_a_table_that_preprocess_reads(tmp_path, capsys):
         (["--dataset", "brats21", "--out", "a.tsv"], "did you mean 'brats2021'"),
         (["--dataset", "brats2021", "--out", "a.xlsx"], r"give OUT=<table>\.tsv"),
         (["--dataset", "brats2021", "--out", "a.tsv"], "no such folder"),
+        (["--dataset", "ct_ich", "--out", "a.tsv", "--modality", "t1"], "'t1'; it has ct"),
     ],
 )
 def test_wrong_words_are_one_sentence(words, sentence, tmp_path, monkeypatch):

@@ -128,6 +128,15 @@ def test_one_missing_file_costs_itself_alone(configs, tmp_path):
     assert "the server answered 404" in failed["2.nii"]
 
 
+def test_a_set_that_is_gone_is_given_up(configs, tmp_path):
+    files = [{"address": "ROOT/{}.nii", "each": "1-9"}]
+    served = Served(files={"/1.nii": SCAN, "/9.nii": SCAN})
+    here, failed = fetched(served, configs, files, tmp_path)
+    assert here == 1 and len(failed) == 8
+    assert served.paths == ["/1.nii", "/2.nii", "/3.nii", "/4.nii"]
+    assert failed["9.nii"] == "not tried"
+
+
 def test_wrong_bytes_are_refused_and_a_changed_set_is_told(configs, tmp_path):
     digest = f"md5:{hashlib.md5(SCAN).hexdigest()}"
     files = [{"address": "ROOT/a.nii", "digest": digest}]
