@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch benchmark results reproduce serve clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -74,8 +74,13 @@ card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a
 pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
 	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
 
-fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
-	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+fetch: .venv/installed ## DATASET=<name> OUT= ARGS=--accept-licence: a public data set; or READY=<name> [ADDRESS= DIGEST=]: a ready-made run
+	$(PY) -m pipelines.fetch $(call opt,--dataset,$(DATASET)) $(call opt,--out,$(OUT)) \
+		$(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+
+table: .venv/installed ## DATASET=brats2021 IN=<its folder> OUT=<name>.tsv [MODALITY=t1+flair]: its scans as the table that preprocess reads
+	$(PY) -m pipelines.table $(call opt,--dataset,$(DATASET)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
+		$(call opt,--modality,$(given_modality)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

@@ -67,6 +67,7 @@ GROUPS = {
         "voxel_ap",
         "voxel_ap_mean",
         "voxel_auroc",
+        "pixel_ap",
         "voxel_prevalence",
         "hd95_mean",
         "hd95_undefined",

@@ -70,7 +70,8 @@ class Evaluation(BaseModel):
     """A run measured on the test scans of a cohort at an operating point.
 
     `summary` holds every figure of evaluation/protocol.py; `voxels` are rows of the pooled voxel
-    histogram of the scans with a lesion mask. All figures follow from scans, slices and voxels.
+    histogram of the scans with a lesion mask, `others` upper edge and count of all further voxels
+    without lesion (none in files of before). All figures follow from scans, slices and voxels.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Evaluation(BaseModel):
     training: dict[str, Any]
     failures: list[Failure]
     voxels: list[list[int | float]]
+    others: list[list[int | float]] = []
     scans: list[ScanRow]
     slices: list[SliceRow]
     summary: dict[str, int | float | None] = {}
@@ -123,11 +125,17 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
         candidates += scan["candidates"]
 
     voxels = VoxelHistogram.from_rows(result.voxels)
+    others = VoxelHistogram.from_rows([[*row, 0] for row in result.others])
     columns = result.protocol["by"]
     classes = {c: protocol.classes(result.scans, result.slices, c) for c in columns}
     return {
         "summary": protocol.summarise(
-            result.scans, result.slices, voxels, result.point.scan, result.points
+            result.scans,
+            result.slices,
+            voxels,
+            result.point.scan,
+            result.points,
+            others if result.others else None,
         ),
         "classes": classes,
         "lesions_by_size": lesions.by_size(found) if with_lesion else [],
