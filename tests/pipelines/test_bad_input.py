@@ -186,7 +186,7 @@ def test_infer_reports_why_and_removes_the_old_mask(
 
 
 def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
-    """With the modality's own recipe: the checks after registration know that this is no brain."""
+    """With the modality's own limits: the checks after registration know that this is no brain."""
     noise = np.random.default_rng(1).normal(100, 20, SHAPE).clip(1)
     nib.save(
         nib.Nifti1Image(np.where(box(), noise, 0).astype(np.float32), AFFINE),
@@ -200,6 +200,7 @@ def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
         "t1",
         "--out",
         tmp_path / "out",
+        *QUICK,
     )
     assert done.code == cli.NOTHING_DONE
     sentence = one_line(done, "left out: ")
