@@ -120,7 +120,7 @@ def test_a_missing_sequence_is_named(scan, tmp_path):
 
 def test_an_affine_alignment_takes_the_size_of_the_atlas_and_comes_back(tmp_path):
     """A head 8 % longer, 6 % narrower and sheared; the true map is known."""
-    atlas = register.load_atlas()
+    atlas = register.load_atlas(shape=COARSE.grid)
     middle = atlas_centre(atlas)
     motion = rigid_motion([4, -3, 5], np.array([3.0, -4, 2]), middle)
     deform = np.eye(4)
