@@ -128,6 +128,17 @@ def tiny_run(tmp_path_factory):
     return folder
 
 
+SLOW = {"chain", "pictures", "brain_t1", "bad_scans", "pairs", "trained", "brief"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What works on a prepared scan or a trained run is slow: `make test-fast` leaves it out."""
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="module")
 def no_figures():
     """No figure is drawn in a module whose first fixture this is."""

@@ -22,6 +22,8 @@ from tests.preprocessing.spaces import (
     voxel_points,
 )
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(
     modality="t1",
     intensity=Intensity(kind="percentiles", low=1, high=95, top=0.75),
