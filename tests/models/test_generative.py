@@ -190,6 +190,7 @@ if fabric.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_codebook_that_one_does(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -185,6 +185,7 @@ def test_infer_reports_why_and_removes_the_old_mask(
     assert left_behind(out) == []
 
 
+@pytest.mark.slow
 def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
     """With the modality's own limits: the checks after registration know that this is no brain."""
     noise = np.random.default_rng(1).normal(100, 20, SHAPE).clip(1)
@@ -804,6 +805,7 @@ def process(*arguments, **named):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_leaves_with_the_code_and_one_line(tiny_run, tmp_path):
     code, out, err = process(
         "-m",
@@ -841,6 +843,7 @@ def test_a_process_that_could_do_nothing(bad_scans, tmp_path):
     assert f"left out: {bad_scans / 'text.nii.gz'}: " in err
 
 
+@pytest.mark.slow
 def test_sigint_in_a_process(tmp_path):
     """Ctrl-C before anything is finished, in a real process that sends the signal to itself.
 

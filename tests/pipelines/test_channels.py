@@ -684,6 +684,7 @@ def test_planes_of_a_picture_become_channels(tmp_path):
             read_picture(tmp_path / name, 2)
 
 
+@pytest.mark.slow
 def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp_path):
     """Discs with a vessel in red and green; one has a spot that only green shows."""
     rng = np.random.default_rng(0)

@@ -207,6 +207,7 @@ def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes
     runs, data, tmp_path, capsys, damage
 ):
     shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data.parent / "raw", tmp_path / "raw")  # where its tables look for the pictures
     rows = read_table(data / "scans.tsv")
     for split in ("val", "test"):
         path = tmp_path / "data" / next(r["preproc"] for r in rows if r["split"] == split)

@@ -399,6 +399,7 @@ if fabric.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_learn_what_one_does(store, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
@@ -540,6 +541,7 @@ def test_slice_scores_lie_in_their_slices(patch_size):
     np.testing.assert_allclose(got, np.where(brain, 10.0 - np.arange(4), 0), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["loop.channels_last=true", "loop.compile=true"])
 def test_ways_to_be_faster_learn_the_same(store, tmp_path, setting):
     """Weights after two stages differ in rounding alone, and the setting did reach the network."""
