@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -32,13 +32,16 @@ given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 	touch $@
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F': .*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F': .*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/installed ## all steps on a virtual cohort, in minutes [OUT=work/demo SEED=]
 	$(PY) -m pipelines.demo $(call opt,--out,$(or $(OUT),work/demo)) --seed $(SEED) $(ARGS)
 
 test: .venv/installed lint ## lint, then all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests
+
+test-fast: .venv/installed ## tests without those marked slow: no scan prepared, no run trained, no browser
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
