@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from evaluation import lesions, protocol
+from evaluation.groups import healthy_groups
 from evaluation.metrics import VoxelHistogram
 from pipelines.detect.points import Point
 from preprocessing.files import plain, read_json, write_rows
@@ -31,6 +32,8 @@ class ScanRow(TypedDict, total=False):
     score: float
     percentile: float
     marked_ml: float
+    brain_ml: float
+    spacing_mm: float
     brain_voxels: int
     above_voxels: int
     mask_voxels: int
@@ -94,6 +97,7 @@ class Evaluation(BaseModel):
     slices: list[SliceRow]
     summary: dict[str, int | float | None] = {}
     classes: dict[str, list[dict[str, Any]]] = {}
+    healthy_groups: dict[str, list[dict[str, Any]]] = {}
     lesions_by_size: list[dict[str, Any]] = []
     precision_by_size: list[dict[str, Any]] = []
     froc: dict[str, Any] = {}
@@ -128,6 +132,7 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
     others = VoxelHistogram.from_rows([[*row, 0] for row in result.others])
     columns = result.protocol["by"]
     classes = {c: protocol.classes(result.scans, result.slices, c) for c in columns}
+    measured = (*columns, "brain_ml", "spacing_mm")
     return {
         "summary": protocol.summarise(
             result.scans,
@@ -138,6 +143,7 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
             others if result.others else None,
         ),
         "classes": classes,
+        "healthy_groups": {c: healthy_groups(result.scans, c) for c in measured},
         "lesions_by_size": lesions.by_size(found) if with_lesion else [],
         "precision_by_size": lesions.precision_by_size(candidates) if with_lesion else [],
         "froc": lesions.froc(found, candidates, len(with_lesion)) if with_lesion else {},

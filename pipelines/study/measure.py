@@ -47,6 +47,8 @@ def evaluate_scan(
         "score": score,
         "percentile": percentile_of(score, run.healthy_scores),
         "marked_ml": float(marked.sum()) * _voxel_ml(native),
+        "brain_ml": _digits(float(native.brain.sum()) * _voxel_ml(native)),
+        "spacing_mm": _digits(float(max(native.spacing))),
         "brain_voxels": int(native.brain.sum()),
         "above_voxels": int((native.map[native.brain] > at.voxel).sum()),
         "mask_voxels": int(marked.sum()),
