@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch benchmark results reproduce serve clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check card pack fetch export benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -73,6 +73,9 @@ pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a r
 
 fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
 	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+
+export: .venv/installed ## RUN=t1 OUT=<folder or .zip>: a run as a MONAI bundle, for use without Norma [DATA=<OUT of preprocess> ARGS=--zip]
+	$(PY) -m pipelines.export_bundle $(call opt,--run,$(RUN)) $(call opt,--out,$(OUT)) $(call opt,--data,$(DATA)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
