@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,15 +22,19 @@ def main(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     zipped = out.suffix == ".zip"
     archive = out if zipped else out.with_name(f"{out.name}.zip")
-    if archive.exists() and (zipped or arguments.zip):
-        raise InputError(f"{archive}: is there already; give another OUT.")
+    for path in {out, archive} if arguments.zip else {out}:
+        if path.exists():
+            raise InputError(f"{path}: is there already; give another OUT.")
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as temporary:
-        folder = Path(temporary) / out.stem if zipped else out
+        folder = Path(temporary) / (out.stem if zipped else out.name)
         without_onnx = write_bundle(run, folder)
         apart = check_bundle(run, folder, cases)
         if zipped or arguments.zip:
             write_zip(folder, archive)
+        if not zipped:
+            shutil.move(folder, out)
     print(f"{out}: a MONAI bundle; docs/README.md in it says how to use it")
     if cases:
         print(f"maps of {len(cases)} scans differ by {apart:.2g} of the threshold at most")

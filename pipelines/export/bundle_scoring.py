@@ -48,9 +48,11 @@ class Network(nn.Module):
             brain = (image.amax(1, keepdim=True) > 0).to(image)
         if place is None:
             place = torch.zeros(len(image), dtype=torch.long)
-        # It was traced with one sample, and knows no other number.
-        parts = zip(image.split(1), brain.split(1), place.split(1), strict=True)
-        return torch.cat([self.traced(*part) for part in parts])
+        found = torch.zeros_like(brain)
+        for i in torch.nonzero(brain.flatten(1).any(1)).flatten().tolist():
+            part = slice(i, i + 1)  # it was traced with one sample that has brain
+            found[part] = self.traced(image[part], brain[part], place[part])
+        return found
 
 
 @dataclass(frozen=True)

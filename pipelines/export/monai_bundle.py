@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -39,34 +38,26 @@ USAGE = Path(__file__).parent / "bundle_readme.md"
 MAP_TOLERANCE = 1e-4  # of the voxel threshold: what a map may differ by
 
 
-def write_bundle(run: Run, out: Path) -> str:
+def write_bundle(run: Run, folder: Path) -> str:
     """Write the bundle of a run to a new folder; gives why it holds no ONNX, or nothing.
 
-    InputError for a folder that is in the way, and for a run that cannot be exported.
+    InputError for a run that cannot be exported; the folder is then of no use.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: holds files already; give another OUT.")
     point = exported_point(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as temporary:
-        folder = Path(temporary) / out.name
-        for name in ("configs", "models", "docs", "scripts"):
-            (folder / name).mkdir(parents=True)
-        write_torchscript(run, folder / "models/model.ts")
-        without_onnx = write_onnx(run, folder / "models/model.onnx")
-        network = bundle_scoring.Network(str(folder / "models/model.ts"))
-        torch.save(network.state_dict(), folder / "models/model.pt")
+    for name in ("configs", "models", "docs", "scripts"):
+        (folder / name).mkdir(parents=True)
+    write_torchscript(run, folder / "models/model.ts")
+    without_onnx = write_onnx(run, folder / "models/model.onnx")
+    network = bundle_scoring.Network(str(folder / "models/model.ts"))
+    torch.save(network.state_dict(), folder / "models/model.pt")
 
-        write_json(folder / "configs/metadata.json", metadata(run))
-        write_json(folder / "configs/inference.json", inference(run, point))
-        shutil.copyfile(OWN_SCHEMA, folder / "configs/metadata_schema.json")
-        (folder / "scripts/__init__.py").touch()
-        shutil.copyfile(bundle_scoring.__file__, folder / "scripts/scoring.py")
-        shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
-        _write_docs(run, point, without_onnx, folder / "docs")
-        if out.exists():
-            out.rmdir()
-        shutil.move(folder, out)
+    write_json(folder / "configs/metadata.json", metadata(run))
+    write_json(folder / "configs/inference.json", inference(run, point))
+    shutil.copyfile(OWN_SCHEMA, folder / "configs/metadata_schema.json")
+    (folder / "scripts/__init__.py").touch()
+    shutil.copyfile(bundle_scoring.__file__, folder / "scripts/scoring.py")
+    shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
+    _write_docs(run, point, without_onnx, folder / "docs")
     return without_onnx
 
 
@@ -222,8 +213,8 @@ def check_bundle(run: Run, folder: Path, cases: Sequence[Case]) -> float:
         other = np.count_nonzero(scorer.mask(found, prepared.brain) != marked)
         if apart > MAP_TOLERANCE or other:
             raise InputError(
-                f"{folder}: the map of {case.id} differs from Norma's by {apart:.2g} of the "
-                f"threshold and its mask at {other} voxels; do not use this bundle."
+                f"{run.folder}: the bundle's map of {case.id} differs from Norma's by {apart:.2g} of the "
+                f"threshold and its mask at {other} voxels; no bundle is written."
             )
         largest = max(largest, apart)
     return largest

@@ -23,7 +23,7 @@ from pipelines.detect.detector import Detector, NativeMap, cut
 from pipelines.detect.ready import ready_run
 from pipelines.detect.run import load_run, seal
 from pipelines.export import bundle_scoring as scoring
-from pipelines.export import traced
+from pipelines.export import monai_bundle, traced
 from pipelines.export.monai_bundle import MAP_TOLERANCE, atlas_grid, inference
 from preprocessing.files import read_json, write_json
 
@@ -182,7 +182,7 @@ def test_onnx_and_torchscript_give_the_model_s_map(exported):
     source = torch.Generator().manual_seed(5)
     image = torch.rand((3, 1, 32, 32), generator=source)
     brain = torch.zeros(3, 1, 32, 32)
-    brain[:, :, 4:25, 7:30] = 1
+    brain[::2, :, 4:25, 7:30] = 1  # none in the second slice
     expected = exported.run.model.anomaly_map(image * brain, brain).detach()
     assert expected.std() > 0.01
 
@@ -230,6 +230,20 @@ def test_every_way_to_see_a_scan_is_norma_s(settings, channels):
     expected = Detector(model, config, torch.device("cpu")).atlas_map(image, brain)
     assert expected.max() > 0.5
     assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_a_bundle_of_other_maps_is_not_kept(exported, tmp_path, monkeypatch):
+    case = SimpleNamespace(id="sub-01", image=exported.image, brain=exported.brain)
+    case.grid = exported.grid
+    monkeypatch.setattr(monai_bundle, "load", lambda found: found)
+    assert monai_bundle.check_bundle(exported.run, exported.bundle, [case]) < 1e-5
+
+    folder = shutil.copytree(exported.bundle, tmp_path / "bundle")
+    settings = read_json(folder / "configs/inference.json")
+    settings["scorer"]["rim_mm"] = 2.0
+    write_json(folder / "configs/inference.json", settings)
+    with pytest.raises(ValueError, match="the bundle's map of sub-01 differs"):
+        monai_bundle.check_bundle(exported.run, folder, [case])
 
 
 def test_components_are_those_of_scipy():
@@ -311,7 +325,7 @@ def test_a_model_that_a_trace_does_not_hold_is_refused(model, tmp_path):
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, command, tmp_path):
     done = command("export_bundle", "--run", exported.run.folder, "--out", exported.bundle)
-    assert done.code == 2 and "holds files already" in done.error
+    assert done.code == 2 and "is there already" in done.error
 
     run_dir = shutil.copytree(exported.run.folder, tmp_path / "run")
     text = (run_dir / "config.yaml").read_text()
