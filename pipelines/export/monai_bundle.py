@@ -213,8 +213,8 @@ def check_bundle(run: Run, folder: Path, cases: Sequence[Case]) -> float:
         other = np.count_nonzero(scorer.mask(found, prepared.brain) != marked)
         if apart > MAP_TOLERANCE or other:
             raise InputError(
-                f"{run.folder}: the bundle's map of {case.id} differs from Norma's by {apart:.2g} of the "
-                f"threshold and its mask at {other} voxels; no bundle is written."
+                f"{run.folder}: the bundle's map of {case.id} differs from Norma's by {apart:.2g} "
+                f"of the threshold and its mask at {other} voxels; no bundle is written."
             )
         largest = max(largest, apart)
     return largest
