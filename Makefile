@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -84,6 +84,9 @@ fetch: .venv/installed ## DATASET=<name> OUT= ARGS=--accept-licence: a public da
 table: .venv/installed ## DATASET=brats2021 IN=<its folder> OUT=<name>.tsv [MODALITY=t1+flair]: its scans as the table that preprocess reads
 	$(PY) -m pipelines.table $(call opt,--dataset,$(DATASET)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
 		$(call opt,--modality,$(given_modality)) $(ARGS)
+
+export: .venv/installed ## RUN=t1 OUT=<folder or .zip>: a run as a MONAI bundle, for use without Norma [DATA=<OUT of preprocess> ARGS=--zip]
+	$(PY) -m pipelines.export_bundle $(call opt,--run,$(RUN)) $(call opt,--out,$(OUT)) $(call opt,--data,$(DATA)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

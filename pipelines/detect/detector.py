@@ -271,7 +271,8 @@ def network_batches(
 
 def filtered(raw: np.ndarray, brain: np.ndarray, config: Postprocess) -> np.ndarray:
     """Median filter, then zero outside the brain and in its rim; atlas voxels of 1 mm."""
-    box = bounding_box(brain, margin=config.median)
+    # Around the brain a voxel at least: else the rim would not begin at the sides of the box.
+    box = bounding_box(brain, margin=max(config.median, 1))
     result = np.zeros_like(raw)
     if box is not None:
         inside = postprocess.erode_rim(brain[box], ATLAS_MM, config.rim_mm)
