@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate adapt check card pack fetch benchmark results reproduce serve clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate adapt check stress card pack fetch benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -68,6 +68,9 @@ adapt: .venv/installed ## RUN= IN=<healthy scans> OUT= HOW=calibration|harmonise
 
 check: .venv/installed ## IN= RUN=: how like the run's training scans some scans are; nothing is scored
 	$(PY) -m pipelines.check $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(ARGS)
+
+stress: .venv/installed ## RUN="<runs>" DATA=: healthy test scans under noise, blur, motion, ...: what is marked in vain [OUT=]
+	$(PY) -m pipelines.stress --run $(RUN) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
 
 card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a run, from what was measured
 	$(PY) -m pipelines.card $(call opt,--run,$(RUN)) $(call opt,--results,$(RESULTS)) $(ARGS)

@@ -135,11 +135,12 @@ def detect_all(
     `keep_nifti` what they are converted to stays. `executor` and `workers` as in docs/cluster.md.
     """
     from pipelines.cli import release, writable_folder
-    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
+    from pipelines.detect.batch import Options, detect_all, existing_source, listed, make_job
     from pipelines.detect.ready import run_folder
 
     source = existing_source(Path(source))
-    job = make_job(run_folder(run_dir), source, Path(out), point, keep_nifti=keep_nifti)
+    options = Options(keep_nifti=keep_nifti)
+    job = make_job(run_folder(run_dir), source, Path(out), point, options=options)
     try:
         writable_folder(out)
         with listed(source, job, shared=bool(executor)) as (scans, lost):

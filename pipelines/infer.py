@@ -10,7 +10,14 @@ from preprocessing.scans import NOTICE, SUFFIXES, InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import all_reports, detect_all, existing_source, listed, make_job
+    from pipelines.detect.batch import (
+        Options,
+        all_reports,
+        detect_all,
+        existing_source,
+        listed,
+        make_job,
+    )
     from pipelines.detect.ready import ready_run, run_folder
     from pipelines.detect.table import Table
     from pipelines.pages.batch import NAME, batch_page
@@ -21,15 +28,8 @@ def main(arguments: argparse.Namespace) -> int:
     run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
     source = existing_source(Path(arguments.input))
     out = Path(arguments.out)
-    job = make_job(
-        run_dir,
-        source,
-        out,
-        arguments.point,
-        arguments.accelerator,
-        arguments.keep_nifti,
-        arguments.overwrite,
-    )
+    options = Options(arguments.keep_nifti, arguments.overwrite, arguments.refuse_unlike)
+    job = make_job(run_dir, source, out, arguments.point, arguments.accelerator, options)
     cli.writable_folder(out)
     with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:
@@ -68,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite",
         action="store_true",
         help="score again what is done already, and replace what stands",
+    )
+    p.add_argument(
+        "--refuse-unlike",
+        action="store_true",
+        help="do not score a scan that as a whole is unlike the run's training scans",
     )
     spread.add_arguments(p)
     p.add_argument(

@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.cohort.store import fingerprint
+from pipelines.detect.gate import flags_of as unlike
+from pipelines.detect.gate import judge, refusal
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.points import Point
 from pipelines.detect.report import COLUMNS, Report, of_scan
 from pipelines.detect.run import Run, load_run
 from pipelines.detect.thumbnail import thumbnail
-from pipelines.detect.typical import compare_with, flags_of
+from pipelines.detect.typical import compare_with, flags_of, own_features
 from pipelines.versions import __version__, shown_text
 from preprocessing.dicom import save_copy
 from preprocessing.files import (
@@ -42,7 +44,24 @@ from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
 log = logging.getLogger("norma")
-REPORTS = 1  # raise when a report of the same figures changes
+REPORTS = 2  # raise when a report of the same figures changes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for besides.
+
+    keep_nifti: a converted scan is written beside its mask.
+    overwrite: score again what is done, and let a scan take the place of another of its name.
+    refuse_unlike: a scan that as a whole is unlike the training scans is not scored.
+    """
+
+    keep_nifti: bool = False
+    overwrite: bool = False
+    refuse_unlike: bool = False
+
+
+PLAIN = Options()
 
 
 @dataclass(frozen=True)
@@ -50,9 +69,7 @@ class Job:
     """What every scan of a command is scored by.
 
     `digest` is of the run's weights, settings and healthy reference: same digest, same result.
-    Reports name files by their way from `root`, the folder that came in. `keep_nifti`: a converted
-    scan is written beside its mask. `overwrite`: score again what is done, and let a scan take the
-    place of another of its name.
+    Reports name files by their way from `root`, the folder that came in.
     """
 
     run_dir: Path
@@ -61,8 +78,7 @@ class Job:
     digest: str
     accelerator: str = "auto"
     root: Path | None = None
-    keep_nifti: bool = False
-    overwrite: bool = False
+    options: Options = PLAIN
 
     @property
     def run(self) -> Run:
@@ -99,8 +115,7 @@ def make_job(
     out: Path,
     point: str | None = None,
     accelerator: str = "auto",
-    keep_nifti: bool = False,
-    overwrite: bool = False,
+    options: Options = PLAIN,
 ) -> Job:
     """The job of scoring `source` by a run into `out`, cut at a named point or the run's own."""
     run = loaded_run(run_dir, accelerator)
@@ -109,7 +124,7 @@ def make_job(
         raise InputError(f"operating point '{at.point}': new scans have no labels to find it with.")
     digest = result_digest(run, at)
     root = source if source.is_dir() else source.parent
-    return Job(run.folder, out, at, digest, accelerator, root, keep_nifti, overwrite)
+    return Job(run.folder, out, at, digest, accelerator, root, options)
 
 
 def result_digest(run: Run, at: Point) -> str:
@@ -169,8 +184,13 @@ def check_scan(scan: Scan, run: Run) -> tuple[list[str], str]:
         return [], cli.error_sentence(error)
     if not run.typical:
         return ["the run is of an older version and does not describe its training scans"], ""
-    rows = compare_with(run.typical, prepared)
-    lines = [f"flag: {flag}" for flag in (*prepared.flags, *flags_of(rows))]
+    own = own_features(run.typical, prepared)
+    rows = compare_with(run.typical, own)
+    gate = judge(run.typical, own)
+    flags = (*prepared.flags, *unlike(gate), *flags_of(rows))
+    lines = [f"flag: {flag}" for flag in flags]
+    if gate:
+        lines.append(f"as a whole: {gate.verdict}, p {gate.p_value:.3g}")
     for row in rows:
         between = f"training scans {row.lowest:.3g} to {row.highest:.3g}"
         lines.append(f"{row.name}: {row.value:.3g}, percentile {row.percentile:.0f} ({between})")
@@ -183,7 +203,7 @@ def check_out(scans: Sequence[Scan], job: Job) -> None:
         report = read_report(job.out, scan.id)
         other = report and report.source and report.source != source_of(scan)
         readable = scan.image.is_file()
-        differs = other and readable and not job.overwrite
+        differs = other and readable and not job.options.overwrite
         if report and differs and report.digest != file_digest(scan.image):
             raise InputError(
                 f"{job.out}: holds the result of another scan that is called '{scan.id}' too, "
@@ -268,9 +288,10 @@ def begin_scan(scan: Scan, job: Job) -> Begun:
     """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError."""
     recipe = job.run.recipe
     # the template counts by its bytes, in the job's digest, and not by its place
-    key = digest_of(job.digest, fingerprint(scan, recipe.model_copy(update={"template": None})))
+    way = fingerprint(scan, recipe.model_copy(update={"template": None}))
+    key = digest_of(job.digest, job.options.refuse_unlike, way)
     report = read_report(job.out, scan.id)
-    again = job.overwrite or not report or report.fingerprint != key
+    again = job.options.overwrite or not report or report.fingerprint != key
     if report and not again and _stands(report, job.out):
         return Begun(key, 0.0, report=report)
     started = time.perf_counter()
@@ -330,6 +351,10 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
         assert start.prepared
         started = time.perf_counter()
         detection = job.run.detect_prepared(scan, start.prepared, job.point, job.root)
+        gate = detection.report.gate
+        if job.options.refuse_unlike and gate and gate.because:
+            checks = [check.row() for check in start.prepared.checks]
+            return not_scored(scan, job, f"{scan.image}: {refusal(gate)}", checks)
         detection.report.fingerprint = start.key
         detection.report.source = source_of(scan)
         detection.report.digest = file_digest(scan.image)
@@ -351,7 +376,7 @@ def try_detect(scan: Scan, job: Job, begun: Callable[[], Begun] | None = None) -
 def keep_converted(scan: Scan, job: Job) -> None:
     """Write the image of a DICOM scan beside its mask, if asked for, or remove an older one."""
     path = job.out / f"{scan.id}_scan.nii.gz"
-    if job.keep_nifti:
+    if job.options.keep_nifti:
         save_copy(scan.image, path)
     else:
         path.unlink(missing_ok=True)

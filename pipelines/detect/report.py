@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from evaluation.postprocess import components, location_of_maximum
 from evaluation.thresholds import p_value_of
 from pipelines.detect.detector import NativeMap
+from pipelines.detect.gate import Gate
 from pipelines.detect.places import depths_of, lobes_of, place_of
 from pipelines.detect.points import Point
 from pipelines.detect.typical import Compared
@@ -31,6 +32,8 @@ COLUMNS = (
     "percentile",
     "anomalous_ml",
     "components",
+    "verdict",
+    "p_typical",
     "flags",
     "reason",
     "run",
@@ -93,7 +96,7 @@ class Report(BaseModel):
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
     `promise` says how often a healthy scan shows a finding. Components are listed by strength.
-    `typical` says how like the training scans this one is as a whole.
+    `typical` compares the scan with the training scans feature by feature, `gate` as a whole.
     `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
     `fingerprint` and `files` (bytes by name) tell whether a result still stands,
     `source` and `digest` of which file it is.
@@ -111,6 +114,7 @@ class Report(BaseModel):
     checks: list[CheckRow] = []
     flags: list[str] = []
     typical: list[Compared] = []
+    gate: Gate | None = None
     score: float | None = None
     percentile: float | None = None
     percentile_of: str | None = None
@@ -167,6 +171,8 @@ class Report(BaseModel):
                 "components": self.n_components,
                 "flags": "; ".join(self.flags),
             }
+            if self.gate:
+                row |= {"verdict": self.gate.verdict, "p_typical": self.gate.p_value}
         return row
 
 

@@ -22,6 +22,8 @@ from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, cut, scan_score, to_native
+from pipelines.detect.gate import flags_of as unlike
+from pipelines.detect.gate import judge
 from pipelines.detect.listing import FINISHED
 from pipelines.detect.points import (
     NAMES,
@@ -35,7 +37,14 @@ from pipelines.detect.points import (
     strongest_of,
 )
 from pipelines.detect.report import Detection, Report, findings, of_scan
-from pipelines.detect.typical import Typical, compare_with, flags_of, read_typical
+from pipelines.detect.typical import (
+    Compared,
+    Typical,
+    compare_with,
+    flags_of,
+    own_features,
+    read_typical,
+)
 from pipelines.versions import __version__, shown_path
 from preprocessing.files import file_digest, nearest, read_json, write_atomic, write_json
 from preprocessing.prepare import Prepared, prepare
@@ -150,7 +159,12 @@ class Run:
 
         The report names files by their way from `root`, the folder that came in.
         """
-        likeness = compare_with(self.typical, prepared) if self.typical else []
+        likeness: list[Compared] = []
+        gate = None
+        if self.typical:
+            own = own_features(self.typical, prepared)
+            likeness = compare_with(self.typical, own)
+            gate = judge(self.typical, own)
         native = self.detector.map(prepared)
         marked = cut(native, at, self.config.postprocess)
         score = scan_score(native, self.config.calibration.score_fraction)
@@ -169,8 +183,9 @@ class Run:
             model=self.config.name,
             run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,
-            flags=[*prepared.flags, *flags_of(likeness), *self.learned_flags],
+            flags=[*prepared.flags, *unlike(gate), *flags_of(likeness), *self.learned_flags],
             typical=likeness,
+            gate=gate,
             checks=[c.row() for c in prepared.checks],
         )
         mask = like_scan(marked.astype(np.uint8), prepared)

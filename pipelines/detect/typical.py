@@ -1,7 +1,8 @@
 """Is a scan like the training scans? Measured before any lesion is looked for.
 
 A detector of what is unusual cannot tell an unusual scanner from an unusual brain. So a report says
-how the scan as a whole compares with the healthy scans that the run has learned from.
+how the scan as a whole compares with the healthy scans that the run knows: those that it has
+learned from and those that it was calibrated on. `gate` gives one p-value for all features.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.ndimage import convolve
+from scipy.ndimage import binary_erosion, convolve
 from scipy.stats import wasserstein_distance
 
 from pipelines.cohort.cases import Case, load
@@ -22,7 +23,9 @@ from preprocessing.warp import volume_change
 
 NAME = "typical.json"
 BINS = np.linspace(0, 1, 65)
+CENTRES = (BINS[:-1] + BINS[1:]) / 2
 VOLUME = "brain volume, ml"
+DISTANCE = "distance of the intensity histogram"
 FEWEST = 5  # training scans; of fewer a range says nothing
 SLACK = 0.5  # of the training range, beyond each of its ends
 CHECKS = {  # the name of a check of preprocessing, and the feature's
@@ -76,6 +79,17 @@ def noise(prepared: Prepared) -> float:
     return float(np.median(found)) if found else 0.0
 
 
+def sharpness(prepared: Prepared) -> float:
+    """Mean slope inside the brain per millimetre over the spread of its intensity: less by blur."""
+    image = prepared.channels[0].astype(float)
+    inner = prepared.brain & binary_erosion(prepared.brain)
+    spread = image[prepared.brain].std() if prepared.brain.any() else 0.0
+    if not inner.any() or spread == 0:
+        return 0.0
+    steps = [np.gradient(image, prepared.grid.spacing[axis], axis=axis)[inner] for axis in (0, 1)]
+    return float(np.hypot(*steps).mean() / spread)
+
+
 def features_of(
     prepared: Prepared, checks: Sequence[Mapping[str, Any]], healthy: np.ndarray
 ) -> dict[str, float]:
@@ -86,14 +100,16 @@ def features_of(
     spacing = prepared.home.spacing
     scale = volume_change(prepared.scan_from_atlas, prepared.brain, prepared.grid)
     voxel_ml = float(np.prod(prepared.grid.spacing)) * scale / 1000
-    centres = (BINS[:-1] + BINS[1:]) / 2
-    own = histogram(prepared)
+    inside = prepared.channels[0][prepared.brain]
     features = {
         VOLUME: float(prepared.brain.sum()) * voxel_ml,
         "smallest voxel side, mm": float(min(spacing)),
         "largest voxel side, mm": float(max(spacing)),
+        "mean intensity": float(inside.mean()) if inside.size else 0.0,
+        "spread of intensity": float(inside.std()) if inside.size else 0.0,
         "noise": noise(prepared),
-        "distance of the intensity histogram": _distance(centres, own, healthy),
+        "sharpness": sharpness(prepared),
+        DISTANCE: _distance(histogram(prepared), healthy),
     }
     for check in checks:
         if check["name"] in CHECKS and check["value"] is not None:
@@ -101,30 +117,40 @@ def features_of(
     return features
 
 
-def _distance(centres: np.ndarray, own: np.ndarray, healthy: np.ndarray) -> float:
+def _distance(own: np.ndarray, healthy: np.ndarray) -> float:
     if not (own.sum() and healthy.sum()):
         return 0.0
-    return float(wasserstein_distance(centres, centres, own, healthy))
+    return float(wasserstein_distance(CENTRES, CENTRES, own, healthy))
 
 
 def describe(cases: Sequence[Case]) -> Typical:
-    """The features of training cases."""
-    shapes = [histogram(load(case)) for case in cases]
-    mean = np.mean(shapes, axis=0) if shapes else np.zeros(len(BINS) - 1)
-    found: dict[str, list[float]] = {}
+    """The features of healthy cases."""
+    shapes: list[np.ndarray] = []
+    rows: list[dict[str, float]] = []
     for case in cases:
-        checks = case.read_sidecar().get("checks", [])
-        for name, value in features_of(load(case), checks, mean).items():
-            if case.is_part and name == VOLUME:
-                continue  # of some slices alone
+        prepared = load(case)
+        shapes.append(histogram(prepared))
+        row = features_of(prepared, case.read_sidecar().get("checks", []), shapes[-1])
+        if case.is_part:
+            del row[VOLUME]  # of some slices alone
+        rows.append(row)
+    mean = np.mean(shapes, axis=0) if shapes else np.zeros(len(CENTRES))
+    found: dict[str, list[float]] = {}
+    for row, shape in zip(rows, shapes, strict=True):
+        row[DISTANCE] = _distance(shape, mean)
+        for name, value in row.items():
             found.setdefault(name, []).append(round(value, 6))
     return Typical(features=found, histogram=[round(float(v), 8) for v in mean])
 
 
-def compare_with(typical: Typical, prepared: Prepared) -> list[Compared]:
-    """A prepared scan's features among those of the training scans; empty for too few of them."""
+def own_features(typical: Typical, prepared: Prepared) -> dict[str, float]:
+    """A prepared scan's features by name."""
     checks = [check.row() for check in prepared.checks]
-    own = features_of(prepared, checks, np.array(typical.histogram))
+    return features_of(prepared, checks, np.array(typical.histogram))
+
+
+def compare_with(typical: Typical, own: Mapping[str, float]) -> list[Compared]:
+    """A scan's features among those of the training scans; empty for too few of them."""
     rows: list[Compared] = []
     for name, value in own.items():
         known = np.array(typical.features.get(name, []))

@@ -142,7 +142,7 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
         parts = calibrating(ready, combined, scales, material.healthy_val)
         calibrated = calibrate(parts, material.tune, ready)
         write_calibration(run_dir, *calibrated, config.calibration.point)
-        write_typical(describe(material.healthy_train), run_dir)
+        write_typical(describe([*material.healthy_train, *material.healthy_val]), run_dir)
         history = start_of(material) | {
             "versions": versions(),
             "command": command_line(),

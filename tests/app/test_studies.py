@@ -35,7 +35,8 @@ def test_a_scan_goes_all_the_way(solo):
 
 
 def test_a_removed_study_leaves_no_voxel_and_its_opinions_stay(site):
-    reader, admin = site.program("ray", "reader"), site.program("ann", "admin")
+    reader = site.program("ray", "reader")
+    admin = site.program("ann", "admin")
     study_id = upload(reader, scan_bytes(), run="t1", label="Bed 7").json()[0]["study"]["id"]
     root = f"/api/studies/{study_id}"
     assert admin.post(f"{root}/remove").status_code == 409  # it waits

@@ -16,6 +16,8 @@ from pipelines.detect.typical import (
     flags_of,
     histogram,
     noise,
+    own_features,
+    sharpness,
     write_typical,
 )
 from preprocessing.images import Grid
@@ -50,7 +52,19 @@ def typical():
 
 
 def names_outside(typical, scan):
-    return {row.name for row in compare_with(typical, scan) if row.outside}
+    return {row.name for row in compare_with(typical, own_features(typical, scan)) if row.outside}
+
+
+def test_sharpness_is_the_slope_over_the_spread_and_falls_with_blur():
+    one = head()
+    ramp = np.broadcast_to(np.arange(SHAPE[0], dtype=float)[:, None, None], SHAPE)
+    inner = ramp[one.brain]
+    sloped = replace(one, image=ramp.astype(np.float32))
+    assert sharpness(sloped) == pytest.approx(1 / inner.std(), rel=1e-6)
+    wider = replace(sloped, grid=Grid(SHAPE, np.diag([2.0, 1, 1, 1])))
+    assert sharpness(wider) == pytest.approx(0.5 / inner.std(), rel=1e-6)
+    blurred = replace(one, image=gaussian_filter(one.image, 1.5))
+    assert sharpness(blurred) < 0.5 * sharpness(one)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.05, 0.1])
@@ -87,14 +101,16 @@ def test_a_scan_of_the_same_kind_is_not_flagged_and_others_are_by_what_differs(t
     small = head(99)
     small.brain[10:35] = False
     assert "brain volume, ml" in names_outside(typical, small)
-    (said,) = flags_of(compare_with(typical, head(99, side=0.5)))
+    (said,) = flags_of(compare_with(typical, own_features(typical, head(99, side=0.5))))
     assert said == "smallest voxel side, mm 0.5 is unlike the training scans (1 to 1)"
 
 
 def test_percentiles_count_training_scans_with_no_more(typical):
     known = sorted(typical.features["noise"])
     scan = head(3)
-    row = next(row for row in compare_with(typical, scan) if row.name == "noise")
+    row = next(
+        row for row in compare_with(typical, own_features(typical, scan)) if row.name == "noise"
+    )
     assert row.percentile == 100 * sum(value <= noise(scan) for value in known) / 8
     assert (row.lowest, row.highest) == (known[0], known[-1])
 
@@ -107,7 +123,7 @@ def test_a_lesion_does_not_make_a_scan_unlike(typical):
 
 def test_few_training_scans_say_nothing():
     few = Typical(features={"noise": [0.1] * 4}, histogram=histogram(head()).tolist())
-    assert compare_with(few, head()) == []
+    assert compare_with(few, own_features(few, head())) == []
 
 
 def test_check_says_it_without_scoring(tiny_run, brain_t1, quick_prepare, command, tmp_path):

@@ -1,0 +1,110 @@
+"""Healthy scans under shift: what is written, what is gated, what is not measured twice."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation import shifts
+from pipelines.cohort.cases import load
+from pipelines.study import stress
+from pipelines.study.stress import NONE, Row, summary
+from preprocessing.scans import ScanError
+from tests.conftest import QUICK
+
+MILD = (2,)
+REFUSED = "a.nii: it lies back to front"
+
+
+@pytest.fixture(scope="module")
+def cohort(brain_t1, tmp_path_factory):
+    """One healthy test scan, preprocessed quickly."""
+    from pipelines.cohort.preprocess import Input, preprocess_cohort
+    from pipelines.config import load_recipe
+    from preprocessing.scans import Scan
+
+    out = tmp_path_factory.mktemp("cohort")
+    scan = Scan("head", brain_t1, "head", split="test", label="healthy")
+    preprocess_cohort(Input(brain_t1.parent, [scan], {}, ()), load_recipe("t1", QUICK), out)
+    return out
+
+
+def test_shifted_scans_are_scored_or_refused_and_not_measured_twice(
+    cohort, tiny_run, command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stress, "SEVERITIES", MILD)
+    (case,) = stress.healthy_test_cases(cohort)
+    kept = load(case)
+    answers = iter((kept, replace(kept, image=kept.image + 0.05 * kept.brain), ScanError(REFUSED)))
+
+    def prepare(scan, recipe):
+        """As the real one, which takes long: a prepared scan, a noisier one, a refusal."""
+        assert scan.image.is_file()
+        answer = next(answers)
+        if isinstance(answer, ScanError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(stress, "prepare", prepare)
+    asked = ("--run", tiny_run, "--data", cohort, "--out", tmp_path)
+    done = command("stress", *asked, "--shifts", "noise,wrong orientation")
+    assert done.code == 0, done.err
+    rows = {r["shift"]: r for r in json.loads((tmp_path / "stress.json").read_text())["rows"]}
+    assert set(rows) == {NONE, "noise", "wrong orientation"}
+    assert rows[NONE]["verdict"] == "scored" and rows["noise"]["score"] != rows[NONE]["score"]
+    wrong = rows["wrong orientation"]
+    assert wrong["verdict"] == "not scored" and "score" not in wrong
+    assert wrong["reason"] == "it lies back to front"
+    page = (tmp_path / "index.html").read_text()
+    assert "marked in vain" in page and "it lies back to front" in page
+
+    # nothing is prepared a second time: there are no more answers
+    assert command("stress", *asked, "--shifts", "noise,wrong orientation").code == 0
+    error = command("stress", *asked, "--shifts", "nose").error
+    assert "unknown shift 'nose'" in error and "did you mean 'noise'" in error
+
+
+def test_a_head_goes_through_a_file_as_it_is(tmp_path):
+    from preprocessing.images import read_image
+
+    voxels = np.arange(8 * 9 * 10, dtype=np.float32).reshape(8, 9, 10) * 0.4
+    affine = np.array([[-2.0, 0, 0, 9], [0, 1.5, 0.2, -7], [0, -0.2, 3.0, 5], [0, 0, 0, 1]])
+    head = shifts.Head(voxels, affine, voxels > 5, np.zeros(3), False)
+    stress.write_head(head, tmp_path / "a.nii")
+    image = read_image(tmp_path / "a.nii")
+    np.testing.assert_allclose(image.affine, affine, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(image.dataobj), voxels.round(), atol=1e-4)
+    small = shifts.Head(voxels / 1000, affine, voxels > 5, np.zeros(3), False)
+    stress.write_head(small, tmp_path / "b.nii")
+    np.testing.assert_allclose(np.asarray(read_image(tmp_path / "b.nii").dataobj), voxels / 1000)
+
+
+def row(scan, shift, severity, score, ml=0.0, verdict="scored"):
+    gone = verdict == "not scored"
+    return Row(
+        run="a",
+        scan=scan,
+        shift=shift,
+        severity=severity,
+        verdict=verdict,
+        score=None if gone else score,
+        marked_ml=None if gone else ml,
+        findings=None if gone else 1,
+    )
+
+
+def test_the_summary_by_hand():
+    rows = [
+        row("1", NONE, 0, 1.0),
+        row("2", NONE, 0, 3.0),  # sd of both: sqrt(2)
+        row("1", "blur", 1, 2.0, ml=4.0, verdict="scored with warning"),
+        row("2", "blur", 1, 7.0, ml=8.0),
+        row("2", "blur", 2, 0, verdict="not scored"),
+    ]
+    blur, worse, plain = summary(rows)
+    assert (blur["scans"], blur["warned"], blur["not scored"]) == (2, 1, 0)
+    assert (blur["marked_ml"], blur["findings"]) == (6.0, 1.0)
+    assert blur["rise"] == pytest.approx((1 + 4) / 2 / np.sqrt(2))
+    assert (worse["not scored"], worse["marked_ml"], worse["rise"]) == (1, None, None)
+    assert plain["rise"] == 0
