@@ -240,7 +240,9 @@ def _take_step(session: Session, update: Update, optimizer: Any, batch: Batch) -
     if session.config.wrm:
         # by the bare model: the wrapper of several processes awaits a backward pass of every call
         with fabric.autocast():
-            batch = worst_nearby(session.model, update.loss, batch, session.config.wrm)
+            batch = worst_nearby(
+                session.model, update.loss, batch, session.config.wrm, fabric.all_reduce
+            )
     with fabric.autocast():  # a marked method passes by the wrapper's own autocast on one device
         losses: Losses = getattr(module, update.loss.__name__)(batch)
     optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,25 @@ NO_SLOPE = (
 )
 
 
+def as_it_is(value: Tensor) -> Tensor:
+    """The mean over one process."""
+    return value
+
+
 def worst_nearby(
-    model: nn.Module, loss: Callable[[Batch], Losses], batch: Batch, wrm: Wrm
+    model: nn.Module,
+    loss: Callable[[Batch], Losses],
+    batch: Batch,
+    wrm: Wrm,
+    shared: Callable[[Tensor], Any] = as_it_is,
 ) -> Batch:
     """The batch with its images moved up the loss less gamma times their mean squared move.
 
     Of the images (B, C, ...) on the way those of the highest objective are taken, the given ones
     among them: the objective never falls, and with an infinite gamma the images stay as they are.
     They stay in [0, 1], 0 outside the brain. Random numbers and the model's buffers, such as the
-    statistics of batch norms, are left as they were. ConfigError for a loss without slope in the
-    images.
+    statistics of batch norms, are left as they were. `shared` is the mean over processes, which
+    agree on the step that they take. ConfigError for a loss without slope in the images.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     start = batch["image"]
@@ -35,7 +45,7 @@ def worst_nearby(
     for step in range(wrm.steps + 1):
         image = image.detach().requires_grad_()
         value = _loss_at(loss, batch, image)
-        objective = float(value) - _penalty(image, start, wrm.gamma)
+        objective = float(shared(value.detach() - _penalty(image, start, wrm.gamma)))
         if objective > highest:
             highest = objective
             best = image.detach()
