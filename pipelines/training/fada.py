@@ -78,6 +78,11 @@ class Pairs:
 
     def __init__(self, part: AnomalyModel, update: Update, run: Run, batch: Batch) -> None:
         assert isinstance(part.encoder, nn.Module)
+        if len(batch["image"]) < 2:
+            raise InputError(
+                f"{run.folder}: learned one slice or volume at a time, and fada makes pairs of "
+                "them; take another HOW."
+            )
         self.part = part
         self.encoder = part.encoder
         self.update = update
@@ -106,11 +111,12 @@ class Pairs:
         descend(self.of_network, loss, self.config)
 
     def _groups(self, old: Batch, new: Batch) -> tuple[Tensor, Tensor]:
-        """Pairs of the features of as many old and new slices, and their groups."""
-        count = min(len(old["image"]), len(new["image"]))
+        """Pairs of the features of old and new slices, and their groups; new ones come again."""
+        again = torch.arange(len(old["image"]), device=old["image"].device)
         classes: list[list[Tensor]] = []
         for batch in (old, new):
-            image, mask, seeds = (batch[key][:count] for key in ("image", "mask", "seed"))
+            places = again % len(batch["image"])
+            image, mask, seeds = (batch[key][places] for key in ("image", "mask", "seed"))
             anomalous = change_intensity(image, mask, seeds)[0]
             classes.append([pair_features(self.encoder, shown) for shown in (image, anomalous)])
         return pair_groups(*classes)

@@ -226,6 +226,10 @@ def test_each_step_of_fada_freezes_the_other_network(runs, data, healthy):
     pairs.network_step(old, new)
     assert same(1) and not same(0)
     assert all(p.grad is None or not p.requires_grad for p in pairs.critic.parameters())
+    one = {key: values[:1] for key, values in new.items()}
+    pairs.critic_step(old, one)  # one new slice stands in every pair
+    with pytest.raises(InputError, match="one slice or volume at a time"):
+        Pairs(part, coder_update(run, part), run, one)
     part.load_state_dict(states[0])  # the fixture's network as it was
     features = pair_features(part.encoder, old["image"])
     assert torch.allclose(features, part.encoder(old["image"]).mean((2, 3)))
