@@ -4,8 +4,8 @@ Each way adapts `--run` on k healthy scans of `--target`, drawn by lot, `--draws
 healthy scans, at most `--held-out`, are then scored as they are and with planted lesions, by the
 parent ("none") and by the child. Two figures of each:
 
-- at equal sensitivity: what the threshold at which `--sensitivity` of the planted lesions are found
-  marks in the same scans without lesion, in ml and findings;
+- at equal sensitivity: what the threshold at which a share of the planted lesions is found
+  (`--sensitivities`) marks in the same scans without lesion, in ml and findings;
 - at the run's own point: the same, and the share of planted lesions found.
 
 A lesion is found where at least FOUND of it is marked. All is measured in atlas space. `--out`
@@ -56,7 +56,7 @@ class Asked:
     counts: Sequence[int]
     draws: int
     held_out: int
-    sensitivity: float
+    sensitivities: tuple[float, ...]
     planting: Planting
     source: Path | None = None
 
@@ -138,12 +138,15 @@ def in_vain(run: Run, seen: Sequence[Seen], at: Point) -> Row:
     return {"ml": float(np.mean(ml)), "findings": float(np.mean(findings))}
 
 
-def figures(run: Run, seen: Sequence[Seen], sensitivity: float) -> Row:
+def figures(run: Run, seen: Sequence[Seen], sensitivities: Sequence[float]) -> Row:
     """Both figures of a run on held-out scans."""
     strengths = [value for scan in seen for value in scan.strengths]
     found = [value for scan in seen for value in scan.found]
-    level = level_of(strengths, sensitivity)
-    equal = {"threshold": level} | in_vain(run, seen, Point(point="equal", voxel=level))
+    equal: list[Row] = []
+    for sensitivity in sensitivities:
+        level = level_of(strengths, sensitivity)
+        marked = in_vain(run, seen, Point(point="equal", voxel=level))
+        equal.append({"sensitivity": sensitivity, "threshold": level} | marked)
     own = in_vain(run, seen, run.point()) | {"found": float(np.mean(found))}
     return {"lesions": len(found), "equal": equal, "own": own}
 
@@ -165,7 +168,7 @@ def measured(run: Run, asked: Asked, known: Sequence[Row]) -> Iterator[list[Row]
         if how == NONE:
             for number in set(draw.held_out) - set(parent):
                 parent[number] = look(run, cases, number, asked)
-            found = figures(run, [parent[i] for i in draw.held_out], asked.sensitivity)
+            found = figures(run, [parent[i] for i in draw.held_out], asked.sensitivities)
         else:
             found = adapted(run, cases, how, draw, asked)
         about = {"how": how, "k": draw.count, "draw": draw.number}
@@ -180,7 +183,7 @@ def adapted(run: Run, cases: Sequence[Case], how: str, draw: Draw, asked: Asked)
         given = [cases[i] for i in draw.adapting]
         child = adapt(run, given, Path(folder) / "child", how, source)
         seen = [look(child, cases, i, asked) for i in draw.held_out]
-        return figures(child, seen, asked.sensitivity)
+        return figures(child, seen, asked.sensitivities)
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -188,12 +191,17 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     found: list[Row] = []
     for k, how in sorted({(row["k"], row["how"]) for row in rows}):
         own = [row for row in rows if (row["k"], row["how"]) == (k, how)]
-        entry: Row = {"k": k, "how": how, "draws": len(own)}
-        for group, names in (("equal", ("ml", "findings")), ("own", ("ml", "findings", "found"))):
-            for name in names:
-                entry[f"{group}_{name}"] = float(np.mean([row[group][name] for row in own]))
+        entry: Row = {"k": k, "how": how, "draws": len(own), "equal": []}
+        for levels in zip(*(row["equal"] for row in own), strict=True):
+            entry["equal"].append(means(levels, ("sensitivity", "ml", "findings")))
+        entry["own"] = means([row["own"] for row in own], ("ml", "findings", "found"))
         found.append(entry)
     return found
+
+
+def means(rows: Sequence[Row], names: Sequence[str]) -> Row:
+    """The mean of each column."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
 def about(run: Run, asked: Asked) -> Row:
@@ -207,7 +215,7 @@ def about(run: Run, asked: Asked) -> Row:
         "volumes_ml": list(asked.planting.volumes),
         "seed": asked.planting.seed,
         "most_held_out": asked.held_out,
-        "sensitivity": asked.sensitivity,
+        "sensitivities": list(asked.sensitivities),
         "stamp": digest_of(run.weights_digest, run.config.model_dump(mode="json"), prints),
     }
 
@@ -236,7 +244,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 5, 10, 20])
     parser.add_argument("--draws", type=int, default=2, help="of each number of scans")
     parser.add_argument("--held-out", type=int, default=10, help="most scans tested per draw")
-    parser.add_argument("--sensitivity", type=float, default=0.8)
+    parser.add_argument("--sensitivities", nargs="+", type=float, default=[0.5, 0.8])
     parser.add_argument("--kinds", help="of lesions, between commas")
     parser.add_argument("--volumes", help="smallest and largest in ml, such as 1,20")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
@@ -247,7 +255,7 @@ def main() -> None:
         counts=arguments.counts,
         draws=arguments.draws,
         held_out=arguments.held_out,
-        sensitivity=arguments.sensitivity,
+        sensitivities=tuple(arguments.sensitivities),
         planting=Planting(kinds_of(arguments.kinds), volumes_of(arguments.volumes)),
         source=arguments.source,
     )

@@ -55,7 +55,7 @@ def run(tiny_run, monkeypatch):
 @pytest.fixture
 def asked(tmp_path):
     planting = Planting(KINDS, (1, 2))
-    return Asked(tmp_path, ["harmonise", "calibration"], [1, 2, 9], 2, 2, 0.75, planting)
+    return Asked(tmp_path, ["harmonise", "calibration"], [1, 2, 9], 2, 2, (0.5, 0.75), planting)
 
 
 def test_the_level_is_the_highest_that_finds_enough():
@@ -70,12 +70,13 @@ def test_figures_by_hand(run, asked):
     seen = [look(run, [], number, asked) for number in (0, 1)]
     assert np.allclose([scan.strengths for scan in seen], [[0.3, 0.8], [0.31, 0.8]])
     assert [scan.found for scan in seen] == [[False, True]] * 2
-    found = figures(run, seen, 0.75)
+    found = figures(run, seen, asked.sensitivities)
+    half, most = found["equal"]
     # three of four lesions pass just below 0.31, and so does the false spot of two voxels
-    assert found["equal"]["threshold"] == pytest.approx(0.31)
-    assert found["equal"]["ml"] == pytest.approx(0.002) and found["equal"]["findings"] == 1
+    assert most["threshold"] == pytest.approx(0.31) and most["sensitivity"] == 0.75
+    assert most["ml"] == pytest.approx(0.002) and most["findings"] == 1
+    assert half["threshold"] == pytest.approx(0.8) and half["ml"] == half["findings"] == 0
     assert found["own"] == {"ml": pytest.approx(0.002), "findings": 1.0, "found": 0.5}
-    assert figures(run, seen, 0.5)["equal"]["ml"] == 0  # at 0.8 the spot is not marked
     assert found["lesions"] == 4
 
 
@@ -106,12 +107,13 @@ def test_rows_stand_and_no_scan_adapts_and_is_tested(run, asked, tmp_path, monke
         (2, "none", 2),
     ]
     assert entries == summary(first["runs"]["tiny"]["rows"])
+    assert entries[0]["equal"][1]["ml"] == pytest.approx(0.002)
     for row in first["runs"]["tiny"]["rows"]:
         assert {"how", "k", "draw", "held_out", "equal", "own"} <= set(row)
 
     measure("tiny", run, asked, out)
     assert len(made) == 4 and read_json(out) == first  # nothing is measured twice
-    measure("tiny", run, replace(asked, sensitivity=0.5), out)
+    measure("tiny", run, replace(asked, sensitivities=(0.5,)), out)
     assert len(made) == 8  # other lesions or levels are
     measure("other", run, asked, out)
     assert set(read_json(out)["runs"]) == {"tiny", "other"}
