@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -63,7 +63,11 @@ infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODAL
 		$(if $(DICOM),--dicom) $(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
-	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+	$(PY) -m pipelines.adapt --how calibration $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+
+adapt: .venv/installed ## RUN= IN=<healthy scans> OUT= HOW=calibration|harmonise|adabn|finetune|fada [SOURCE=<DATA of the run>]
+	$(PY) -m pipelines.adapt $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
+		$(call opt,--how,$(HOW)) $(call opt,--source,$(SOURCE)) $(ARGS)
 
 check: .venv/installed ## IN= RUN=: how like the run's training scans some scans are; nothing is scored
 	$(PY) -m pipelines.check $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(ARGS)
