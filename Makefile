@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch benchmark results reproduce serve clean
+.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate learn check stress card pack fetch benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -61,6 +61,10 @@ infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODAL
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
 	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+
+learn: .venv/installed ## RUN= IN=<export of the review app> DATA=<OUT of preprocess> OUT=: what readers rejected is damped [UNDO=<entry>]
+	$(PY) -m pipelines.learn $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--data,$(DATA)) \
+		$(call opt,--out,$(OUT)) $(call opt,--undo,$(UNDO)) $(ARGS)
 
 check: .venv/installed ## IN= RUN=: how like the run's training scans some scans are; nothing is scored
 	$(PY) -m pipelines.check $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(ARGS)
