@@ -206,7 +206,7 @@ def planted(
         spacing = prepared.grid.spacing
         for number in numbers:
             rng = np.random.default_rng([seed, number])
-            ml = float(np.exp(rng.uniform(*np.log(VOLUMES_ML))))
+            ml = drawn_ml(rng, float(brain.sum() * np.prod(spacing)) / 1000)
             turn, near = divmod(number // len(cases) + first, 2)
             voxel = shapes.place(rng, brain, spacing, ml, MARGIN_MM)
             if near and memory.entries:
@@ -216,6 +216,13 @@ def planted(
                 rng, KINDS[turn % len(KINDS)], prepared.channels[0], brain, shape, spacing
             )
             yield replace(prepared, image=image), lesion, bool(near)
+
+
+def drawn_ml(rng: np.random.Generator, brain_ml: float) -> float:
+    """A volume within VOLUMES_ML, log-uniform; of a small brain (a picture) a tenth at most."""
+    largest = min(VOLUMES_ML[1], brain_ml / 10)
+    smallest = min(VOLUMES_ML[0], largest / 10)
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
 
 
 def place_near(entry: Entry, prepared: Prepared) -> tuple[int, int, int]:
