@@ -4,7 +4,8 @@ Healthy scans of `--data` that the run has not been trained on have one lesion p
 Simulated readers read the first n of them: they call a finding on the lesion true and any other
 false, and are wrong in `--wrong` of their opinions. What they reject is remembered. On the scans
 left over: false findings in the healthy scans at the sensitivity that the run has without memory.
-The order is drawn `--draws` times; maps are computed once.
+The order is drawn `--draws` times; maps are computed once. Levels are those of point "finding" at
+`--false-alarm`: a run that marks more in vain has more to learn.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from pipelines.versions import versions
 from preprocessing.files import write_json
 from preprocessing.prepare import Prepared
 from preprocessing.resample import carry_mask
-from preprocessing.scans import InputError
 from preprocessing.warp import inverse
 
 READ = (5, 10, 20, 50)
@@ -59,7 +59,7 @@ class Scan:
 
 def components_of(run: Run, prepared: Prepared, lesion: np.ndarray | None) -> Components:
     """All components of a scan at the outline of the run's point."""
-    at = run.point().model_copy(update={"component": None})
+    at = run.point("finding").model_copy(update={"component": None})
     native = run.detector.map(prepared)
     marked = cut(native, at, run.config.postprocess)
     truth = np.zeros(marked.shape, bool)
@@ -162,20 +162,27 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="a run, or the name of a ready-made one")
     parser.add_argument("--data", required=True, type=Path, help="OUT of preprocess")
     parser.add_argument("--read", type=int, nargs="+", default=list(READ))
+    parser.add_argument("--false-alarm", type=float, nargs="+", default=[0.1, 0.5])
     parser.add_argument("--wrong", type=float, default=0.1, help="share of wrong opinions")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     arguments = parser.parse_args()
     run = load_run(run_folder(arguments.run), "cpu")
-    at = run.point()
-    if at.component is None:
-        raise InputError(f"{run.folder}: its point '{at.point}' has no level of components.")
     cases = [*unseen_healthy(run, arguments.data), *healthy_test_cases(arguments.data)]
     scans = scans_of(run, cases)
     asked = {"wrong": arguments.wrong, "draws": arguments.draws}
-    rows = curve(scans, at.component, arguments.read, **asked)
-    about = {"run": run.folder.name, "data": arguments.data.name, "scans": len(scans)}
-    write_json(arguments.out, {"versions": versions(), **about, **asked, "curve": rows})
+    curves: list[dict[str, Any]] = []
+    for false_alarm in arguments.false_alarm:
+        level = run.point(f"finding={false_alarm}").component
+        assert level is not None
+        rows = curve(scans, level, arguments.read, **asked)
+        curves.append({"false_alarm": false_alarm, "level": level, "rows": rows})
+    about = {
+        "run": "/".join(run.folder.parts[-2:]),
+        "data": arguments.data.name,
+        "scans": len(scans),
+    }
+    write_json(arguments.out, {"versions": versions(), **about, **asked, "curves": curves})
 
 
 if __name__ == "__main__":
