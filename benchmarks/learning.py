@@ -22,7 +22,7 @@ from skimage.measure import label
 from evaluation.lesions import MIN_OVERLAP
 from pipelines.cohort.cases import Case, load
 from pipelines.detect.detector import cut
-from pipelines.detect.memory import MOST, Memory, damping, described, likeness
+from pipelines.detect.memory import MOST, Memory, damping, described, level_of, likeness
 from pipelines.detect.ready import run_folder
 from pipelines.detect.run import Run, load_run
 from pipelines.study.learn import planted, unseen_healthy
@@ -173,8 +173,7 @@ def main() -> None:
     asked = {"wrong": arguments.wrong, "draws": arguments.draws}
     curves: list[dict[str, Any]] = []
     for false_alarm in arguments.false_alarm:
-        level = run.point(f"finding={false_alarm}").component
-        assert level is not None
+        level = level_of(run.point(f"finding={false_alarm}"))
         rows = curve(scans, level, arguments.read, **asked)
         curves.append({"false_alarm": false_alarm, "level": level, "rows": rows})
     about = {

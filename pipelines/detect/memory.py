@@ -204,11 +204,10 @@ def recall(
 ) -> tuple[np.ndarray, Recalled]:
     """What a native map marks (bool) at a point with a memory, and what that took away.
 
-    A component stays where its damped strength still passes the level that it passed: that of
-    components, or else the threshold of voxels.
+    A component stays where its damped strength still passes the point's level (`level_of`).
     """
     marked = cut(native, at, config)
-    level = at.voxel if at.component is None else at.component
+    level = level_of(at)
     labels = label(marked, connectivity=3)
     vectors = memory.vectors
     taken: list[Taken] = []
@@ -222,6 +221,15 @@ def recall(
         about = plain(found | {"peak_atlas_mm": features.place_mm, "damped": damped})
         taken.append(Taken(**about, because=because))
     return marked, Recalled(entries=len(memory.entries), taken=taken)
+
+
+def level_of(at: Point) -> float:
+    """What the strength of any component passes at a point.
+
+    That is its level of components. A peak passes the threshold of voxels too.
+    """
+    level = 0.0 if at.component is None else at.component
+    return max(level, at.voxel) if at.strength == "peak" else level
 
 
 def _because(entries: Sequence[Entry], alike: np.ndarray) -> list[Because]:
