@@ -72,9 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--most-lost",
         type=float,
         default=0.05,
-        help="share of the planted lesions found that may be lost (default 0.05)",
+        help="share of the lesions found anywhere that may be lost (default 0.05)",
     )
-    p.add_argument("--lesions", type=int, default=60, help="lesions to plant (default 60)")
+    p.add_argument("--lesions", type=int, default=100, help="lesions to plant (default 100)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--accelerator", "--device", default="auto", choices=["auto", "cpu", "cuda"])
     return p

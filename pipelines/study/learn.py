@@ -2,7 +2,8 @@
 
 Lesions are planted in healthy scans: half of them anywhere, half where the memory is, as there a
 lesion is most easily taken for what was rejected. A lesion is found where MIN_OVERLAP of it is
-marked. What the run finds without any memory must not be lost with it, up to a share.
+marked. Of what the run finds without any memory a share may be lost with it: a small one of the
+lesions anywhere, and MOST_NEAR of those where the memory is, which must not be blind there.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ from preprocessing.warp import inverse
 KINDS = ("bright", "dark", "deform", "noise", "swap")  # those that need no donor
 VOLUMES_ML = (0.5, 20.0)
 FEWEST_FOUND = 20  # lesions; of fewer a loss of one in twenty cannot be seen
+MOST_NEAR = 0.5
 
 
 @dataclass(frozen=True)
 class Loss:
     """Of planted lesions: how many the run finds, and how many of these a memory takes away.
 
-    `*_near` are of those planted where the memory is.
+    Those planted anywhere, and `*_near` those planted where the memory is.
     """
 
     planted: int
@@ -76,9 +78,10 @@ class Loss:
     def text(self) -> str:
         """In a sentence."""
         return (
-            f"of {self.planted} planted lesions {self.found} are found without memory, and "
-            f"{self.lost} of these are lost with it ({self.share:.1%}; at most {self.most:.1%} "
-            f"with 95 % confidence); where the memory is: {self.lost_near} of {self.found_near}"
+            f"of {self.planted} lesions planted anywhere {self.found} are found without memory, "
+            f"and {self.lost} of these are lost with it ({self.share:.1%}; at most "
+            f"{self.most:.1%} with 95 % confidence); of {self.found_near} found where the memory "
+            f"is {self.lost_near} are lost"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -170,6 +173,7 @@ def measure_loss(
     """How many planted lesions a memory takes away, of those that the run finds without any."""
     at = run.point()
     config = run.config.postprocess
+    planted_anywhere = 0
     counts = np.zeros((2, 2), int)  # near or not; found, lost
     with tqdm(total=lesions, desc="planted lesions", unit="lesion") as bar:
         for prepared, lesion, near in planted(cases, memory, lesions, seed):
@@ -179,10 +183,11 @@ def measure_loss(
             )
             before = covered(cut(native, at, config), truth)
             after, _ = recall(memory, native, at, config, prepared.scan_from_atlas)
+            planted_anywhere += not near
             counts[int(near)] += (before, before and not covered(after, truth))
             bar.update()
-    found, lost = counts.sum(0).tolist()
-    return Loss(lesions, found, lost, int(counts[1, 0]), int(counts[1, 1]))
+    anywhere, close = counts.tolist()
+    return Loss(planted_anywhere, *anywhere, *close)
 
 
 def covered(marked: np.ndarray, truth: np.ndarray) -> bool:
@@ -238,13 +243,19 @@ def demand_small(loss: Loss, most_lost: float) -> None:
     """InputError where a memory loses too much, or that cannot be told."""
     if loss.found < FEWEST_FOUND:
         raise InputError(
-            f"the run finds {loss.found} of {loss.planted} planted lesions, and a loss is measured "
-            f"on {FEWEST_FOUND} at least; give more with ARGS=--lesions. Nothing was written."
+            f"the run finds {loss.found} of {loss.planted} lesions planted anywhere, and a loss is "
+            f"measured on {FEWEST_FOUND} at least; plant more with ARGS=--lesions=. Nothing was "
+            "written."
         )
     if loss.share > most_lost:
         raise InputError(
-            f"refused: {loss.text}; at most {most_lost:.1%} may be lost (ARGS=--most-lost). "
+            f"refused: {loss.text}; at most {most_lost:.1%} may be lost (ARGS=--most-lost=). "
             "Nothing was written."
+        )
+    if loss.lost_near > MOST_NEAR * loss.found_near:
+        raise InputError(
+            f"refused: {loss.text}; there at most {MOST_NEAR:.0%} may be lost, or the run would be "
+            "blind where readers rejected findings. Learn from fewer. Nothing was written."
         )
 
 

@@ -13,7 +13,7 @@ from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import Memory, read_memory, write_memory
 from pipelines.detect.run import load_run, seal
-from pipelines.study.learn import Loss, measure_loss, planted
+from pipelines.study.learn import Loss, demand_small, measure_loss, planted
 from pipelines.study.rejected import read_opinions
 from pipelines.training.folds import train_run
 from preprocessing.files import write_table
@@ -76,26 +76,31 @@ def learn(run, source, data, out, *more):
     return command("learn", *asked, *more)
 
 
-LENIENT = ("--most-lost", "0.99", "--lesions", "180")
+LENIENT = ("--most-lost", "0.99", "--lesions", "480")
 
 
 def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     parent,
     scored,
-    data,
+    data,  # noqa: F811
     tmp_path,
     capsys,
+    monkeypatch,
 ):
+    monkeypatch.setattr("pipelines.study.learn.MOST_NEAR", 1.0)  # the pictures are small and flat
     came, report = scored
     run = parent
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     write_table(tmp_path / "opinions.tsv", [row_of(report, run)])
     assert learn(run, tmp_path, data, tmp_path / "child", *LENIENT) == 0
     told = capsys.readouterr().out
-    assert "1 rejected findings learned, 1 in all" in told and "of 180 planted lesions" in told
+    assert (
+        "1 rejected findings learned, 1 in all" in told
+        and "of 240 lesions planted anywhere" in told
+    )
     child = load_run(tmp_path / "child", "cpu")
     assert child.history["parent"] == {"run": "run", "weights": run.weights_digest}
-    assert child.points == run.points and child.memory and child.memory.loss["planted"] == 180
+    assert child.points == run.points and child.memory and child.memory.loss["planted"] == 240
     after = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     assert after == before
 
@@ -131,7 +136,7 @@ def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
 
     rows = []
     cases = [case for case in read_cases(data) if case.label == "healthy"][5:8]
-    for number, (scan, _, _) in enumerate(planted(cases, Memory(), 180, 0)):
+    for number, (scan, _, _) in enumerate(planted(cases, Memory(), 240, 0)):
         native = parent.detector.map(scan)
         marked = cut(native, at, parent.config.postprocess)
         for found, features, _ in described(native, marked, at, scan.scan_from_atlas)[:2]:
@@ -140,9 +145,9 @@ def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
             rows += [row | {"peak_atlas_mm": ",".join(map(str, features.place_mm))}]
     write_table(tmp_path / "rejected.tsv", rows)
     asked = (parent, tmp_path / "rejected.tsv", data, tmp_path / "child")
-    assert learn(*asked, "--lesions", "180") == 2
+    assert learn(*asked, "--lesions", "480") == 2
     told = capsys.readouterr().err
-    assert "refused: of 180 planted lesions" in told and "at most 5.0% may be lost" in told
+    assert "refused: of 240 lesions planted anywhere" in told and "at most 5.0% may be lost" in told
     assert not (tmp_path / "child").exists()
 
     assert learn(*asked, "--lesions", "10") == 2
@@ -163,7 +168,7 @@ def test_half_of_the_lesions_lie_where_the_memory_is(parent, data):
 
 
 def test_the_bound_of_a_loss():
-    loss = Loss(planted=60, found=40, lost=2, found_near=20, lost_near=2)
+    loss = Loss(planted=60, found=40, lost=2, found_near=20, lost_near=10)
     assert loss.share == 0.05
     # P(at most 2 of 40) at that rate is 5 %
     p = loss.most
@@ -171,6 +176,14 @@ def test_the_bound_of_a_loss():
                for k in range(3))  # fmt: skip
     assert tail == pytest.approx(0.05)
     assert Loss(5, 3, 3, 1, 1).most == 1
+    demand_small(loss, 0.05)
+    for refused, sentence in (
+        (Loss(60, 40, 3, 20, 2), r"3 of these are lost with it \(7.5%"),
+        (Loss(60, 19, 0, 20, 2), "finds 19 of 60 lesions planted anywhere"),
+        (Loss(60, 40, 0, 20, 11), "of 20 found where the memory is 11 are lost; there at most 50%"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            demand_small(refused, 0.05)
 
 
 OPINION = {"volume_mm3": 500, "peak": 3, "mean": 2, "peak_voxel": "2,2,2", "kind": "component"}
