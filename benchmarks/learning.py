@@ -151,7 +151,8 @@ def curve(
             remembered.append(len(entries))
             found.append(measured([scans[i] for i in order[count:]], entries, level))
         row: dict[str, Any] = {"read": count, "entries": float(np.mean(remembered))}
-        row |= {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        for name in found[0]:
+            row[name] = float(np.mean([one[name] for one in found]))
         row["false_after_sd"] = float(np.std([one["false_after"] for one in found]))
         rows.append(row)
     return rows

@@ -127,8 +127,10 @@ class Recalled(BaseModel):
         """A sentence where findings were taken away."""
         if not self.taken:
             return []
-        numbers = sorted({one.entry for taken in self.taken for one in taken.because})
-        named = ", ".join(str(number) for number in numbers)
+        numbers: list[int] = []
+        for taken in self.taken:
+            numbers += [one.entry for one in taken.because]
+        named = ", ".join(str(number) for number in sorted(set(numbers)))
         return [
             f"findings not marked, as they are like what readers have rejected: {len(self.taken)} "
             f"(by the run's memory, entries {named})"

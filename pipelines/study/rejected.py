@@ -24,6 +24,7 @@ from preprocessing.scans import InputError
 
 NEEDED = ("study", "peak_atlas_mm", "volume_mm3", "peak", "mean")
 QUOTED = ("'=", "'+", "'-", "'@")  # as the app keeps a spreadsheet from running a cell
+FILES = ("image", "mask")
 SHAPE = ("elongation", "compactness")
 CONFIRMED = ("id", "image", "subject", "split", "label", "mask")
 
@@ -154,11 +155,11 @@ def _confirmed(folder: Path, study: str, subject: str) -> dict[str, Any] | None:
 
 def beside(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Rows with their files as they are reached from `folder`."""
-    files = ("image", "mask")
-    return [
-        row | {name: os.path.relpath(row[name].resolve(), folder.resolve()) for name in files}
-        for row in rows
-    ]
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        files = {name: os.path.relpath(row[name].resolve(), folder.resolve()) for name in FILES}
+        found.append(row | files)
+    return found
 
 
 def _unquoted(row: Row) -> Row:

@@ -4,7 +4,9 @@ import numpy as np
 
 from benchmarks.learning import Components, Scan, curve, damped, measured, rejected, scans_of
 from pipelines.cohort.cases import read_cases
+from pipelines.config import ROOT
 from pipelines.detect.memory import SCALES
+from preprocessing.files import read_json
 from tests.pipelines.study.test_learn import parent  # noqa: F401
 from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
 
@@ -77,3 +79,15 @@ def test_on_prepared_pictures(parent, data):
     (row,) = curve(found, parent.point().component, [1], 0.1, 3)
     assert row["false_after_at_level"] <= row["false_before_at_level"]
     assert row["sensitivity_after"] <= row["sensitivity"]
+
+
+def test_the_docs_say_what_was_measured():
+    page = (ROOT / "docs" / "user_guide.md").read_text()
+    found = read_json(ROOT / "docs" / "results" / "learning.json")
+    assert f"on {found['scans']} healthy FLAIR slices" in page
+    own = found["curves"][0]
+    assert own["false_alarm"] == 0.1
+    for row in own["rows"]:
+        lesions = f"{row['sensitivity']:.1%}, {row['sensitivity_after']:.1%}"
+        false = f"{row['false_before']:.3f}, {row['false_after']:.3f} ± {row['false_after_sd']:.3f}"
+        assert f"| {row['read']} | {row['entries']:.1f} | {lesions} | {false} |" in page
