@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt learn clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -68,6 +68,10 @@ calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: threshol
 adapt: .venv/installed ## RUN= IN=<healthy scans> OUT= HOW=calibration|harmonise|adabn|finetune|fada [SOURCE=<DATA of the run>]
 	$(PY) -m pipelines.adapt $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
 		$(call opt,--how,$(HOW)) $(call opt,--source,$(SOURCE)) $(ARGS)
+
+learn: .venv/installed ## RUN= IN=<export of the review app> DATA=<OUT of preprocess> OUT=: what readers rejected is damped [UNDO=<entry>]
+	$(PY) -m pipelines.learn $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--data,$(DATA)) \
+		$(call opt,--out,$(OUT)) $(call opt,--undo,$(UNDO)) $(ARGS)
 
 check: .venv/installed ## IN= RUN=: how like the run's training scans some scans are; nothing is scored
 	$(PY) -m pipelines.check $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(ARGS)

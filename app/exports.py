@@ -40,7 +40,16 @@ router = APIRouter(prefix="/api/export")
 OPINIONS = (
     *("study", "subject", "modality", "run", "run_digest", "score", "percentile"),
     *("user", "role", "created", "kind", "value", "component", "place", "volume_mm3", "peak"),
-    *("mean", "peak_voxel", "peak_atlas_mm", "threshold", "seconds", "comment", "correction"),
+    *(
+        "mean",
+        "strength",
+        "peak_voxel",
+        "peak_atlas_mm",
+        "threshold",
+        "seconds",
+        "comment",
+        "correction",
+    ),
 )
 TRUTH = ("study", "subject", "modality", "label", "decided_by", "why")
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of a formula
@@ -243,7 +252,15 @@ def opinion_rows(engine: Engine) -> Iterable[dict[str, Any]]:
             row |= {"correction": opinion.file and f"{opinion.file}.nii.gz"}
             if opinion.component is not None:
                 found = report["components"][opinion.component]
-                known = ("place", "volume_mm3", "peak", "mean", "peak_voxel", "peak_atlas_mm")
+                known = (
+                    "place",
+                    "volume_mm3",
+                    "peak",
+                    "mean",
+                    "strength",
+                    "peak_voxel",
+                    "peak_atlas_mm",
+                )
                 row |= {name: found.get(name) for name in known}
                 row |= {"component": opinion.component + 1}
             yield row

@@ -85,6 +85,31 @@ def healthy_level(values: np.ndarray, false_alarm: float, fold: int = 0) -> Leve
     return Level(float(known[rank - 1]), rank, known.size, fold)
 
 
+def weighted_level(
+    values: np.ndarray, weights: np.ndarray, own_weight: float, false_alarm: float
+) -> float:
+    """Return the level that a new healthy scan of a shifted kind passes at `false_alarm` at most.
+
+    `values` (N,) are one per healthy scan. `weights` (N,) say how many times as frequent scans like
+    each are among the new ones, up to a factor; `own_weight` says that of the new scan. With equal
+    weights it is `conformal_threshold` (Tibshirani et al. 2019). It is infinite where the new scan
+    weighs too much: then nothing may be called a finding. ValueError as `healthy_level`, for
+    negative weights and for a sum of 0.
+    """
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"a false-alarm rate lies between 0 and 1, got {false_alarm!r}")
+    known = _healthy(values)
+    weights = np.asarray(weights, float)
+    total = float(weights.sum() + own_weight)
+    valid = np.isfinite(weights).all() and (weights >= 0).all() and own_weight >= 0
+    if weights.shape != known.shape or not valid or not 0 < total < float("inf"):
+        raise ValueError("weights must be one per value, finite, not negative and not all 0")
+    order = np.argsort(known, kind="stable")
+    below = np.cumsum(weights[order]) / total
+    reached = below >= 1 - false_alarm - 1e-9  # 1e-9: float rounding
+    return float(known[order][np.argmax(reached)]) if reached.any() else float("inf")
+
+
 def p_value_of(strength: float, healthy: np.ndarray) -> float:
     """Return how often a new healthy scan holds something as strong, at most (Vovk et al. 2005).
 

@@ -22,6 +22,7 @@ from pipelines.cohort.store import fingerprint
 from pipelines.detect.gate import flags_of as unlike
 from pipelines.detect.gate import judge, refusal
 from pipelines.detect.identity import figures_digest
+from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.points import Point
 from pipelines.detect.report import COLUMNS, DICOM_FILES, Report, of_scan
 from pipelines.detect.run import Run, load_run
@@ -44,7 +45,7 @@ from preprocessing.splits import check_leaks
 from preprocessing.tables import list_scans
 
 log = logging.getLogger("norma")
-REPORTS = 2  # raise when a report of the same figures changes
+REPORTS = 3  # raise when a report of the same figures changes
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def result_digest(run: Run, at: Point) -> str:
     template = run.recipe.template
     atlas = file_digest(Path(template)) if template else None
     recipe = run.recipe.model_copy(update={"template": atlas})
-    # percentiles are read off these two
-    known = [run.folder / name for name in ("reference.json", "typical.json")]
+    # percentiles are read off the first two; the last is there where readers were learned from
+    known = [run.folder / name for name in ("reference.json", "typical.json", MEMORY)]
     healthy = [file_digest(path) for path in known if path.is_file()]
     shaping = (recipe, at.as_json(), healthy, REPORTS)
     return figures_digest(run.weights_digest, run.config, *shaping)

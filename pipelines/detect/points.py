@@ -32,6 +32,7 @@ from evaluation.thresholds import (
     healthy_quantile,
 )
 from pipelines.detect.config import Calibration
+from pipelines.detect.gate import Gate
 from preprocessing.scans import InputError
 
 NAMES = ("finding", "quantile", "conformal", "share", "few-label", "fixed", "oracle")
@@ -135,6 +136,16 @@ def promise(level: Level) -> str:
     return (
         f"{text}. That bound ({level.alarm_rate:.0%}) holds on average over such cohorts; for this "
         f"one it is {level.worst_rate():.0%} with 95 % confidence."
+    )
+
+
+def promise_for(at: Point, gate: Gate | None) -> str:
+    """A point's promise for one scan: it holds for scans like those of the run alone."""
+    if not at.promise or gate is None or not gate.because:
+        return at.promise
+    return (
+        "Not promised for this scan: as a whole it is unlike those that the run knows (most of "
+        f"all: {', '.join(gate.because)}). {at.promise}"
     )
 
 

@@ -15,6 +15,7 @@ from evaluation.postprocess import components, location_of_maximum
 from evaluation.thresholds import p_value_of
 from pipelines.detect.detector import NativeMap
 from pipelines.detect.gate import Gate
+from pipelines.detect.memory import Recalled
 from pipelines.detect.places import depths_of, lobes_of, place_of
 from pipelines.detect.points import Point
 from pipelines.detect.typical import Compared
@@ -97,8 +98,10 @@ class Report(BaseModel):
     """What `make infer` says of one scan; the fields of a scan that was not scored end at `reason`.
 
     `score` is in the units of the map; `percentile` is its rank among healthy validation scans.
-    `promise` says how often a healthy scan shows a finding. Components are listed by strength.
+    `promise` says how often a healthy scan shows a finding, and where that is not promised.
+    Components are listed by strength.
     `typical` compares the scan with the training scans feature by feature, `gate` as a whole.
+    `memory`, of a run that has one, names the findings that it took away and because of whom.
     `dicom` names the series that was converted by folder, UID and number. Volumes are mm³.
     `fingerprint` and `files` (bytes by name) tell whether a result still stands,
     `source` and `digest` of which file it is.
@@ -117,6 +120,7 @@ class Report(BaseModel):
     flags: list[str] = []
     typical: list[Compared] = []
     gate: Gate | None = None
+    memory: Recalled | None = None
     score: float | None = None
     percentile: float | None = None
     percentile_of: str | None = None

@@ -21,16 +21,19 @@ from pipelines.cohort.cases import count_parts
 from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
-from pipelines.detect.detector import Detector, cut, scan_score, to_native
+from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, to_native
 from pipelines.detect.gate import flags_of as unlike
 from pipelines.detect.gate import judge
 from pipelines.detect.listing import FINISHED
+from pipelines.detect.memory import NAME as MEMORY
+from pipelines.detect.memory import Memory, Recalled, read_memory, recall
 from pipelines.detect.points import (
     NAMES,
     Point,
     ScoredScan,
     conformal,
     finding,
+    promise_for,
     quantile,
     scores_of,
     share,
@@ -50,6 +53,7 @@ from preprocessing.files import file_digest, nearest, read_json, write_atomic, w
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan
+from preprocessing.warp import Map
 
 GZIP = b"\x1f\x8b"
 FORMAT = 1  # of a run folder; raise when an older Norma could not read it
@@ -60,6 +64,7 @@ SEALED = (
     "reference.json",
     "healthy_voxels.npz",
     "typical.json",
+    MEMORY,
     "weights.pt",
 )
 
@@ -80,7 +85,7 @@ class HealthyReference(BaseModel):
 class Run:
     """A trained run: its detector, the recipe of its scans, operating points, healthy scores.
 
-    `typical` describes its training scans.
+    `typical` describes its training scans, `memory` what readers have rejected.
     """
 
     folder: Path
@@ -89,6 +94,7 @@ class Run:
     points: dict[str, Point]
     reference: HealthyReference
     typical: Typical | None = None
+    memory: Memory | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -166,7 +172,8 @@ class Run:
             likeness = compare_with(self.typical, own)
             gate = judge(self.typical, own)
         native = self.detector.map(prepared)
-        marked = cut(native, at, self.config.postprocess)
+        marked, recalled = self.marked(native, at, prepared.scan_from_atlas)
+        remembered = recalled.flags if recalled else []
         score = scan_score(native, self.config.calibration.score_fraction)
         report = Report(
             **of_scan(scan, root),
@@ -178,18 +185,33 @@ class Run:
             percentile_of=self.healthy_text,
             threshold=at.voxel,
             component_threshold=at.component,
-            promise=at.promise or None,
+            promise=promise_for(at, gate) or None,
             **findings(native, marked, prepared.scan_from_atlas, at, self.healthy_strongest(at)),
             model=self.config.name,
             run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,
-            flags=[*prepared.flags, *unlike(gate), *flags_of(likeness), *self.learned_flags],
+            flags=[
+                *prepared.flags,
+                *unlike(gate),
+                *flags_of(likeness),
+                *self.learned_flags,
+                *remembered,
+            ],
             typical=likeness,
             gate=gate,
             checks=[c.row() for c in prepared.checks],
+            **({"memory": recalled} if recalled else {}),
         )
         mask = like_scan(marked.astype(np.uint8), prepared)
         return Detection(mask, like_scan(native.map, prepared), report)
+
+    def marked(
+        self, native: NativeMap, at: Point, scan_from_atlas: Map
+    ) -> tuple[np.ndarray, Recalled | None]:
+        """What a native map marks (bool) at a point, and what the run's memory took from that."""
+        if not self.memory:
+            return cut(native, at, self.config.postprocess), None
+        return recall(self.memory, native, at, self.config.postprocess, scan_from_atlas)
 
     def reconstruct(self, prepared: Prepared) -> nib.Nifti1Image | None:
         """The model's pseudo-healthy image in [0, 1] on the scan's grid; None if it has none."""
@@ -336,7 +358,8 @@ def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
             f"{run_dir}: threshold.json, reference.json or typical.json is damaged "
             f"({_first_problem(error)}); train it again with 'make train'."
         ) from None
-    run = Run(run_dir, Detector(model, config, device), recipe, points, healthy, typical)
+    detector = Detector(model, config, device)
+    run = Run(run_dir, detector, recipe, points, healthy, typical, read_memory(run_dir))
     _check_threshold(run)
     return run
 

@@ -93,9 +93,21 @@ def batch_page(reports: Sequence[Report], out: Path) -> str:
         rows=[_row(report, out) for report in ordered],
         columns=COLUMNS,
         title=f"{len(reports)} scan{'' if len(reports) == 1 else 's'}{by_run}",
-        promise=scored[0].promise if scored else None,
+        promise=_promise(scored),
         notice=NOTICE,
     )
+
+
+def _promise(scored: Sequence[Report]) -> str:
+    """How often healthy scans show a finding, and in how many of these that is not promised."""
+    unlike = [report for report in scored if report.gate and report.gate.because]
+    like = [report for report in scored if report not in unlike]
+    if not like:
+        return (scored[0].promise or "") if scored else ""
+    text = like[0].promise or ""
+    if text and unlike:
+        text += f" Not promised for {len(unlike)} of the {len(scored)} scans: see their flags."
+    return text
 
 
 def _row(report: Report, out: Path) -> dict[str, Any]:

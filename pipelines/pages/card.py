@@ -148,6 +148,14 @@ def _promised(run: Run) -> str:
     parts = [f"Operating point `{point.point}`: {point.rule}."]
     if point.promise:
         parts.append(point.promise)
+    if run.memory:
+        lost = run.memory.loss
+        parts.append(
+            f"It remembers {len(run.memory.entries)} findings that readers have rejected, and does "
+            f"not mark what is like them. Of {lost['found']} planted lesions that it finds, that "
+            f"memory took away {lost['lost']}; of {lost['found_near']} planted where it remembers "
+            f"something, {lost['lost_near']}."
+        )
     return "\n\n".join(parts)
 
 

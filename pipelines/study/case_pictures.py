@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.figures.plots import Layers, case_figure
 from pipelines.cohort.cases import Case, load, read_truth
-from pipelines.detect.detector import NativeMap, cut
+from pipelines.detect.detector import NativeMap
 from pipelines.detect.points import Point
 from pipelines.detect.run import Run
 from pipelines.study.evaluation import Evaluation, ScanRow
@@ -75,7 +75,7 @@ def case_picture(run: Run, case: Case, native: NativeMap, at: Point) -> bytes:
     prepared = load(case)
     onto = prepared.grid
     scan_from_atlas = prepared.scan_from_atlas
-    marked = cut(native, at, run.config.postprocess)
+    marked, _ = run.marked(native, at, scan_from_atlas)
     labels = read_truth(case, native.grid)
     lesions = None
     if labels is not None and labels.any():

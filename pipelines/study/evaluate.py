@@ -134,10 +134,10 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
     the run has learned from.
     """
     table = data / "scans.tsv"
-    differing = _differing(read_recipe(data), run.recipe)
-    if differing:
+    apart = differing(read_recipe(data), run.recipe)
+    if apart:
         raise InputError(
-            f"{data}: preprocessed with another {', '.join(differing)} than the run's scans; "
+            f"{data}: preprocessed with another {', '.join(apart)} than the run's scans; "
             f"use the settings in {run.folder / 'recipe.yaml'}."
         )
     learned = set(run.history.get("digests", []))
@@ -157,7 +157,7 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
     return cases
 
 
-def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
+def differing(ours: Recipe, theirs: Recipe) -> list[str]:
     """Settings that shape a scan and differ between two recipes; a template counts by its bytes."""
     found: list[str] = []
     for name in SHARED:
@@ -251,8 +251,10 @@ def _key(run: Run, weights: str, cases: Sequence[Case], at: Point, protocol: Pro
         files = [file_digest(path) for path in truth]
         described = case.model_dump(mode="json", exclude=set(PATHS))
         prints.append([described, case.read_sidecar()["fingerprint"], files])
-    thresholds = at.as_json()
-    return figures_digest(weights, run.config, settings(protocol, "figures"), thresholds, prints)
+    shaping = [settings(protocol, "figures"), at.as_json(), prints]
+    if run.memory:
+        shaping.append(run.memory.model_dump())
+    return figures_digest(weights, run.config, *shaping)
 
 
 def oracle_point(

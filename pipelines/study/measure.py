@@ -10,7 +10,7 @@ import numpy as np
 from evaluation import lesions as lesion_metrics
 from evaluation.metrics import VoxelHistogram, dice, false_positive_ml
 from evaluation.thresholds import percentile_of
-from pipelines.cohort.cases import Case, read_truth
+from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.detect.detector import NativeMap, cut, scan_score, slice_scores, strengths
 from pipelines.detect.points import Point
 from pipelines.detect.run import Run
@@ -28,7 +28,7 @@ def evaluate_scan(
     file has no voxel truth: where it is labelled healthy everything marked is false. `by` are
     columns of the table.
     """
-    marked = cut(native, at, run.config.postprocess)
+    marked = marked_in(run, case, native, at)
     labels = read_truth(case, native.grid)
     lesions = None if labels is None else labels > 0
     score = _digits(scan_score(native, run.config.calibration.score_fraction))
@@ -79,6 +79,13 @@ def elsewhere(case: Case, native: NativeMap, lesions: np.ndarray | None) -> Voxe
         return voxels
     voxels.counts[0, 0] += np.count_nonzero(outside)  # a map is 0 there
     return voxels
+
+
+def marked_in(run: Run, case: Case, native: NativeMap, at: Point) -> np.ndarray:
+    """What a run marks (bool) in a case, by its map on the scan's own grid."""
+    if not run.memory:
+        return cut(native, at, run.config.postprocess)
+    return run.marked(native, at, load(case, image=False).scan_from_atlas)[0]
 
 
 def _against_truth(

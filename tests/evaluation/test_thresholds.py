@@ -13,6 +13,7 @@ from evaluation.thresholds import (
     healthy_quantile,
     p_value_of,
     percentile_of,
+    weighted_level,
 )
 
 
@@ -149,3 +150,44 @@ def test_p_value_by_hand_and_uniform():
     p = [p_value_of(rng.gamma(1.0), rng.gamma(1.0, size=19)) for _ in range(4000)]
     for rate in (0.05, 0.1, 0.5):
         assert np.mean(np.array(p) <= rate) == pytest.approx(rate, abs=0.02)
+
+
+def test_a_weighted_level_by_hand_and_with_equal_weights():
+    values = np.array([3.0, 1.0, 2.0, 4.0])
+    assert weighted_level(values, np.array([1, 4, 2, 1]), 2, 0.4) == 2  # 4 + 2 of 10 reach 0.6
+    assert weighted_level(values, np.array([1, 4, 2, 1]), 2, 0.39) == 3
+    assert weighted_level(values, np.array([1, 4, 2, 1]), 2, 0.19) == float("inf")
+    rng = np.random.default_rng(3)
+    for n in (9, 19, 40):
+        scores = rng.normal(size=n)
+        for alarm in (0.1, 0.25):
+            equal = weighted_level(scores, np.full(n, 0.3), 0.3, alarm)
+            assert equal == conformal_threshold(scores, alarm)
+
+
+def test_weights_that_are_none():
+    values = np.array([1.0, 2.0])
+    for weights, own in (([1, -1], 1), ([0, 0], 0), ([1, np.nan], 1), ([1], 1)):
+        with pytest.raises(ValueError, match="weights must be one per value"):
+            weighted_level(values, np.array(weights, float), own, 0.1)
+
+
+def test_under_a_known_shift_the_weighted_level_keeps_the_promise_and_the_plain_one_does_not():
+    """Scans differ by x, normal; new ones have it higher by 1, so w = exp(x - 1/2); scores rise."""
+    rng = np.random.default_rng(4)
+    plain = 0
+    weighted = 0
+    silent = 0
+    draws = 3000
+    for _ in range(draws):
+        x = rng.normal(size=101)
+        x[100] += 1
+        scores = x + rng.normal(0, 0.5, 101)
+        weights = np.exp(x - 0.5)
+        plain += scores[100] > conformal_threshold(scores[:100], 0.1)
+        level = weighted_level(scores[:100], weights[:100], weights[100], 0.1)
+        weighted += scores[100] > level
+        silent += level == float("inf")
+    assert plain / draws > 0.25
+    assert 0.06 < weighted / draws < 0.1 + 3 * np.sqrt(0.09 / draws)
+    assert silent / draws < 0.1

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import mahalanobis
 
 from pipelines.detect.gate import ALPHA, fit, flags_of, judge
+from pipelines.detect.points import Point, promise_for
 from pipelines.detect.typical import Typical
 
 NAMES = ("noise", "sharpness", "mean intensity", "brain volume, ml")
@@ -82,3 +83,15 @@ def test_few_scans_and_older_runs_give_what_they_can():
     assert judge(typical_of(rows[:5]), of_scan(rows[0])) is None
     known = judge(typical_of(rows), of_scan(rows[0]) | {"a feature of a later version": 3.0})
     assert known == judge(typical_of(rows), of_scan(rows[0]))
+
+
+def test_the_promise_is_taken_back_for_a_scan_that_is_unlike_and_for_no_other():
+    rows = features(np.random.default_rng(2), 20)
+    unlike = judge(typical_of(rows), of_scan(rows.mean(0) + np.array([0, 0, 0.4, 0])))
+    like = judge(typical_of(rows), of_scan(rows.mean(0)))
+    at = Point(point="finding", promise="At most one in ten.")
+    assert promise_for(at, like) == promise_for(at, None) == "At most one in ten."
+    said = promise_for(at, unlike)
+    assert said.startswith("Not promised for this scan: as a whole it is unlike those")
+    assert "most of all: mean intensity" in said and said.endswith("). At most one in ten.")
+    assert promise_for(Point(point="fixed"), unlike) == ""

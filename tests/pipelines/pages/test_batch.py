@@ -84,3 +84,13 @@ def test_the_picture_shows_the_slice_of_the_maximum_with_the_right_on_the_left()
     columns = (orange[1].min(), orange[1].max())
     assert rows == (8, 17) and columns == (6, 13)  # top is front, left is the patient's right
     assert picture[34, 24].tolist() == [191] * 3  # 0.75 of 255: the slice of the maximum
+
+
+def test_the_page_counts_the_scans_for_which_nothing_is_promised(tmp_path):
+    gate = {"verdict": "scored with warning", "p_value": 0.05, "distance": 9.0}
+    unlike = {"gate": gate | {"because": ["noise"]}, "promise": "Not promised for this scan: x."}
+    like = {"gate": gate | {"verdict": "scored", "because": []}}
+    html = batch_page([scored("a", 1.0, **unlike), scored("b", 2.0, **like)], tmp_path)
+    assert "One in ten. Not promised for 1 of the 2 scans: see their flags." in html
+    assert "Not promised for this scan: x." in batch_page([scored("a", 1.0, **unlike)], tmp_path)
+    assert "Not promised" not in batch_page([scored("b", 2.0, **like)], tmp_path)
