@@ -332,6 +332,7 @@ def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
     assert latent_critic(5)(real).shape == (8, 1)
 
 
+@pytest.mark.slow
 def test_codes_of_an_adversarial_autoencoder_become_normal():
     """Wasserstein distance of each code number to N(0, 1), by scipy.
 

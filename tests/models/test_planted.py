@@ -214,6 +214,7 @@ def test_no_randomness_passes_between_training_and_validation():
     assert not torch.equal(*made)
 
 
+@pytest.mark.slow
 def test_a_lesion_of_known_shape_in_flat_tissue_is_found_after_a_tiny_training():
     torch.manual_seed(0)
     sides = (32, 32)
