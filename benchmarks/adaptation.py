@@ -140,8 +140,11 @@ def in_vain(run: Run, seen: Sequence[Seen], at: Point) -> Row:
 
 def figures(run: Run, seen: Sequence[Seen], sensitivities: Sequence[float]) -> Row:
     """Both figures of a run on held-out scans."""
-    strengths = [value for scan in seen for value in scan.strengths]
-    found = [value for scan in seen for value in scan.found]
+    strengths: list[float] = []
+    found: list[bool] = []
+    for scan in seen:
+        strengths += scan.strengths
+        found += scan.found
     equal: list[Row] = []
     for sensitivity in sensitivities:
         level = level_of(strengths, sensitivity)
@@ -192,7 +195,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     for k, how in sorted({(row["k"], row["how"]) for row in rows}):
         own = [row for row in rows if (row["k"], row["how"]) == (k, how)]
         entry: Row = {"k": k, "how": how, "draws": len(own), "equal": []}
-        for levels in zip(*(row["equal"] for row in own), strict=True):
+        by_row = [row["equal"] for row in own]
+        for levels in zip(*by_row, strict=True):
             entry["equal"].append(means(levels, ("sensitivity", "ml", "findings")))
         entry["own"] = means([row["own"] for row in own], ("ml", "findings", "found"))
         found.append(entry)
@@ -201,7 +205,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 def means(rows: Sequence[Row], names: Sequence[str]) -> Row:
     """The mean of each column."""
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+    found: Row = {}
+    for name in names:
+        found[name] = float(np.mean([row[name] for row in rows]))
+    return found
 
 
 def about(run: Run, asked: Asked) -> Row:
