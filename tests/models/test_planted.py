@@ -13,6 +13,8 @@ from pipelines.config import load_recipe
 from pipelines.detect.build import build_model
 from pipelines.detect.config import load_run_config
 
+pytestmark = pytest.mark.slow
+
 SIDES = (48, 40)
 
 
@@ -214,7 +216,6 @@ def test_no_randomness_passes_between_training_and_validation():
     assert not torch.equal(*made)
 
 
-@pytest.mark.slow
 def test_a_lesion_of_known_shape_in_flat_tissue_is_found_after_a_tiny_training():
     torch.manual_seed(0)
     sides = (32, 32)

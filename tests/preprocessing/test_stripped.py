@@ -9,6 +9,8 @@ from preprocessing.recipe import Intensity, Recipe
 from preprocessing.scans import Scan
 from preprocessing.stripped import is_stripped
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (66, 80, 60)
 MM = 3.5
 CENTRE = (33, 41, 30)
@@ -176,7 +178,6 @@ def test_the_thick_piece_loses_what_is_thin_and_rays_see_shells_at_their_depth()
     assert len(np.unique(sectors)) >= 36 and stripped.bone_share(profiles) > 0.9
 
 
-@pytest.mark.slow
 def test_where_stripped_was_taken_and_a_check_fails_deepbet_has_its_turn(tmp_path, monkeypatch):
     """The scan reads as stripped, but its foreground touches a whole face of the array."""
     data = brain("t1")
