@@ -21,14 +21,15 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing import register
 
     if arguments.input and not arguments.modality:
-        raise ConfigError("--modality is missing: say ct, t1, t2, flair or picture.")
+        raise ConfigError("--modality is missing: say ct, t1, t2, flair, picture or chest_ct.")
     modality = arguments.modality or "t1"  # of the demo cohort
     recipe = load_recipe(modality, arguments.overrides, arguments.template)
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
 
-    source = existing_input(Path(arguments.input or demo_table(arguments.seed)))
-    default = Path("work") / modality if arguments.input else DEMO / "data"
+    source = existing_input(Path(arguments.input or demo_table(arguments.seed, modality)))
+    own_folder = arguments.input or modality == "chest_ct"
+    default = Path("work") / modality if own_folder else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
     given = list_input(source, modality, out, arguments.seed, recipe.limits.max_gb)
     if arguments.dry_run:
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--modality",
-        help="a file of configs/modality: ct, t1, t2, flair, picture; several: t1+flair",
+        help="a file of configs/modality: ct, t1, t2, flair, picture, chest_ct; several: t1+flair",
     )
     p.add_argument(
         "--out",
