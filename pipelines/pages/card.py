@@ -103,8 +103,8 @@ def _organ(run: Run) -> str:
 def _what(run: Run) -> str:
     return (
         f"It marks what is unusual in a {run.recipe.name} scan of a {_organ(run)}: a mask, a map "
-        "and a report on the scan's own grid. It is made for research: to compare detectors, and to try "
-        "one on one's own scans. A person who reads the scan decides, not the marks. Other "
+        "and a report on the scan's own grid. It is made for research: to compare detectors, and "
+        "to try one on one's own scans. A person who reads the scan decides, not the marks. Other "
         "scanners, ages and sequences than those named below were not seen in training; the report "
         "of a scan says how like the training scans it is."
     )
