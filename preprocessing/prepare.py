@@ -527,9 +527,13 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
 
     side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
     image, framed, picture_from_frame = register.fit_picture(planes, brain, side)
-    inside = framed if image.ndim == 3 else framed[..., None]
+    if image.ndim == 3:
+        scaled = scale_intensity(image, framed, recipe.intensity)
+    else:
+        planes_of = np.moveaxis(image, -1, 0)
+        scaled = np.stack([scale_intensity(p, framed, recipe.intensity) for p in planes_of], -1)
     return Prepared(
-        image=scale_intensity(image, inside, recipe.intensity),
+        image=scaled,
         brain=framed,
         grid=Grid((*side, 1), np.eye(4)),
         home=Grid.of(native),
