@@ -48,7 +48,7 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-preprocess: .venv/installed ## IN= MODALITY=ct|t1|t2|flair|picture|t1+flair OUT= [TEMPLATE= FORMAT= WORKERS= EXECUTOR=]
+preprocess: .venv/installed ## IN= MODALITY=ct|t1|t2|flair|picture|fundus|chest_ct|t1+flair OUT= [TEMPLATE= FORMAT= WORKERS= EXECUTOR=]
 	$(PY) -m pipelines.preprocess $(call opt,--input,$(IN)) --modality $(MODALITY) $(call opt,--out,$(OUT)) \
 		--workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) --seed $(SEED) $(call opt,--template,$(TEMPLATE)) \
 		$(call opt,--format,$(FORMAT)) $(ARGS)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # heavy packages load when a function needs them
 def read_scans(source: str | Path, modality: str) -> list[Scan]:
     """List the scans of a NIfTI file, a folder, a BIDS folder, a table or a datalist.
 
-    `modality` is "ct", "t1", "t2", "flair" or "picture", or several sequences such as "t1+flair".
+    `modality` is "ct", "t1", "t2", "flair", "picture" or "chest_ct", or several sequences such as
+    "t1+flair".
     """
     from preprocessing.tables import read_scans
 

@@ -20,7 +20,8 @@ LETTERS = {SAGITTAL: ("A", "P"), CORONAL: ("R", "L"), AXIAL: ("R", "L")}  # left
 SLICES = 3
 SIDE = 360  # pixels of the longer side of a picture
 GAP = 6  # pixels between two planes
-BRAIN_WINDOW = (0.0, 80.0)  # HU, as radiologists look at brain: centre 40, width 80
+# HU, as radiologists look at brain: centre 40, width 80; of a chest what the recipe keeps
+WINDOWS = {"ct": (0.0, 80.0), "chest_ct": (-1000.0, 400.0)}
 MR_PERCENTILES = (1.0, 99.5)
 MARGIN_MM = 20  # around the brain: the skull
 MAP_COLOUR = (255, 150, 30)
@@ -150,9 +151,9 @@ def picture_size(
 
 
 def windowed(values: np.ndarray, modality: str) -> np.ndarray:
-    """A slice as grey values 0 to 255: the brain window for CT, percentiles of the slice for MR."""
-    low, high = BRAIN_WINDOW
-    if modality != "ct":
+    """A slice as grey values 0 to 255: a window for CT, percentiles of the slice for MR."""
+    low, high = WINDOWS.get(modality, (0.0, 0.0))
+    if modality not in WINDOWS:
         inside = values[values > 0]
         low, high = np.percentile(inside if inside.size else values, MR_PERCENTILES)
     share = (values - low) / max(high - low, 1e-6)

@@ -203,6 +203,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "deep brain": ("tiefe Kerne", "noyaux profonds"),
     "brainstem": ("Hirnstamm", "tronc cérébral"),
     "cerebellum": ("Kleinhirn", "cervelet"),
+    "lung": ("Lunge", "poumon"),
     "mm deep": ("mm tief", "mm de profondeur"),
     # map and marks
     "Map and marks": ("Karte und Markierungen", "Carte et marques"),

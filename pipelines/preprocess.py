@@ -21,16 +21,19 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing import register
 
     if arguments.input and not arguments.modality:
-        raise ConfigError("--modality is missing: say ct, t1, t2, flair or picture.")
+        raise ConfigError(
+            "--modality is missing: say ct, t1, t2, flair, picture, fundus or chest_ct."
+        )
     modality = arguments.modality or "t1"  # of the demo cohort
     recipe = load_recipe(modality, arguments.overrides, arguments.template)
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
 
-    source = existing_input(Path(arguments.input or demo_table(arguments.seed)))
-    default = Path("work") / modality if arguments.input else DEMO / "data"
+    source = existing_input(Path(arguments.input or demo_table(arguments.seed, modality)))
+    own_folder = arguments.input or modality == "chest_ct"
+    default = Path("work") / modality if own_folder else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
-    given = list_input(source, modality, out, arguments.seed, recipe.limits.max_gb)
+    given = list_input(source, recipe.name, out, arguments.seed, recipe.limits.max_gb)
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(given.scans)))
         return cli.OK
@@ -53,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--modality",
-        help="a file of configs/modality: ct, t1, t2, flair, picture; several: t1+flair",
+        help="a file of configs/modality: ct, t1, t2, flair, picture, fundus, chest_ct; "
+        "several sequences: t1+flair",
     )
     p.add_argument(
         "--out",

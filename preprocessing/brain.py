@@ -50,13 +50,13 @@ def brain_mask(
     if method == "none":
         if front is None:
             front = off_background(np.asarray(image.dataobj))
-        return _tidy(front, opening=0), method
+        return tidy(front, opening=0), method
 
     data = np.asarray(image.dataobj, dtype=np.float32)
     shown = _soft_tissue(data) if modality == "ct" else data
     find = _deepbet if method == "deepbet" else _bet
     brain = find(shown, image.affine)
-    brain = _inside_skull(brain, data) if modality == "ct" else _tidy(brain, opening=1)
+    brain = _inside_skull(brain, data) if modality == "ct" else tidy(brain, opening=1)
     if not brain.any():
         raise ScanError(f"{method} found no brain; is this a head scan of modality {modality}?")
     return brain, method
@@ -77,12 +77,12 @@ def picture_foreground(data: np.ndarray) -> np.ndarray:
     labels, count = ndimage.label(np.abs(picture - background) > 10 / 255)
     if count == 0:
         return np.zeros(data.shape, bool)
-    return ndimage.binary_fill_holes(_largest(labels))[..., None]
+    return ndimage.binary_fill_holes(largest(labels))[..., None]
 
 
 def foreground(data: np.ndarray) -> np.ndarray:
     """Largest region in one piece that is not background, holes filled; bool, same shape."""
-    return _tidy(off_background(data), opening=0)
+    return tidy(off_background(data), opening=0)
 
 
 def _soft_tissue(hu: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _inside_skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray:
     skull = _skull(brain, hu)
     if skull is not None:
         brain = brain & ~ndimage.binary_dilation(skull, iterations=SHARED)
-    return _tidy(brain, opening=LEAK)
+    return tidy(brain, opening=LEAK)
 
 
 def _skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray | None:
@@ -117,7 +117,7 @@ def _skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray | None:
     return ndimage.binary_dilation(bones, iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
 
 
-def _tidy(mask: np.ndarray, opening: float) -> np.ndarray:
+def tidy(mask: np.ndarray, opening: float) -> np.ndarray:
     """Largest piece after an opening by a ball of `opening` voxels, holes filled.
 
     The opening gives back 2 voxels more than it takes. The border of the array does not erode, so
@@ -136,16 +136,16 @@ def _tidy(mask: np.ndarray, opening: float) -> np.ndarray:
     labels, count = ndimage.label(core)
     if count == 0:
         return result
-    piece = _largest(labels)
+    piece = largest(labels)
 
     if opening:
         grown = inside & (ndimage.distance_transform_edt(~piece) <= opening + GIVEN_BACK)
-        piece = _largest(ndimage.label(grown)[0])
+        piece = largest(ndimage.label(grown)[0])
     result[box] = ndimage.binary_fill_holes(piece)
     return result
 
 
-def _largest(labels: np.ndarray) -> np.ndarray:
+def largest(labels: np.ndarray) -> np.ndarray:
     """The piece with most voxels of a labelled array (0 is none); bool."""
     return labels == np.bincount(labels.ravel())[1:].argmax() + 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from preprocessing import deform, intensity, orientation, quality, register
+from preprocessing import deform, intensity, lungs, orientation, quality, register
 from preprocessing.background import fill_background, off_background
 from preprocessing.brain import brain_mask, picture_foreground
 from preprocessing.images import HALF, Grid, is_picture, read_image, read_picture
@@ -36,14 +36,14 @@ GUESSES = 2  # orientations in which a scan that has none is stripped and fitted
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan in the space of its atlas (a picture: of its frame), and the way back.
+    """A scan in the space of its atlas (a picture or chest CT: of its frame), and the way back.
 
     image: (X, Y, Z) float32 in [0, 1], 0 outside the brain; with several channels (X, Y, Z, C).
-    brain: (X, Y, Z) bool.
+    brain: (X, Y, Z) bool; of a chest CT the lungs.
     grid: of image and brain.
     home: the grid of the scan (its first sequence) as it came in; `header` is its NIfTI header.
     scan_from_atlas: maps mm of `grid` to mm of `home`, RAS+; 4x4, or a `Warp` where deformable.
-    space: the name of the atlas, or "picture".
+    space: the name of the atlas, "picture", or "lungs".
     outline: the atlas brain, for pictures to look at.
     brain_method: what made the brain mask, as `brain.brain_mask` names it.
     checks: what was measured on the way.
@@ -61,6 +61,11 @@ class Prepared:
     brain_method: str = ""
     checks: list[Check] = field(default_factory=list)
     further_from_atlas: tuple[Map, ...] = ()
+
+    @property
+    def organ(self) -> str:
+        """What `brain` is in words."""
+        return "lung" if self.space == lungs.NAME else "brain"
 
     @property
     def flags(self) -> list[str]:
@@ -122,10 +127,10 @@ class RefusedScan(ScanError):
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:
-    """`prepare_volume` or `prepare_picture` for one scan; every ScanError names the file."""
-    steps = prepare_picture if recipe.modality == "picture" else prepare_volume
+    """The steps of the recipe's modality for one scan; every ScanError names the file."""
+    steps = {"picture": prepare_picture, "chest_ct": prepare_chest}
     try:
-        return steps(scan, recipe)
+        return steps.get(recipe.modality, prepare_volume)(scan, recipe)
     except RefusedScan:
         raise
     except ScanError as error:
@@ -462,6 +467,48 @@ def _beside(native: nib.Nifti1Image, path: Path, first: Stripped) -> nib.Nifti1I
     return _placed(native, first.native.affine)
 
 
+def prepare_chest(scan: Scan, recipe: Recipe) -> Prepared:
+    """The steps for one chest CT: check, coarse voxels, lungs, the middle of the frame, intensity.
+
+    There is no atlas: nothing is turned or scaled. A brain mask of the table is the lungs here.
+    """
+    native, checks = read_volume(scan.image, recipe.modality, recipe)
+    checks = [*scan.checks, *checks]
+    _demand(checks, scan.image)
+    hu, coarse = lungs.to_coarse(native, recipe.spacing, recipe.pad)
+    found, windpipe = lungs.lung_mask(hu, recipe.spacing)
+    method = lungs.NAME
+    if scan.brain_mask:
+        given = read_image(scan.brain_mask, recipe.limits.max_gb)
+        demand_orientation(given, scan.brain_mask)
+        found = carry_mask(np.asarray(given.dataobj) > 0, Grid.of(given), coarse)
+        method = "given"
+    no_chest = "no chest CT, or one without whole lungs; a head is MODALITY=ct"
+    checks += quality.brain_checks(
+        found, coarse.spacing, recipe.limits.brain_ml, organ="lung", advice=no_chest
+    )
+    _demand(checks, scan.image, (hu, found), method)
+
+    image, framed, grid, scan_from_frame = lungs.into_frame(
+        hu, found, coarse, recipe.grid, recipe.pad
+    )
+    windpipe_ml = float(windpipe.sum()) * recipe.spacing**3 / 1000
+    lost = 1 - float(framed.sum()) / float(found.sum())
+    checks += quality.lung_checks(hu, found, windpipe_ml, lost)
+    _demand(checks, scan.image, (hu, found), method)
+    return Prepared(
+        image=scale_intensity(image, framed, recipe.intensity),
+        brain=framed,
+        grid=grid,
+        home=Grid.of(native),
+        scan_from_atlas=scan_from_frame,
+        space=lungs.NAME,
+        header=native.header,
+        brain_method=method,
+        checks=checks,
+    )
+
+
 def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     """The steps for one 2-D picture: read, foreground, the middle of the frame, intensity.
 
@@ -472,7 +519,7 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
     if data.shape[2] != 1:
         raise ScanError(
             f"{scan.image}: expected a picture, got a volume of shape {data.shape}; "
-            "give MODALITY=ct, t1, t2 or flair."
+            "give MODALITY=ct, t1, t2, flair or chest_ct."
         )
     brain, method = _picture_brain(scan, data, recipe)
     checks = quality.picture_checks(data, brain)
@@ -480,9 +527,13 @@ def prepare_picture(scan: Scan, recipe: Recipe) -> Prepared:
 
     side = (recipe.grid[0] or data.shape[0], recipe.grid[1] or data.shape[1])
     image, framed, picture_from_frame = register.fit_picture(planes, brain, side)
-    inside = framed if image.ndim == 3 else framed[..., None]
+    if image.ndim == 3:
+        scaled = scale_intensity(image, framed, recipe.intensity)
+    else:
+        planes_of = np.moveaxis(image, -1, 0)
+        scaled = np.stack([scale_intensity(p, framed, recipe.intensity) for p in planes_of], -1)
     return Prepared(
-        image=scale_intensity(image, inside, recipe.intensity),
+        image=scaled,
         brain=framed,
         grid=Grid((*side, 1), np.eye(4)),
         home=Grid.of(native),
@@ -541,7 +592,8 @@ def read_volume(
         demand_orientation(native, path)
     own = np.asarray(native.dataobj)
     # CT keeps its HU, on which its windows rest
-    data, share = fill_background(own if modality == "ct" else intensity.grey_levels(own))
+    in_hu = modality in ("ct", "chest_ct")
+    data, share = fill_background(own if in_hu else intensity.grey_levels(own))
     if data is not own:
         native = nib.Nifti1Image(data, native.affine, native.header)
     grid = Grid.of(native)

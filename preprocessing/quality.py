@@ -84,12 +84,15 @@ def image_checks(data: np.ndarray, modality: str, extent_mm: Sequence[float]) ->
     ]
     low = float(data.min())
     high = float(data.max())
-    if modality == "ct":
+    if modality in ("ct", "chest_ct"):
+        voxel_ml = float(np.prod(extent_mm)) / data.size / 1000
         checks += [
             Check("lowest value", low, low=-10000, high=20, unit="HU"),
             Check("highest value", high, low=40, high=40000, unit="HU"),
-            _unit_check(data, float(np.prod(extent_mm)) / data.size / 1000),
+            _unit_check(data, voxel_ml),
         ]
+        if modality == "ct":
+            checks += _no_lung_check(data, voxel_ml)
     return [*checks, Check("spread of values (max - min)", high - low, low=1e-12)]
 
 
@@ -130,6 +133,21 @@ def _unit_check(data: np.ndarray, voxel_ml: float) -> Check:
     )
 
 
+def _no_lung_check(data: np.ndarray, voxel_ml: float) -> list[Check]:
+    """Whether a head CT holds lungs: the check, only where it fails.
+
+    Lungs fill litres between -850 and -500 HU. In a head only edges of air do, and some foam.
+    """
+    check = Check(
+        "volume at -850 to -500 HU",
+        float(((data > -850) & (data < -500)).sum() * voxel_ml),
+        high=1000,
+        unit="ml",
+        advice="lungs: this is a chest CT and no head; give MODALITY=chest_ct",
+    )
+    return [] if check.passed else [check]
+
+
 def nan_checks(share: float) -> list[Check]:
     """Of a scan whose background is NaN; none where the share of such voxels is 0."""
     name = "share of voxels that are NaN, taken as background"
@@ -147,19 +165,53 @@ def picture_checks(data: np.ndarray, foreground: np.ndarray) -> list[Check]:
 
 
 def brain_checks(
-    brain: np.ndarray, spacing: Sequence[float], volume_ml: tuple[float, float]
+    brain: np.ndarray,
+    spacing: Sequence[float],
+    volume_ml: tuple[float, float],
+    organ: str = "brain",
+    advice: str = "",
 ) -> list[Check]:
     """After skull stripping: brain volume, and how much of the brain the field of view cuts off.
 
-    Much of the brain on the border refuses the scan, little of it flags the scan.
+    Much of the brain on the border refuses the scan, little of it flags the scan. `organ` may be
+    "lung"; `advice` is for a volume that is none of it.
     """
     volume = float(brain.sum() * np.prod(spacing) / 1000)
     largest_face = max(float(plane.sum()) for plane in outer_planes(brain))
     worst = largest_face / max(float(brain.sum()) ** (2 / 3), 1)
     return [
-        Check("brain volume", volume, *volume_ml, unit="ml"),
-        Check("brain cut by the border of the scan (largest face / volume^2/3)", worst, high=0.9),
-        Check("brain touches the border of the scan", worst, high=0.15, hard=False),
+        Check(f"{organ} volume", volume, *volume_ml, unit="ml", advice=advice),
+        Check(
+            f"{organ} cut by the border of the scan (largest face / volume^2/3)", worst, high=0.9
+        ),
+        Check(f"{organ} touches the border of the scan", worst, high=0.15, hard=False),
+    ]
+
+
+def lung_checks(hu: np.ndarray, lungs: np.ndarray, windpipe_ml: float, lost: float) -> list[Check]:
+    """Of lungs (bool) that are large enough: that they are lungs, and lie in their frame.
+
+    hu: the CT. lost: the share of the lungs outside the frame.
+    """
+    return [
+        Check(
+            "median of the lungs",
+            float(np.median(hu[lungs])),
+            low=-950,
+            high=-500,
+            unit="HU",
+            advice="free air lies at -1000 HU; is the scan in HU?",
+        ),
+        Check("lung outside the frame (share)", lost, high=0.01, advice="give a larger grid"),
+        Check(
+            "windpipe",
+            windpipe_ml,
+            low=3,
+            unit="ml",
+            hard=False,
+            advice="none was followed from the top; the scan is cut, or lies otherwise than its "
+            "header says",
+        ),
     ]
 
 

@@ -87,7 +87,7 @@ class Limits(Closed):
     modality has limits of its own in configs/modality.
     """
 
-    brain_ml: tuple[float, float] = (600.0, 2300.0)
+    brain_ml: tuple[float, float] = (600.0, 2300.0)  # in a chest CT of the lungs
     min_overlap: float = 0.7  # Dice with the atlas brain, rigid; the affine one must be 0.2 better
     min_information: float = 0.05  # nats of mutual information with the atlas
     # Likeness to the atlas over that in another pose. Right poses lie at 1.58 and above, wrong ones
@@ -110,9 +110,11 @@ class Recipe(Closed):
     It is stored with the cohort, and with every run trained on it.
 
     pad: the value outside the scan.
-    spacing: mm of the copy on which the brain is found and the fit is made.
+    spacing: mm of the copy on which the brain is found and the fit is made; of a chest CT, mm of
+        its frame.
     template: a skull-stripped NIfTI in place of the ICBM152 atlas.
-    grid: voxels of the atlas along each axis, or pixels of a picture's frame; None keeps an axis.
+    grid: voxels of the atlas along each axis, or of the frame of a picture or a chest CT; None
+        keeps an axis.
     registration_spacing: mm at which scans are fitted to the atlas.
     orientation: what becomes of a scan whose header does not say how it lies. `guess` finds it by
         registration, which cannot tell left from right.
@@ -123,7 +125,7 @@ class Recipe(Closed):
     channels: how many colour planes of a picture become channels, from the first on; 1: grey.
     """
 
-    modality: Literal["ct", "t1", "t2", "flair", "picture"]
+    modality: Literal["ct", "t1", "t2", "flair", "picture", "chest_ct"]
     intensity: Intensity
     pad: float = 0.0
     spacing: float = Field(1.0, gt=0)
@@ -159,8 +161,22 @@ class Recipe(Closed):
             )
         if self.align != "rigid" and self.modality == "picture":
             raise ValueError(f"align={self.align} is for scans; a picture has no atlas")
+        if self.modality == "chest_ct":
+            self._demand_no_atlas()
         modalities = [self.modality, *(s.modality for s in self.sequences)]
         twice = len(set(modalities)) < len(modalities)
         if self.sequences and (twice or "picture" in modalities):
             raise ValueError(f"'{self.name}': each modality once, and no picture among them")
         return self
+
+    def _demand_no_atlas(self) -> None:
+        """A chest CT stands alone: there is no atlas of it, and no brain in it."""
+        brain = {"template", "brain", "orientation", "align", "n4", "sequences"}
+        odd = sorted(k for k in brain if getattr(self, k) != type(self).model_fields[k].default)
+        if odd:
+            raise ValueError(f"{', '.join(odd)}: of brains alone; leave out for chest_ct")
+        if (
+            self.intensity.kind not in ("window", "percentiles")
+            or self.intensity.tissue is not None
+        ):
+            raise ValueError("intensity of chest_ct: kind=window or percentiles, without tissue")

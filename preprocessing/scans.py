@@ -31,7 +31,14 @@ LESION_FREE = "lesion_free"
 MARGIN_MM = 10.0  # between a slice without lesion that may train and the lesion
 
 # endings of BIDS files; BIDS has no CT: see docs/conventions.md
-SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "picture"}
+SUFFIXES = {
+    "ct": "ct",
+    "t1": "T1w",
+    "t2": "T2w",
+    "flair": "FLAIR",
+    "picture": "picture",
+    "chest_ct": "ct",
+}
 
 
 # fields of a scan that are no column of a table

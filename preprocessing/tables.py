@@ -35,6 +35,9 @@ from preprocessing.volumes import MAX_GB
 # the columns that Norma reads in every table
 _COLUMNS = {f.name for f in fields(Scan)} - set(NO_COLUMNS) | {"group"}
 
+# folders of pictures that say what they show, as of a set graded for quality
+LABEL_OF = {"good": "healthy", "bad": "abnormal"}
+
 log = logging.getLogger("norma")
 
 
@@ -160,7 +163,7 @@ def _scan_of_file(path: Path) -> Scan:
 
 
 def _from_pictures(tree: Tree) -> list[Scan]:
-    """The one table in a folder, or else every picture below it."""
+    """The one table in a folder, or else every picture below it; folders good and bad label it."""
     folder = tree.folder
     tables = _tables(tree)
     if len(tables) > 1:
@@ -170,7 +173,20 @@ def _from_pictures(tree: Tree) -> list[Scan]:
         )
     if tables:
         return _from_table(tables[0], "picture")
-    return [_scan_of_file(file) for file in tree.files if is_picture(file)]
+    pictures = [file for file in tree.files if is_picture(file)]
+    scans = [_scan_of_file(file) for file in pictures]
+    folders = [tree.parts(file)[0].lower() for file in pictures]
+    if not set(folders) & set(LABEL_OF):
+        return scans
+    lost = [f for f, name in zip(pictures, folders, strict=True) if name not in LABEL_OF]
+    if lost:
+        raise InputError(
+            f"{lost[0]}: beside the folders good and bad; put it into one of them, "
+            "or list all pictures in a table."
+        )
+    log.info("%s: pictures in 'good' are taken as healthy, in 'bad' as abnormal", folder)
+    both = zip(scans, folders, strict=True)
+    return [replace(scan, label=LABEL_OF[name]) for scan, name in both]
 
 
 def _tables(tree: Tree) -> list[Path]:

@@ -217,6 +217,7 @@ def load(case: Case, image: bool = True) -> Prepared:
         grid=Grid.of(nib.Nifti1Image.from_filename(case.brain)),
         home=home,
         scan_from_atlas=scan_from_atlas,
+        space=sidecar.get("space", ""),
         brain_method=sidecar["brain_method"],
     )
 

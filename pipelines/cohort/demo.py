@@ -7,11 +7,14 @@ from pathlib import Path
 
 from pipelines.cohort.preprocess import list_input, preprocess_cohort
 from pipelines.config import DEMO, load_recipe
+from preprocessing.datasets import virtual_chest
 from preprocessing.datasets.virtual import make_cohort
 
 
-def demo_table(seed: int = 0) -> Path:
-    """The table of the demo's virtual cohort."""
+def demo_table(seed: int = 0, modality: str = "t1") -> Path:
+    """The table of the demo's virtual cohort: T1 heads, or chests for chest_ct."""
+    if modality == "chest_ct":
+        return virtual_chest.make_cohort(DEMO / "chests", seed=seed)
     return make_cohort(DEMO / "cohort", seed=seed)
 
 

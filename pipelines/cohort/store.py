@@ -219,6 +219,7 @@ def _described(prepared: Prepared, z: np.ndarray) -> dict[str, Any]:
         "native_shape": prepared.home.shape,
         "native_affine": prepared.home.affine,
         "brain_method": prepared.brain_method,
+        "space": prepared.space,
         "z": z,
         "brain_px": prepared.brain.sum((0, 1))[z],
         "checks": [check.row() for check in prepared.checks],

@@ -209,11 +209,12 @@ def findings(
     scan_from_atlas: Map,
     at: Point,
     healthy: np.ndarray,
+    organ: str = "brain",
 ) -> dict[str, Any]:
     """The fields of a report that say what is marked (bool, on the scan's grid) and where.
 
     `healthy` holds the strength of each healthy scan's strongest component (N,); without them
-    there are no p-values.
+    there are no p-values. Lobes are named in a brain alone.
     """
     found = components(marked, native.map, native.grid.affine, at.voxel, at.strength)
     if healthy.size:
@@ -225,14 +226,15 @@ def findings(
         for key in [k for k in place if k.endswith("mm")]:
             atlas_mm = carry(atlas_from_scan, np.array([place[key]], float))[0].round(1)
             place[key.replace("mm", "atlas_mm")] = atlas_mm
-    _name_places(found, native, marked, atlas_from_scan)
+    _name_places(found, native, marked, atlas_from_scan, organ)
+    where = "in the atlas" if organ == "brain" else "from the middle of the lungs"
     listed = [Component(**plain(component)) for component in found[:LISTED]]
     return {
         "anomalous_mm3": float(marked.sum() * np.prod(native.spacing)),
         "n_components": len(found),
         "components": listed,
         "maximum": Maximum(**plain(maximum)),
-        "coordinates": "RAS+ millimetres; *_mm in the scan's world, *_atlas_mm in the atlas",
+        "coordinates": f"RAS+ millimetres; *_mm in the scan's world, *_atlas_mm {where}",
     }
 
 
@@ -241,12 +243,15 @@ def _name_places(
     native: NativeMap,
     marked: np.ndarray,
     atlas_from_scan: Map,
+    organ: str,
 ) -> None:
     """Give each component its depth, and its place in words; a picture has no atlas."""
     if min(native.grid.shape) == 1:
         return
     affine = native.grid.affine
-    lobes = lobes_of(marked, found, atlas_from_scan @ affine)
+    lobes = [organ] * len(found)
+    if organ == "brain":
+        lobes = lobes_of(marked, found, atlas_from_scan @ affine)
     peaks = np.array([component["peak_voxel"] for component in found]).reshape(-1, 3)
     depths = depths_of(native.brain, affine, peaks)
     for component, lobe, depth in zip(found, lobes, depths, strict=True):

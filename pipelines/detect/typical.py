@@ -25,6 +25,7 @@ NAME = "typical.json"
 BINS = np.linspace(0, 1, 65)
 CENTRES = (BINS[:-1] + BINS[1:]) / 2
 VOLUME = "brain volume, ml"
+LUNG_VOLUME = "lung volume, ml"
 DISTANCE = "distance of the intensity histogram"
 FEWEST = 5  # training scans; of fewer a range says nothing
 SLACK = 0.5  # of the training range, beyond each of its ends
@@ -101,8 +102,9 @@ def features_of(
     scale = volume_change(prepared.scan_from_atlas, prepared.brain, prepared.grid)
     voxel_ml = float(np.prod(prepared.grid.spacing)) * scale / 1000
     inside = prepared.channels[0][prepared.brain]
+    volume = LUNG_VOLUME if prepared.organ == "lung" else VOLUME
     features = {
-        VOLUME: float(prepared.brain.sum()) * voxel_ml,
+        volume: float(prepared.brain.sum()) * voxel_ml,
         "smallest voxel side, mm": float(min(spacing)),
         "largest voxel side, mm": float(max(spacing)),
         "mean intensity": float(inside.mean()) if inside.size else 0.0,
@@ -132,7 +134,8 @@ def describe(cases: Sequence[Case]) -> Typical:
         shapes.append(histogram(prepared))
         row = features_of(prepared, case.read_sidecar().get("checks", []), shapes[-1])
         if case.is_part:
-            del row[VOLUME]  # of some slices alone
+            for volume in (VOLUME, LUNG_VOLUME):  # of some slices alone
+                row.pop(volume, None)
         rows.append(row)
     mean = np.mean(shapes, axis=0) if shapes else np.zeros(len(CENTRES))
     found: dict[str, list[float]] = {}

@@ -44,7 +44,7 @@ img { display: block; width: 100px; height: auto; min-height: 100px; background:
 <p>{{ notice }}</p>
 {% if promise %}<p>{{ promise }}</p>{% endif %}
 <p>A picture shows the slice with the highest map value, patient's right on the viewer's left. Orange is marked. A heading sorts.
-Lobes are those of the Desikan-Killiany atlas, laid on the head rigidly: near its border a lobe may be the neighbour's.</p>
+{% if lobes %}Lobes are those of the Desikan-Killiany atlas, laid on the head rigidly: near its border a lobe may be the neighbour's.{% endif %}</p>
 <table id="scans">
 <thead><tr><th scope="col">picture</th>
 {% for column in columns %}<th scope="col"><button type="button">{{ column }}</button></th>{% endfor %}
@@ -95,9 +95,11 @@ def batch_page(reports: Sequence[Report], out: Path) -> str:
         title=f"{len(reports)} scan{'' if len(reports) == 1 else 's'}{by_run}",
         promise=_promise(scored),
         notice=NOTICE,
+        lobes=not any(_in_lungs(report) for report in scored),
     )
 
 
+<<<<<<< HEAD
 def _promise(scored: Sequence[Report]) -> str:
     """How often healthy scans show a finding, and in how many of these that is not promised."""
     unlike = [report for report in scored if report.gate and report.gate.because]
@@ -108,6 +110,11 @@ def _promise(scored: Sequence[Report]) -> str:
     if text and unlike:
         text += f" Not promised for {len(unlike)} of the {len(scored)} scans: see their flags."
     return text
+=======
+def _in_lungs(report: Report) -> bool:
+    """Whether a scan is a chest CT, in which no lobes of a brain are named."""
+    return any(check.name == "lung volume" for check in report.checks)
+>>>>>>> organs
 
 
 def _row(report: Report, out: Path) -> dict[str, Any]:

@@ -89,18 +89,22 @@ def _front_matter(run: Run, data: str, known: Dataset | None) -> str:
     content: dict[str, Any] = {
         "license": known.licence.lower() if known else "other",
         "library_name": "norma",
-        "tags": ["anomaly-detection", "medical-imaging", "brain", run.recipe.name],
+        "tags": ["anomaly-detection", "medical-imaging", _organ(run), run.recipe.name],
         "datasets": [data] if data else [],
         "model_name": run.config.name,
     }
     return "---\n" + yaml.safe_dump(content, sort_keys=False) + "---"
 
 
+def _organ(run: Run) -> str:
+    return "lung" if run.recipe.modality == "chest_ct" else "brain"
+
+
 def _what(run: Run) -> str:
     return (
-        f"It marks what is unusual in a {run.recipe.name} scan of a brain: a mask, a map and a "
-        "report on the scan's own grid. It is made for research: to compare detectors, and to try "
-        "one on one's own scans. A person who reads the scan decides, not the marks. Other "
+        f"It marks what is unusual in a {run.recipe.name} scan of a {_organ(run)}: a mask, a map "
+        "and a report on the scan's own grid. It is made for research: to compare detectors, and "
+        "to try one on one's own scans. A person who reads the scan decides, not the marks. Other "
         "scanners, ages and sequences than those named below were not seen in training; the report "
         "of a scan says how like the training scans it is."
     )

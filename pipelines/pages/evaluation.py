@@ -174,10 +174,11 @@ def tested_sentences(result: Evaluation) -> str:
         if training.get("folds"):
             how = f"and calibrated on the same scans in {training['folds']} folds by subject. "
         text += how
+    organ = "lung" if result.recipe.get("modality") == "chest_ct" else "brain"
     text += f"Protocol {result.protocol['name']}. "
     text += f"Operating point {point.point}: {point.rule}. "
     text += (
-        "Voxel figures are measured on each scan's own grid inside its brain mask; "
+        f"Voxel figures are measured on each scan's own grid inside its {organ} mask; "
         "an empty truth has no Dice."
     )
     if point.point in ("oracle", "few-label"):

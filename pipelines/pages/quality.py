@@ -51,6 +51,8 @@ def quality_page(results: Results, recipe: Recipe, out: Path, notes: Sequence[st
 def _explained(recipe: Recipe) -> str:
     if recipe.modality == "picture":
         return ". Outline: the foreground. "
+    if recipe.modality == "chest_ct":
+        return f", {recipe.spacing:g} mm, about the middle of the lungs. Outline: the lungs. "
     return (
         ", 1 mm, rigid to the atlas. Outlines: the scan's brain mask (solid) and the atlas brain "
         "(dashed); they should agree in place and tilt, not in size. "
@@ -59,9 +61,10 @@ def _explained(recipe: Recipe) -> str:
 
 def _scan_section(scan: Scan, recipe: Recipe, out: Path) -> Section:
     sidecar = read_json(sidecar_of(scan, out))
+    organ = "lung" if recipe.modality == "chest_ct" else "brain"
     text = (
         f"split {scan.split or '-'}, {scan.label or 'no label'}, "
-        f"brain mask: {sidecar['brain_method']}. " + " ".join(sidecar["flags"])
+        f"{organ} mask: {sidecar['brain_method']}. " + " ".join(sidecar["flags"])
     )
     table = (COLUMNS, _check_rows(sidecar["checks"]))
     return Section(scan.id, text, table, _pictures(scan, recipe, out))

@@ -268,7 +268,7 @@ def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
     """Render a subject and write its files; its row of the table."""
     data, lesion_mask, affine = render(subject, seed)
     (out / subject.id).mkdir(parents=True, exist_ok=True)
-    image = _nifti(data, affine)
+    image = as_nifti(data, affine)
     if subject.stored_as == "int16":
         image.set_data_dtype(np.int16)  # nibabel chooses scl_slope
     save_nifti(image, out / subject.id / f"{subject.id}_T1w.nii.gz")
@@ -282,11 +282,11 @@ def _write(subject: Subject, seed: int, out: Path) -> dict[str, Any]:
     }
     if subject.lesions:
         row["mask"] = f"{subject.id}/{subject.id}_lesion_mask.nii.gz"
-        save_nifti(_nifti(lesion_mask.astype(np.uint8), affine), out / row["mask"])
+        save_nifti(as_nifti(lesion_mask.astype(np.uint8), affine), out / row["mask"])
     return row
 
 
-def _nifti(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+def as_nifti(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """A NIfTI in mm; sform and qform both hold the affine, with code 1 (scanner) as of scans."""
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")

@@ -429,7 +429,7 @@ def test_arguments_that_argparse_refuses(command, capsys, tmp_path):
     for arguments, message in (
         (
             ("preprocess", "--input", "i", "--out", "o"),
-            "error: --modality is missing: say ct, t1, t2, flair or picture.",
+            "error: --modality is missing: say ct, t1, t2, flair, picture, fundus or chest_ct.",
         ),
         (
             ("preprocess", "--input", "i", "--out", "o", "--modality", "t1", "--format", "png"),

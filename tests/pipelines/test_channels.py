@@ -73,7 +73,7 @@ def other_contrast(t1, inside):
 
 def save(data, affine, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(virtual._nifti(data, affine), path)
+    nib.save(virtual.as_nifti(data, affine), path)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_a_stripped_scan_is_its_own_brain():
 def test_a_brain_cut_by_the_field_of_view_keeps_its_last_slice():
     mask = np.zeros((40, 40, 30), bool)
     mask[8:32, 8:32, 0:20] = True
-    opened = brain._tidy(mask, opening=3)
+    opened = brain.tidy(mask, opening=3)
     assert opened[15, 15, 0] and opened[:, :, 0].sum() == opened[:, :, 5].sum()
 
 
