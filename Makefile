@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint preprocess train infer evaluate compare synthesise choose calibrate learn check stress card pack fetch benchmark results reproduce serve clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate learn check stress card pack fetch table benchmark results reproduce serve clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -32,13 +32,16 @@ given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 	touch $@
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F': .*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F': .*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/installed ## all steps on a virtual cohort, in minutes [OUT=work/demo SEED=]
 	$(PY) -m pipelines.demo $(call opt,--out,$(or $(OUT),work/demo)) --seed $(SEED) $(ARGS)
 
 test: .venv/installed lint ## lint, then all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests
+
+test-fast: .venv/installed ## tests without those marked slow: no scan prepared, no run trained, no browser
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
@@ -54,10 +57,10 @@ train: .venv/installed ## MODEL=vae_cr DATA=<OUT of preprocess> [OUT= PRESET=sma
 	$(PY) -m pipelines.train --model $(MODEL) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \
 		$(call opt,--preset,$(PRESET)) $(ARGS)
 
-infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 KEEP_NIFTI=1 OVERWRITE=1 WORKERS= EXECUTOR=]
+infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODALITY=t1 [POINT=finding=0.05 DICOM=1 KEEP_NIFTI=1 OVERWRITE=1 WORKERS= EXECUTOR=]
 	$(PY) -m pipelines.infer $(call opt,--run,$(RUN)) $(call opt,--modality,$(if $(RUN),,$(given_modality))) $(call opt,--input,$(IN)) \
 		$(call opt,--out,$(OUT)) --workers $(WORKERS) $(call opt,--executor,$(EXECUTOR)) $(call opt,--point,$(POINT)) \
-		$(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
+		$(if $(DICOM),--dicom) $(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
 	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
@@ -78,8 +81,13 @@ card: .venv/installed ## RUN= [RESULTS=docs/results/<name>]: the model card of a
 pack: .venv/installed ## RUN= DATA=<OUT of preprocess> OUT=: a small copy of a run, measured against it
 	$(PY) -m pipelines.pack $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) $(ARGS)
 
-fetch: .venv/installed ## READY=<name> [ADDRESS= DIGEST=]: bring a ready-made run that is not shipped, checked and resumed
-	$(PY) -m pipelines.fetch $(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+fetch: .venv/installed ## DATASET=<name> OUT= ARGS=--accept-licence: a public data set; or READY=<name> [ADDRESS= DIGEST=]: a ready-made run
+	$(PY) -m pipelines.fetch $(call opt,--dataset,$(DATASET)) $(call opt,--out,$(OUT)) \
+		$(call opt,--ready,$(READY)) $(call opt,--address,$(ADDRESS)) $(call opt,--digest,$(DIGEST)) $(ARGS)
+
+table: .venv/installed ## DATASET=brats2021 IN=<its folder> OUT=<name>.tsv [MODALITY=t1+flair]: its scans as the table that preprocess reads
+	$(PY) -m pipelines.table $(call opt,--dataset,$(DATASET)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
+		$(call opt,--modality,$(given_modality)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

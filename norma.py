@@ -120,6 +120,18 @@ def detect(image: str | Path, run: Run | str | Path, point: str | None = None) -
     return loaded.detect(read_scans(image, loaded.recipe.name)[0], point)
 
 
+def write_dicom(scan: Scan, detection: Detection, run: Run, out: str | Path) -> list[Path]:
+    """Mask, map and report of a scan of `convert_dicom` as DICOM, with the patient's identity.
+
+    A Segmentation (none where nothing is marked), a Parametric Map and a Comprehensive SR, in the
+    study of the series. ScanError for a scan that did not come as DICOM, or whose files nothing can
+    refer to.
+    """
+    from pipelines.export.dicom import write_scan
+
+    return write_scan(scan, detection, run.weights_digest, Path(out))
+
+
 def detect_all(
     source: str | Path,
     run_dir: str | Path,

@@ -72,7 +72,7 @@ def listed(data: Path, sets: Sequence[str], out: Path) -> Iterator[tuple[str, st
     for name in sets:
         if not (data / name).is_dir():
             continue
-        for scan in import_module(f"preprocessing.datasets.{name}").scans(data / name, out):
+        for scan in import_module(f"preprocessing.datasets.{name}").scans(data / name, out)[0]:
             yield name, SETS[name], scan
             for modality in FURTHER.get(name, ()):
                 image = scan.image.name.replace("_T1", f"_{modality.upper()}")

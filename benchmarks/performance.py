@@ -26,6 +26,7 @@ from benchmarks.measure import NOTES, Row
 from benchmarks.preprocessing import preprocessing
 from benchmarks.recommended import recommended
 from benchmarks.scale import scale, workers
+from benchmarks.stages import profiles
 from benchmarks.training import training
 from pipelines import cli
 from pipelines.versions import versions
@@ -33,7 +34,16 @@ from preprocessing.datasets.virtual import draw, render
 from preprocessing.files import read_json, write_rows
 from preprocessing.images import read_image
 
-PARTS = ("preprocessing", "loading", "training", "inference", "recommended", "scale", "workers")
+PARTS = (
+    "preprocessing",
+    "loading",
+    "training",
+    "inference",
+    "profile",
+    "recommended",
+    "scale",
+    "workers",
+)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,6 +76,7 @@ def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
         "loading": lambda: loading(t1, repeats),
         "training": lambda: training(t1, repeats),
         "inference": lambda: inference(t1, repeats),
+        "profile": lambda: profiles(scans),
         "recommended": lambda: recommended(repeats),
         "scale": scale,
         "workers": lambda: workers(max(1, repeats - 1)),

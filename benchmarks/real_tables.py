@@ -32,7 +32,7 @@ def main() -> None:
         if folder.is_dir():
             # One adapter at a time: a set that is absent asks for none of its packages.
             adapter = import_module(f"preprocessing.datasets.{name}")
-            scans = adapter.scans(folder, arguments.out)
+            scans, _ = adapter.scans(folder, arguments.out)
             write_table(arguments.out / f"{name}.tsv", [scan_row(scan) for scan in scans])
             print(f"{arguments.out / name}.tsv: {len(scans)} scans")
             rows = ready_splits(scans)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import lesions as lesion_metrics
+from evaluation import mood
 from evaluation.metrics import VoxelHistogram, auroc, average_precision, classification, share
 from evaluation.thresholds import best_f1
 
@@ -23,7 +24,7 @@ POINTS = ("share", "few-label")  # operating points at which scans are classifie
 AT_POINTS = ("accuracy", "recall", "precision", "f1")
 LABELS = {
     "scan_auroc": "AUROC per scan",
-    "scan_ap": "AP per scan",
+    "scan_ap": "AP per scan (the sample-level rule of MOOD)",
     "slicewise_auroc": (
         "AUROC per slice, slicewise (abnormal slices against slices of healthy scans)"
     ),
@@ -56,6 +57,9 @@ LABELS = {
     "voxel_ap": "voxel AP inside the brain, pooled",
     "voxel_ap_mean": "voxel AP inside the brain, mean per scan",
     "voxel_auroc": "voxel AUROC inside the brain, pooled",
+    "pixel_ap": (
+        "pixel AP by the rule of MOOD (all voxels of all scans: background and healthy scans count)"
+    ),
     "voxel_prevalence": "share of lesion voxels inside the brain (the voxel AP of chance)",
     "hd95_mean": "95th percentile Hausdorff distance, mm, mean per scan where something is marked",
     "hd95_undefined": "scans with a lesion and nothing marked (no Hausdorff distance)",
@@ -116,10 +120,12 @@ def summarise(
     voxels: VoxelHistogram,
     scan_threshold: float,
     points: Mapping[str, float] | None = None,
+    others: VoxelHistogram | None = None,
 ) -> dict[str, float]:
     """Return every figure of `LABELS` and the counts behind them.
 
     NaN where the labels do not define a figure. `voxels` are those of the scans with a lesion mask.
+    `others` are all further voxels without lesion, None in files of before they were counted.
     `points` are the scan thresholds of other operating points ("share", "few-label"), at which
     scans are classified too. A scan without lesion has no Dice: it is judged by what is marked.
     """
@@ -139,6 +145,7 @@ def summarise(
         result
         | _figures_of_classification(scans, scan_threshold, points or {})
         | _figures_of_masks(with_lesion, voxels)
+        | {"pixel_ap": _pixel_ap(with_lesion, voxels, others)}
         | _figures_of_findings(scans)
         | _figures_of_healthy(healthy)
     )
@@ -196,6 +203,16 @@ def _figures_of_masks(with_lesion: Sequence[Row], voxels: VoxelHistogram) -> dic
         "lesion_sensitivity": _mean([float(lesion["score"] > 0) for lesion in lesions]),
         "lesion_precision": lesion_metrics.precision(candidates),
     }
+
+
+def _pixel_ap(
+    with_lesion: Sequence[Row], voxels: VoxelHistogram, others: VoxelHistogram | None
+) -> float:
+    """Return the pixel AP of MOOD; lesion voxels outside of a brain count as not found."""
+    if others is None:
+        return float("nan")
+    outside = sum(scan["truth_voxels"] for scan in with_lesion) - int(voxels.counts[1].sum())
+    return mood.pooled_pixel_ap(voxels, others, outside)
 
 
 def _figures_of_peaks(with_lesion: Sequence[Row]) -> dict[str, float]:

@@ -37,11 +37,16 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         spread_over = (arguments.executor, arguments.workers)
         reports = detect_all(scans, lost, job, *spread_over, tell=Table(scans).say)
+        unwritten = 0
+        if arguments.dicom:
+            from pipelines.export.dicom import write_all  # highdicom takes a second to load
+
+            unwritten = write_all(scans, job, *spread_over)
     write_atomic(out / NAME, batch_page(all_reports(out), out))
     failed = sum(not report.scored for report in reports)
     scored = len(reports) - failed
     print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv and {NAME}. {NOTICE}")
-    return cli.exit_code(failed, len(reports))
+    return cli.exit_code(failed, len(reports)) or (cli.SOME_FAILED if unwritten else cli.OK)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-nifti",
         action="store_true",
         help="write what a DICOM series was converted to beside its mask, as <id>_scan.nii.gz",
+    )
+    p.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write mask, map and report of a DICOM series as DICOM too, with the patient's name",
     )
     p.add_argument(
         "--overwrite",

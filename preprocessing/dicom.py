@@ -21,6 +21,7 @@ import numpy as np
 from preprocessing.dicom_copies import lay_out, pixel_digest
 from preprocessing.dicom_geometry import (
     OFF_LINE,
+    TILTED,
     Stack,
     directions,
     misplaced,
@@ -37,6 +38,7 @@ from preprocessing.dicom_series import (
     is_localiser,
     printable,
 )
+from preprocessing.dicom_tilt import straighten, upright
 from preprocessing.files import write_atomic
 from preprocessing.images import SMALLEST, is_nifti
 from preprocessing.quality import Check
@@ -49,7 +51,7 @@ log = logging.getLogger("norma")
 
 # -z y: gzipped; -b n: no JSON sidecar; -d 0: this folder alone; -w 1: overwrite;
 # -f: files are named by the series' number, never by the patient; -c "": no comments either.
-# -l n stores unsigned data as int16: dcm2niix corrects gantry tilt in no other.
+# -l n stores unsigned data as int16 where it fits.
 # -m y: slices of one series are one volume: what may stand in it is decided here, from headers.
 OPTIONS = ("-z", "y", "-b", "n", "-l", "n", "-d", "0", "-w", "1", "-m", "y", "-c", "")
 COPIES = ".tmp-dicom-"  # the folder of a series while it is converted
@@ -65,9 +67,9 @@ def has_dicom(folder: Path) -> bool:
 def convert(folder: Path, out: Path, max_gb: float = MAX_GB) -> tuple[list[Scan], dict[str, str]]:
     """Convert every series below `folder` into NIfTI in `out`; one subject per top-level folder.
 
-    dcm2niix corrects gantry tilt and unequal slice distances, and writes the corrected volume
-    beside the original; the corrected one is taken, and flagged. Derived series are used only where
-    their study gives nothing else. No patient name goes into a file name or a log: a series is
+    dcm2niix makes slice distances equal, and writes that volume beside the original; it is taken,
+    and flagged. A tilted gantry is corrected and flagged. Derived series are used only where their
+    study gives nothing else. No patient name goes into a file name or a log: a series is
     called by its folder and series number. A series of `max_gb` as float32 or more is left out.
 
     Returns the scans and, by name, why a series gave none. Raises InputError where none did.
@@ -130,14 +132,21 @@ def _convert_series(series: Series, root: Path, target: Path, max_gb: float) -> 
     _demand_usable(series, max_gb)
     series, stack = _one_volume(series)
     _demand_size(stack.even_slices, series.first, max_gb)
-    image = _dcm2niix(series, stack, target)
+    headers = series.headers
+    straight = stack
+    tilted = stack.tilt > TILTED
+    if tilted:
+        headers, straight = upright(series.headers, stack)
+    image = _dcm2niix(headers, straight, target, tilted)
     volume = nib.Nifti1Image.from_filename(image)
     spacing = float(series.first.spacing.max())
     if volume.ndim > 3 and max(volume.shape[3:]) > 1:
         raise ScanError(f"a volume of {volume.shape[3]} time points or echoes, expected one.")
-    why = misplaced(stack, image.name, volume.shape, volume.affine, spacing)
+    why = misplaced(straight, image.name, volume.shape, volume.affine, spacing)
     if why:
         raise ScanError(f"{why}; export it again, or convert it by hand and give the NIfTI.")
+    if tilted:
+        image = straighten(image, stack)
 
     checks = [
         *stack_checks(stack),
@@ -149,7 +158,14 @@ def _convert_series(series: Series, root: Path, target: Path, max_gb: float) -> 
         "series_uid": series.first.series,
         "series_number": series.first.series_number,
     }
-    return Scan(series.name, image, series.subject, origin=origin, checks=tuple(checks))
+    return Scan(
+        series.name,
+        image,
+        series.subject,
+        origin=origin,
+        checks=tuple(checks),
+        instances=tuple(header.path for header in series.headers),
+    )
 
 
 def _demand_usable(series: Series, max_gb: float) -> None:
@@ -233,8 +249,11 @@ _VOLUMES = (
 # the converter
 
 
-def _dcm2niix(series: Series, stack: Stack, target: Path) -> Path:
-    """The one volume that dcm2niix makes of a series, in `target`; ScanError with its cause."""
+def _dcm2niix(headers: Sequence[Header], stack: Stack, target: Path, moved: bool) -> Path:
+    """The one volume that dcm2niix makes of a series, in `target`; ScanError with its cause.
+
+    `moved`: the places in `headers` are others than those in the files.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for old in _volumes(target):  # of an earlier run
         old.unlink()
@@ -242,21 +261,15 @@ def _dcm2niix(series: Series, stack: Stack, target: Path) -> Path:
         shutil.rmtree(killed)
     with tempfile.TemporaryDirectory(prefix=COPIES, dir=target) as copies:
         try:
-            lay_out(series.headers, stack, Path(copies))
+            lay_out(headers, stack, Path(copies), moved)
         except OSError:
             raise
         except Exception as error:  # whatever damaged bytes make pydicom raise
             raise ScanError(
                 f"its files cannot be sorted by place ({type(error).__name__}); export it again."
             ) from None
-        output = _run(Path(copies), target, series.first.series_number or "0")
+        output = _run(Path(copies), target, headers[0].series_number or "0")
 
-    # dcm2niix writes the sheared stack all the same, with a straight affine
-    if "Only able to correct gantry tilt" in output:
-        raise ScanError(
-            "dcm2niix made no volume of this series (tilted gantry, which it corrects in 16-bit "
-            "data of 3 slices or more alone)."
-        )
     images = _preferred(_volumes(target))
     if len(images) > 1:
         raise ScanError(f"dcm2niix made {len(images)} volumes of this series, expected one.")
@@ -287,10 +300,15 @@ def _volumes(folder: Path) -> list[Path]:
 
 
 def _preferred(images: list[Path]) -> list[Path]:
-    """Of a volume and its corrected twins (`_Tilt`, `_Eq`) take the most corrected."""
+    """Of a volume and its twin of equal slice distances (`_Eq`) take the twin.
+
+    Twins of a tilt below what counts as one (`_Tilt`) are left out: they lie elsewhere.
+    """
     best: dict[str, Path] = {}
     for image in images:
-        base = re.split(r"_(?:Tilt|Eq)", _base(image))[0]
+        if "_Tilt" in image.name:
+            continue
+        base = _base(image).partition("_Eq")[0]
         if base not in best or len(image.name) > len(best[base].name):
             best[base] = image
     return sorted(best.values())

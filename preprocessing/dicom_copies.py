@@ -50,15 +50,16 @@ def pixel_digest(header: Header) -> str:
     return sha256(data.PixelData + repr(scale).encode()).hexdigest()
 
 
-def lay_out(headers: Sequence[Header], stack: Stack, folder: Path) -> None:
+def lay_out(headers: Sequence[Header], stack: Stack, folder: Path, moved: bool) -> None:
     """Put a series into `folder`, in the order of `stack`.
 
-    Files are linked. dcm2niix goes by the number of an instance and loses slices whose numbers are
-    missing or do not follow their places: such files are copied with new numbers. It lays the
-    frames of a file at the distance of the first two: where that is wrong, each becomes a file.
+    Files are linked, or copied where `headers` have other places than the files (`moved`).
+    dcm2niix goes by the number of an instance and loses slices whose numbers are missing or do not
+    follow their places: such files are copied with new numbers. It lays the frames of a file at the
+    distance of the first two: where that is wrong, each becomes a file.
     """
     several = any(header.frames > 1 for header in headers)
-    if several and not _as_converter_expects(headers, stack):
+    if several and (moved or not _as_converter_expects(headers, stack)):
         _write_frames(headers, stack, folder)
         return
 
@@ -69,10 +70,10 @@ def lay_out(headers: Sequence[Header], stack: Stack, folder: Path) -> None:
     in_order = len(given) == len(numbers) and abs(steps.sum()) == max(len(numbers) - 1, 0)
     for i, header in enumerate(headers):
         target = folder / f"{i:05d}.dcm"
-        if in_order and header.preamble:
+        if in_order and header.preamble and not moved:
             _link(header.path, target)
         else:
-            _renumber(header, int(rank[i]) + 1, target)
+            _renumber(header, int(rank[i]) + 1, target, moved)
 
 
 def _as_converter_expects(headers: Sequence[Header], stack: Stack) -> bool:
@@ -92,8 +93,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _renumber(header: Header, number: int, target: Path) -> None:
-    """Copy a file with another instance number, and with a preamble."""
+def _renumber(header: Header, number: int, target: Path, moved: bool) -> None:
+    """Copy a file with another instance number, and with a preamble; `moved`, at another place."""
     data = pydicom.dcmread(header.path, force=True)
     if not header.preamble:
         data.file_meta = FileMetaDataset()
@@ -101,6 +102,9 @@ def _renumber(header: Header, number: int, target: Path) -> None:
     data.SOPClassUID = data.get("SOPClassUID") or _storage(header)
     data.SOPInstanceUID = data.get("SOPInstanceUID") or _new_uid(header, number)
     data.InstanceNumber = number
+    if moved:
+        data.ImagePositionPatient = [round(float(v), 6) for v in header.positions[0]]
+        data.pop("GantryDetectorTilt", None)
     data.save_as(target, enforce_file_format=True)
 
 
@@ -145,7 +149,7 @@ def _frame(data: Dataset, header: Header, k: int) -> Dataset:
             setattr(frame, name, data[name].value)
     frame.SOPClassUID = _storage(header)
     frame.AcquisitionNumber = 1
-    frame.ImagePositionPatient = header.positions[k].tolist()
+    frame.ImagePositionPatient = [round(float(v), 6) for v in header.positions[k]]
     frame.ImageOrientationPatient = header.orientations[k].tolist()
     frame.PixelSpacing = header.spacing[k].tolist()
     groups = [data.get("PerFrameFunctionalGroupsSequence"), [Dataset()]]

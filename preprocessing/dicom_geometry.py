@@ -31,7 +31,6 @@ class Stack:
     first: (3,) position of the lowest slice.
     shear: (3,) mm that a slice moves within its plane, per mm along the normal.
     off_line: mm that a slice lies at most beside the line through all.
-    sideways: degrees of the shear along the rows; a gantry tilts along the columns alone.
     """
 
     order: np.ndarray
@@ -40,7 +39,6 @@ class Stack:
     first: np.ndarray
     shear: np.ndarray
     off_line: float
-    sideways: float
 
     @classmethod
     def of(cls, positions: np.ndarray, orientation: np.ndarray) -> Stack:
@@ -56,8 +54,7 @@ class Stack:
         shear = along @ moved / max(float(along @ along), 1e-9)
         beside = np.linalg.norm(moved - along[:, None] * shear, axis=1)
         first = positions[order[0]]
-        sideways = abs(_degrees(float(shear @ orientation[:3])))
-        return cls(order, distances, normal, first, shear, float(beside.max()), sideways)
+        return cls(order, distances, normal, first, shear, float(beside.max()))
 
     @property
     def gaps(self) -> np.ndarray:
@@ -137,12 +134,9 @@ def misplaced(
 ) -> str:
     """Why a converted volume is not where the headers put it; "" where it is.
 
-    `name` is the file's, which says what was corrected (`_Tilt`, `_Eq`). `affine` is to RAS+ mm,
-    `pixel` is in mm.
+    `stack` is upright. `name` is the file's, which says what was corrected (`_Eq`). `affine` is to
+    RAS+ mm, `pixel` is in mm.
     """
-    if stack.tilt > TILTED and ("_Tilt" not in name or stack.sideways > TILTED):
-        return f"slices sheared by {stack.tilt:.1f} degrees (tilted gantry), which is not corrected"
-
     indices = np.array(list(itertools.product(*((0, n - 1) for n in shape[:3]))))
     corners = (indices @ affine[:3, :3].T + affine[:3, 3]) * (-1, -1, 1)  # to LPS
     ends = corners @ stack.normal
@@ -161,6 +155,6 @@ def misplaced(
         if uneven > SHIFTED * stack.step:
             return f"slices up to {uneven:.1f} mm from equal distances, which is not corrected"
     beside = np.linalg.norm(corners - stack.first, axis=1).min()
-    if "_Tilt" not in name and beside > SHIFTED * max(pixel, stack.step):
+    if beside > SHIFTED * max(pixel, stack.step):
         return f"the volume begins {beside:.1f} mm from where the headers put it"
     return ""

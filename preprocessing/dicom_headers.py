@@ -54,6 +54,7 @@ STORAGES: dict[str, str] = {
     MRImageStorage: "MR",
     EnhancedMRImageStorage: "MR",
 }
+BY_NORMA = b"Norma"  # begins the preamble, which is free for this, of what Norma writes
 DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR: a list of files, and no image
 
 
@@ -102,12 +103,17 @@ class Header:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries the DICOM preamble, or begins as DICOM without one does."""
+    """Whether a file carries the DICOM preamble, or begins as DICOM without one does.
+
+    What Norma wrote is a result and counts as none.
+    """
     try:
         with open(path, "rb") as handle:
             start = handle.read(512)
             size = os.fstat(handle.fileno()).st_size
     except OSError:
+        return False
+    if start.startswith(BY_NORMA):
         return False
     return start[128:132] == b"DICM" or _begins_with_elements(start, size)
 

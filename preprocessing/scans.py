@@ -35,7 +35,7 @@ SUFFIXES = {"ct": "ct", "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "picture": "
 
 
 # fields of a scan that are no column of a table
-NO_COLUMNS = ("extra", "sequences", "origin", "checks", "group")
+NO_COLUMNS = ("extra", "sequences", "origin", "checks", "instances", "group")
 
 
 # Bytes of an id or a subject. File names have at most 255, and up to 140 are taken:
@@ -81,6 +81,7 @@ class Scan:
     origin: what a converted image was made of: `folder`, relative to the input, `series_uid` and
         `series_number`; empty for an image that was given as a file.
     checks: what was measured of the files that the image was made of.
+    instances: the DICOM files that the image was made of.
     group: what the table's column of that name says.
     """
 
@@ -97,6 +98,7 @@ class Scan:
     sequences: dict[str, Path] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    instances: tuple[Path, ...] = ()
     group: str = ""
 
     @property

@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.shared import draw_nothing, make_chain, make_pictures, own_copy
+
 
 def case_of(name, data, **columns):
     """A case of a cohort in `data`, from a row of scans.tsv as `make preprocess` writes it."""
@@ -33,6 +35,7 @@ def case_of(name, data, **columns):
 
 
 QUICK = [
+    "spacing=2",
     "registration_spacing=6",
     "grid=[160,200,160]",
 ]  # a coarse fit on a tight grid: still a real registration
@@ -58,10 +61,11 @@ def brain_t1(tmp_path_factory):
 
     int16, 2 x 2.5 x 3 mm, oblique, LPS.
     """
-    from nilearn.datasets import load_mni152_template
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
     from scipy import ndimage
 
     template = load_mni152_template(resolution=2)
+    brain = load_mni152_brain_mask(resolution=2)
     centre = template.affine[:3, :3] @ ((np.array(template.shape) - 1) / 2) + template.affine[:3, 3]
     shape = (88, 80, 58)
     affine = oblique_affine(shape, (2.0, 2.5, 3.0), centre)
@@ -69,9 +73,13 @@ def brain_t1(tmp_path_factory):
     grow[:3, :3] /= 0.93
     grow[:3, 3] = centre - grow[:3, :3] @ centre
     matrix = np.linalg.inv(template.affine) @ grow @ affine
-    data = ndimage.affine_transform(
-        template.get_fdata(dtype=np.float32), matrix[:3, :3], matrix[:3, 3], shape, order=1
+    data, inside = (
+        ndimage.affine_transform(
+            image.get_fdata(dtype=np.float32), matrix[:3, :3], matrix[:3, 3], shape, order=1
+        )
+        for image in (template, brain)
     )
+    data *= inside > 0.5  # interpolation would leave a brain that is 2 mm too wide
     image = nib.Nifti1Image(np.round(data / data.max() * 1000).astype(np.int16), affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
@@ -97,6 +105,7 @@ def tiny_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "vae_cr"
     folder.mkdir()
     settings = ["model.channels=[4,4,8]", "image_size=[32,32]", "calibration.point=quantile"]
+    settings += ["postprocess.median=0"]  # which takes half the time of a scan
     config = load_run_config("vae_cr", settings)
     torch.manual_seed(0)
     model = build_model(config)
@@ -119,6 +128,37 @@ def tiny_run(tmp_path_factory):
     return folder
 
 
+SLOW = {"chain", "pictures", "brain_t1", "bad_scans", "pairs", "trained", "brief"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What works on a prepared scan or a trained run is slow: `make test-fast` leaves it out."""
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="module")
+def no_figures():
+    """No figure is drawn in a module whose first fixture this is."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """A virtual cohort of four heads (`cohort`), preprocessed (`data`), and a trained `run`."""
+    return own_copy(tmp_path_factory, "chain", make_chain)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Thirty pictures of heads with their table (`raw`), and preprocessed (`heads`)."""
+    return own_copy(tmp_path_factory, "pictures", make_pictures)
+
+
 @pytest.fixture(scope="session")
 def _prepared():
     return {}
@@ -129,6 +169,7 @@ def quick_prepare(monkeypatch, _prepared):
     """Let `prepare` work once per image and recipe in a session. Failures are not remembered."""
     from pipelines.cohort import store
     from pipelines.detect import batch
+    from pipelines.detect import run as runs
     from preprocessing.files import file_digest
 
     real = store.prepare
@@ -141,8 +182,8 @@ def quick_prepare(monkeypatch, _prepared):
             _prepared[key] = real(scan, recipe)
         return _prepared[key]
 
-    monkeypatch.setattr(store, "prepare", prepare)
-    monkeypatch.setattr(batch, "prepare", prepare)
+    for module in (store, batch, runs):
+        monkeypatch.setattr(module, "prepare", prepare)
     return prepare
 
 

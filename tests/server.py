@@ -11,15 +11,19 @@ class Served:
     """What to answer, and the byte ranges that were asked for.
 
     `drop`: break the line after so many bytes, for so many answers as the list is long. `ranges`:
-    honour them. `shift`: of the first byte of a range. `codes`: answers that come first.
+    honour them. `shift`: of the first byte of a range. `codes`: answers that come first. `etag`:
+    the name of these bytes, for If-Range. `files`: what lies at other addresses, by their path.
     """
 
-    def __init__(self, content, drop=(), ranges=True, shift=0, codes=()):
+    def __init__(self, content=b"", drop=(), ranges=True, shift=0, codes=(), etag="", files=None):
         self.content = content
         self.drop = list(drop)
         self.ranges = ranges
         self.shift = shift
         self.codes = list(codes)
+        self.etag = etag
+        self.files = files or {}
+        self.paths: list[str] = []
         self.asked: list[int] = []
         self.address = ""
 
@@ -36,19 +40,27 @@ def serving(served: Served) -> Iterator[Served]:
             asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
             start = int(asked[1]) if asked else 0
             served.asked.append(start)
+            served.paths.append(self.path)
+            if served.files and self.path not in served.files:
+                self.send_error(404)
+                return
+            content = served.files.get(self.path, served.content)
             if served.codes:
                 self.send_error(served.codes.pop(0))
                 return
-            if asked and served.ranges and start >= len(served.content):
+            same = self.headers.get("If-Range", served.etag) == served.etag
+            part = asked is not None and served.ranges and same
+            if part and start >= len(content):
                 self.send_error(416)
                 return
-            part = asked is not None and served.ranges
             first = max(start + served.shift, 0) if part else 0
-            body = served.content[first:]
+            body = content[first:]
             self.send_response(206 if part else 200)
             if part:
-                last = len(served.content) - 1
+                last = len(content) - 1
                 self.send_header("Content-Range", f"bytes {first}-{last}/{last + 1}")
+            if served.etag:
+                self.send_header("ETag", served.etag)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: served.drop.pop(0)] if served.drop else body)

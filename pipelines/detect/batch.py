@@ -24,7 +24,7 @@ from pipelines.detect.gate import judge, refusal
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.points import Point
-from pipelines.detect.report import COLUMNS, Report, of_scan
+from pipelines.detect.report import COLUMNS, DICOM_FILES, Report, of_scan
 from pipelines.detect.run import Run, load_run
 from pipelines.detect.thumbnail import thumbnail
 from pipelines.detect.typical import compare_with, flags_of, own_features
@@ -385,7 +385,7 @@ def keep_converted(scan: Scan, job: Job) -> None:
 
 def not_scored(scan: Scan, job: Job, reason: str, checks: Sequence[dict[str, Any]] = ()) -> Report:
     """The report of a scan that could not be scored; it replaces any older result of its name."""
-    for name in ("mask.nii.gz", "map.nii.gz", "picture.png"):
+    for name in ("mask.nii.gz", "map.nii.gz", "picture.png", *DICOM_FILES):
         # an older result would be taken for this scan's
         (job.out / f"{scan.id}_{name}").unlink(missing_ok=True)
     named = of_scan(scan, job.root)

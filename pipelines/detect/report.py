@@ -39,6 +39,8 @@ COLUMNS = (
     "reason",
     "run",
 )
+# what `pipelines/export/dicom.py` writes of a result, after `<id>_`
+DICOM_FILES = ("mask.dcm", "map.dcm", "report.dcm")
 LISTED = 20  # components that a report describes, the strongest ones
 
 
@@ -192,7 +194,7 @@ class Detection:
         """Write `<id>_map.nii.gz`, `<id>_mask.nii.gz` and, last, `<id>_report.json` to a folder."""
         name = self.report.id
         out.mkdir(parents=True, exist_ok=True)
-        for old in ("report.json", "mask.nii.gz"):  # must not stand beside a new map
+        for old in ("report.json", "mask.nii.gz", *DICOM_FILES):  # must not stand beside a new map
             (out / f"{name}_{old}").unlink(missing_ok=True)
         save_nifti(self.map, out / f"{name}_map.nii.gz")
         save_nifti(self.mask, out / f"{name}_mask.nii.gz")

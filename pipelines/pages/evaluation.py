@@ -13,6 +13,7 @@ from evaluation.metrics import VoxelHistogram
 from evaluation.protocol import LABELS, columns, pairs
 from pipelines.cohort.cases import count_parts
 from pipelines.detect.run import Run
+from pipelines.pages.groups import healthy_sections
 from pipelines.pages.headline import headline
 from pipelines.pages.html import Section, page
 from pipelines.pages.text import is_known
@@ -67,6 +68,7 @@ GROUPS = {
         "voxel_ap",
         "voxel_ap_mean",
         "voxel_auroc",
+        "pixel_ap",
         "voxel_prevalence",
         "hd95_mean",
         "hd95_undefined",
@@ -125,6 +127,7 @@ def evaluation_page(result: Evaluation, run: Run, images: Images) -> str:
         *figure_sections(result),
         Section("Curves", images=curve_pictures(alone)),
         *class_sections(result),
+        *healthy_sections(result),
         _points_section(result, run),
         *lesion_sections(alone),
         Section("More cases", CASES, images=others),

@@ -63,6 +63,7 @@ GROUPS = {
         "voxel_ap": "voxel AP, pooled",
         "voxel_ap_mean": "voxel AP, mean per scan",
         "voxel_auroc": "voxel AUROC",
+        "pixel_ap": "pixel AP, MOOD's rule",
         "voxel_prevalence": "voxel AP of chance",
     },
     "Scans with a finding at the operating point": {

@@ -67,11 +67,15 @@ Page = Callable[[Evaluation, Run, Images], str]
 
 @dataclass(frozen=True)
 class Measured:
-    """The test scans of an evaluation: rows of scans and slices, all voxels, failures, seconds."""
+    """The test scans of an evaluation: rows of scans and slices, voxels, failures, seconds.
+
+    `voxels` are of brains with a mask, `others` all further ones without lesion.
+    """
 
     scans: list[ScanRow]
     slices: list[SliceRow]
     voxels: VoxelHistogram
+    others: VoxelHistogram
     failures: list[Failure]
     seconds: float
 
@@ -185,19 +189,22 @@ def measure_cases(
     slices: list[SliceRow] = []
     failures: list[Failure] = []
     pooled = VoxelHistogram()
+    rest = VoxelHistogram()
     for case in tqdm(cases, desc="evaluate", unit="scan"):
         try:
-            row, of_slices, voxels = evaluate_scan(run, case, native_of(case), at, protocol.by)
+            found = evaluate_scan(run, case, native_of(case), at, protocol.by)
         except (ScanError, InputError, OSError) as error:
             failures.append(Failure(id=case.id, reason=cli.error_sentence(error)))
             log.warning("left out: %s", failures[-1].reason)
             continue
+        row, of_slices, voxels, others = found
         scans.append(row)
+        rest += others
         if protocol.slices:
             slices += of_slices
         if case.lesions:
             pooled += voxels
-    return Measured(scans, slices, pooled, failures, time.perf_counter() - started)
+    return Measured(scans, slices, pooled, rest, failures, time.perf_counter() - started)
 
 
 def evaluation_of(
@@ -221,6 +228,7 @@ def evaluation_of(
         training=run.history,
         failures=measured.failures,
         voxels=measured.voxels.coarser(COARSER).to_rows(),
+        others=[row[:2] for row in measured.others.coarser(COARSER).to_rows()],
         scans=measured.scans,
         slices=measured.slices,
     )

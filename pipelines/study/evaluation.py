@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from evaluation import lesions, protocol
+from evaluation.groups import healthy_groups
 from evaluation.metrics import VoxelHistogram
 from pipelines.detect.points import Point
 from preprocessing.files import plain, read_json, write_rows
@@ -31,6 +32,8 @@ class ScanRow(TypedDict, total=False):
     score: float
     percentile: float
     marked_ml: float
+    brain_ml: float
+    spacing_mm: float
     brain_voxels: int
     above_voxels: int
     mask_voxels: int
@@ -70,7 +73,8 @@ class Evaluation(BaseModel):
     """A run measured on the test scans of a cohort at an operating point.
 
     `summary` holds every figure of evaluation/protocol.py; `voxels` are rows of the pooled voxel
-    histogram of the scans with a lesion mask. All figures follow from scans, slices and voxels.
+    histogram of the scans with a lesion mask, `others` upper edge and count of all further voxels
+    without lesion (none in files of before). All figures follow from scans, slices and voxels.
     """
 
     model: str
@@ -88,10 +92,12 @@ class Evaluation(BaseModel):
     training: dict[str, Any]
     failures: list[Failure]
     voxels: list[list[int | float]]
+    others: list[list[int | float]] = []
     scans: list[ScanRow]
     slices: list[SliceRow]
     summary: dict[str, int | float | None] = {}
     classes: dict[str, list[dict[str, Any]]] = {}
+    healthy_groups: dict[str, list[dict[str, Any]]] = {}
     lesions_by_size: list[dict[str, Any]] = []
     precision_by_size: list[dict[str, Any]] = []
     froc: dict[str, Any] = {}
@@ -123,13 +129,21 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
         candidates += scan["candidates"]
 
     voxels = VoxelHistogram.from_rows(result.voxels)
+    others = VoxelHistogram.from_rows([[*row, 0] for row in result.others])
     columns = result.protocol["by"]
     classes = {c: protocol.classes(result.scans, result.slices, c) for c in columns}
+    measured = (*columns, "brain_ml", "spacing_mm")
     return {
         "summary": protocol.summarise(
-            result.scans, result.slices, voxels, result.point.scan, result.points
+            result.scans,
+            result.slices,
+            voxels,
+            result.point.scan,
+            result.points,
+            others if result.others else None,
         ),
         "classes": classes,
+        "healthy_groups": {c: healthy_groups(result.scans, c) for c in measured},
         "lesions_by_size": lesions.by_size(found) if with_lesion else [],
         "precision_by_size": lesions.precision_by_size(candidates) if with_lesion else [],
         "froc": lesions.froc(found, candidates, len(with_lesion)) if with_lesion else {},

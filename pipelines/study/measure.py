@@ -21,11 +21,12 @@ from preprocessing.images import array_axis
 
 def evaluate_scan(
     run: Run, case: Case, native: NativeMap, at: Point, by: Sequence[str] = ()
-) -> tuple[ScanRow, list[SliceRow], VoxelHistogram]:
+) -> tuple[ScanRow, list[SliceRow], VoxelHistogram, VoxelHistogram]:
     """All that one scan measures on its own grid inside its brain.
 
-    Gives its row, the rows of its slices, and its voxels. A scan without a mask file has no voxel
-    truth: where it is labelled healthy everything marked is false. `by` are columns of the table.
+    Gives its row, the rows of its slices, its voxels, and those `elsewhere`. A scan without a mask
+    file has no voxel truth: where it is labelled healthy everything marked is false. `by` are
+    columns of the table.
     """
     marked = marked_in(run, case, native, at)
     labels = read_truth(case, native.grid)
@@ -46,6 +47,8 @@ def evaluate_scan(
         "score": score,
         "percentile": percentile_of(score, run.healthy_scores),
         "marked_ml": float(marked.sum()) * _voxel_ml(native),
+        "brain_ml": _digits(float(native.brain.sum()) * _voxel_ml(native)),
+        "spacing_mm": _digits(float(max(native.spacing))),
         "brain_voxels": int(native.brain.sum()),
         "above_voxels": int((native.map[native.brain] > at.voxel).sum()),
         "mask_voxels": int(marked.sum()),
@@ -56,7 +59,26 @@ def evaluate_scan(
     if labels is not None and lesions is not None:
         voxels.update(native.map[native.brain], lesions[native.brain])
         row |= _against_truth(native, marked, labels, voxels)
-    return row, _slice_rows(run, case, native, lesions, by), voxels  # type: ignore[return-value]
+    slices = _slice_rows(run, case, native, lesions, by)
+    return row, slices, voxels, elsewhere(case, native, lesions)  # type: ignore[return-value]
+
+
+def elsewhere(case: Case, native: NativeMap, lesions: np.ndarray | None) -> VoxelHistogram:
+    """The voxels without lesion that the voxel AP leaves out, and the rule of MOOD does not.
+
+    They lie outside the brain of a scan with a mask, and anywhere in a healthy one without.
+    """
+    voxels = VoxelHistogram()
+    outside = ~native.brain
+    if lesions is not None:
+        outside &= ~lesions
+    elif case.label == "healthy":
+        inside = native.map[native.brain]
+        voxels.update(inside, np.zeros(inside.size, int))
+    else:
+        return voxels
+    voxels.counts[0, 0] += np.count_nonzero(outside)  # a map is 0 there
+    return voxels
 
 
 def marked_in(run: Run, case: Case, native: NativeMap, at: Point) -> np.ndarray:

@@ -38,7 +38,7 @@ TABLES = ("cases", "slices", "lesions", "voxels")
 KEYS = ["model", "run"]
 FINDINGS = {"lesion": "lesions", "marked": "candidates"}  # kind in lesions.csv.gz, key of a ScanRow
 LESIONS = [*KEYS, "id", "kind", "volume_ml", "covered", "score", "true"]
-VOXELS = [*KEYS, "edge", "healthy", "lesion"]
+VOXELS = [*KEYS, "edge", "healthy", "lesion", "other"]
 
 
 class Figure(BaseModel):
@@ -206,6 +206,10 @@ class Results:
         """Rows of the pooled voxel histogram of a run: upper edge, healthy, lesion."""
         return self._voxels[run.model, run.run]
 
+    def others_of(self, run: RunSummary) -> list[list[int | float]]:
+        """Rows of all further voxels without lesion of a run: upper edge, count."""
+        return self._others[run.model, run.run]
+
     def check(self) -> None:
         """InputError where a table is not the one that the summary was written with."""
         for name, table in self.summary.tables.items():
@@ -242,8 +246,17 @@ class Results:
         voxels: dict[tuple[str, int], list[list[int | float]]] = defaultdict(list)
         for row in self._rows("voxels", {*VOXELS} - {"model"}):
             bin_row = [row["edge"], row["healthy"], row["lesion"]]
-            voxels[row["model"], row["run"]].append(bin_row)
+            if row["healthy"] is not None:
+                voxels[row["model"], row["run"]].append(bin_row)
         return voxels
+
+    @cached_property
+    def _others(self) -> dict[tuple[str, int], list[list[int | float]]]:
+        others: dict[tuple[str, int], list[list[int | float]]] = defaultdict(list)
+        for row in self._rows("voxels", {*VOXELS} - {"model"}):
+            if row.get("other") is not None:  # files of before have no such column
+                others[row["model"], row["run"]].append([row["edge"], row["other"]])
+        return others
 
     def _rows(self, table: str, numbers: set[str]) -> Iterator[dict[str, Any]]:
         return read_columns(self.folder / file_of(table), lambda name: name not in numbers)

@@ -109,5 +109,9 @@ def _lesion_rows(runs: Runs) -> Rows:
 def _voxel_rows(runs: Runs) -> Rows:
     for model, results in runs.items():
         for number, result in enumerate(results):
-            for values in result["voxels"]:
-                yield dict(zip(VOXELS, [model, number, *values], strict=True))
+            others = dict(result.get("others", []))
+            voxels = {edge: counts for edge, *counts in result["voxels"]}
+            for edge in {**voxels, **others}:
+                counts = voxels.get(edge, [None, None])
+                row = [model, number, edge, *counts, others.get(edge)]
+                yield dict(zip(VOXELS, row, strict=True))

@@ -12,7 +12,10 @@ from preprocessing.scans import Scan
 from preprocessing.splits import assign_splits
 from preprocessing.tables import read_scans
 
+MODALITY = "t1"
 
-def scans(data: Path, out: Path) -> list[Scan]:
+
+def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[str, str]]:
     """Every T1 of the set."""
-    return assign_splits([replace(s, label="healthy") for s in read_scans(data, "t1")])
+    found = [replace(s, label="healthy") for s in read_scans(data, "t1")]
+    return assign_splits(found), {}

@@ -10,7 +10,10 @@ from pathlib import Path
 from preprocessing.scans import Scan
 from preprocessing.tables import read_scans
 
+MODALITY = "t1"
 
-def scans(data: Path, out: Path) -> list[Scan]:
+
+def scans(data: Path, out: Path, modality: str = "") -> tuple[list[Scan], dict[str, str]]:
     """Every T1 of the set, all of it test."""
-    return [Scan(s.id, s.image, s.subject, "test", "healthy") for s in read_scans(data, "t1")]
+    found = read_scans(data, "t1")
+    return [Scan(s.id, s.image, s.subject, "test", "healthy") for s in found], {}

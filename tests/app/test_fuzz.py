@@ -1,5 +1,6 @@
 """The API, called with what its own schema allows and does not: never an error of the server."""
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -7,6 +8,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 
 from tests.app.conftest import Site, scan_bytes, upload
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = 8  # of each operation; 300 were tried by hand
 HOST = {"Host": "127.0.0.1"}

@@ -1,11 +1,13 @@
 """`make benchmark`: its parts run on a small scale, and the page shows the file's numbers."""
 
+import cProfile
 import json
+import pstats
 import time
 
 import pytest
 
-from benchmarks import measure, recommended, scale, start_up
+from benchmarks import measure, recommended, scale, stages, start_up
 from benchmarks import performance as benchmark
 from pipelines import cli
 from pipelines.pages import performance, results
@@ -210,3 +212,27 @@ def test_a_process_that_fails_is_no_measurement(tmp_path):
         InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"
     ):
         recommended.process(tmp_path / "nowhere" / "seed-0", tmp_path / "scan.nii.gz", tmp_path)
+
+
+def test_stages_are_found_by_their_functions(monkeypatch):
+    """A stage has the seconds between its call and its return, those of others within it too."""
+
+    def inner():
+        time.sleep(0.05)
+
+    def outer():
+        inner()
+        time.sleep(0.05)
+
+    profile = cProfile.Profile()
+    profile.runcall(outer)
+    asked = [(name, "test_performance.py", name) for name in ("inner", "outer", "never")]
+    monkeypatch.setattr(stages, "STAGES", asked)
+    found = stages.stage_seconds(pstats.Stats(profile))
+    assert 0.05 <= found["inner"] < found["outer"] and found["outer"] >= 0.1
+    assert "never" not in found
+
+
+def test_every_stage_of_a_profile_is_a_function_that_is_there():
+    for _, file, function in stages.STAGES:
+        assert f"def {function}(" in (results.ROOT / file).read_text(), (file, function)

@@ -69,6 +69,25 @@ def test_peaks_are_counted_over_scans_with_a_lesion():
     assert np.isnan(before["peak_in_lesion"]) and np.isnan(before["peak_mm"])
 
 
+def test_pixel_ap_counts_background_healthy_scans_and_lesions_outside_the_brain():
+    scans = [
+        lesion("a", 0.9, 0.5, 50, 100, 3),  # two lesion voxels in the brain, one outside
+        scan("h", "healthy", 0.2),
+    ]
+    voxels = VoxelHistogram()
+    voxels.update(np.array([0.9, 0.5, 0.4, 0.0]), np.array([1, 0, 1, 0]))
+    others = VoxelHistogram()
+    others.update(np.array([0.6, 0.0, 0.0]), np.zeros(3, int))
+    figures = protocol.summarise(scans, [], voxels, 0.5, others=others)
+    # ranked 0.9 (1), 0.6 (0), 0.5 (0), 0.4 (1), then 0 with one lesion voxel among four
+    assert figures["pixel_ap"] == pytest.approx((1 + 2 / 4 + 3 / 8) / 3)
+    assert figures["voxel_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    before = protocol.summarise(scans, [], voxels, 0.5)
+    assert np.isnan(before["pixel_ap"]), "a file of before has no such voxels"
+    healthy = protocol.summarise(scans[1:], [], VoxelHistogram(), 0.5, others=others)
+    assert np.isnan(healthy["pixel_ap"])
+
+
 def test_an_empty_truth_never_scores():
     only = [
         scan("h", "healthy", 0.2, truth_voxels=0, dice=None, mask_voxels=0),

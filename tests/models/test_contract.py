@@ -80,7 +80,7 @@ def blind(model):
     return name in BLIND or model.supervised or model.combines
 
 
-def train(model, dims=2, steps=150, batch=None):
+def train(model, dims=2, steps=100, batch=None):
     batch = batch or cohort(dims=dims)
     first = {}
     last = {}

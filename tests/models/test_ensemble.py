@@ -11,8 +11,15 @@ from evaluation.thresholds import healthy_level
 from models.base import AnomalyModel
 from models.ensemble import TAILS, Ensemble, _Sample, improbability
 from pipelines.detect.run import load_run
-from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
-from tests.pipelines.test_pipeline import run
+from tests.shared import run
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture(scope="module")
+def data(pictures):
+    """The preprocessed pictures that all tests share."""
+    return pictures / "heads"
 
 
 class Scaled(AnomalyModel):

@@ -185,8 +185,9 @@ def test_infer_reports_why_and_removes_the_old_mask(
     assert left_behind(out) == []
 
 
+@pytest.mark.slow
 def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
-    """With the modality's own recipe: the checks after registration know that this is no brain."""
+    """With the modality's own limits: the checks after registration know that this is no brain."""
     noise = np.random.default_rng(1).normal(100, 20, SHAPE).clip(1)
     nib.save(
         nib.Nifti1Image(np.where(box(), noise, 0).astype(np.float32), AFFINE),
@@ -200,6 +201,7 @@ def test_a_noisy_box_of_brain_volume_is_refused(command, tmp_path):
         "t1",
         "--out",
         tmp_path / "out",
+        *QUICK,
     )
     assert done.code == cli.NOTHING_DONE
     sentence = one_line(done, "left out: ")
@@ -804,6 +806,7 @@ def process(*arguments, **named):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_leaves_with_the_code_and_one_line(tiny_run, tmp_path):
     code, out, err = process(
         "-m",
@@ -841,6 +844,7 @@ def test_a_process_that_could_do_nothing(bad_scans, tmp_path):
     assert f"left out: {bad_scans / 'text.nii.gz'}: " in err
 
 
+@pytest.mark.slow
 def test_sigint_in_a_process(tmp_path):
     """Ctrl-C before anything is finished, in a real process that sends the signal to itself.
 

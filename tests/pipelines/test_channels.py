@@ -31,7 +31,9 @@ from preprocessing.scans import InputError, Scan, ScanError
 from preprocessing.splits import check_leaks
 from preprocessing.tables import read_scans
 from tests.conftest import QUICK
-from tests.pipelines.test_pipeline import TINY, run
+from tests.shared import TINY, run, twice_as_coarse
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 PLAN = [
     ("train", "healthy", 1),
@@ -40,6 +42,7 @@ PLAN = [
     ("test", "abnormal", 401),
 ]
 RECIPE = ["brain=none", *QUICK]
+PLAIN = ["postprocess.median=0"]  # the median of a map takes half the time of a scan
 ALIGNED = "sub-301"  # its FLAIR lies on the T1's own grid
 
 
@@ -73,10 +76,6 @@ def save(data, affine, path):
     nib.save(virtual._nifti(data, affine), path)
 
 
-def doubled(voxel):
-    return tuple(2 * mm for mm in voxel)
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Folder with a table of four virtual heads, T1 and FLAIR, and the known motions by subject.
@@ -88,7 +87,7 @@ def pairs(tmp_path_factory):
     rows = ["image,image_flair,subject,split,label,mask,site"]
     for split, label, index in PLAN:
         with pytest.MonkeyPatch.context() as patch:  # coarser voxels: an eighth of the work
-            patch.setattr(virtual, "VOXELS", tuple(map(doubled, virtual.VOXELS)))
+            patch.setattr(virtual, "VOXELS", twice_as_coarse())
             subject = virtual.draw(0, index, split, "healthy")
         t1, _, affine = virtual.render(subject, 0)
         inside = t1 > 0
@@ -143,7 +142,7 @@ def data(pairs):
 @pytest.fixture(scope="module")
 def trained(data, pairs):
     folder = pairs[0] / "run"
-    assert run("train", "--model", "vae_cr", "--data", data, "--out", folder, *TINY) == 0
+    assert run("train", "--model", "vae_cr", "--data", data, "--out", folder, *TINY, *PLAIN) == 0
     return folder
 
 
@@ -328,6 +327,7 @@ def test_a_lesion_that_one_sequence_alone_shows_is_found(data, pairs, tmp_path):
             "--out",
             tmp_path / "run",
             "model.tail=bright",
+            *PLAIN,
         )
         == 0
     )
@@ -684,6 +684,7 @@ def test_planes_of_a_picture_become_channels(tmp_path):
             read_picture(tmp_path / name, 2)
 
 
+@pytest.mark.slow
 def test_two_channel_pictures_of_the_fundus_train_the_preset_from_end_to_end(tmp_path):
     """Discs with a vessel in red and green; one has a spot that only green shows."""
     rng = np.random.default_rng(0)

@@ -76,6 +76,7 @@ def test_a_damaged_run_is_one_sentence_and_a_changed_byte_of_a_sealed_one_is_see
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 @QUIET
 @given(name=st.sampled_from(NAMES), damage=damages())
 def test_a_damaged_run_of_an_older_version_is_one_sentence(tiny_run, tmp_path, name, damage):

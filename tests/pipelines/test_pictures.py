@@ -16,32 +16,17 @@ from preprocessing.images import Grid, read_image
 from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 from preprocessing.tables import read_scans
+from tests.shared import N_PICTURES as N
+from tests.shared import run
 
-N = 30
-
-
-def head(rng, lesion, shape=(44, 36)):
-    """A grey ellipse on black, (rows, columns) uint8, and the mask of a bright square, if any."""
-    rows, columns = shape
-    y, x = np.mgrid[:rows, :columns]
-    inside = ((y - rows / 2 + 0.5) / (0.45 * rows)) ** 2 + (
-        (x - columns / 2 + 0.5) / (0.45 * columns)
-    ) ** 2 < 1
-    image = inside * (0.4 + 0.05 * rng.normal() + 0.02 * rng.normal(size=shape))
-    mask = np.zeros(shape, bool)
-    if lesion:
-        r = rng.integers(14, 24)
-        c = rng.integers(11, 19)
-        mask[r : r + 6, c : c + 5] = True
-        image[mask] = 0.9
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def cases_of(results, model):
     """The test scans of all runs of a model."""
     cases = []
-    for run in results.runs(model):
-        cases += results.cases_of(run)
+    for own in results.runs(model):
+        cases += results.cases_of(own)
     return cases
 
 
@@ -51,39 +36,13 @@ def scores_of(results, model):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Thirty pictures, every second with a lesion and a mask.
-
-    Pictures 0 and 2, 1 and 3 belong together.
-    """
-    root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir()
-    (root / "masks").mkdir()
-    rows = ["subject,image,mask,label,group,kind"]
-    for i in range(N):
-        image, mask = head(rng, i % 2 == 1)
-        Image.fromarray(image).save(root / "images" / f"{i:02d}.png")
-        Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{i:02d}.png")
-        group = ["a", "b"][i % 2] if i < 4 else f"g{i}"
-        kind = "square" if i % 2 else ""
-        rows.append(f"s{i},images/{i:02d}.png,masks/{i:02d}.png,{i % 2},{group},{kind}")
-    (root / "labels.csv").write_text("\n".join(rows) + "\n")
-    return root
+def folder(pictures):
+    return pictures / "raw"
 
 
 @pytest.fixture(scope="module")
-def data(folder, tmp_path_factory):
-    from tests.pipelines.test_pipeline import run
-
-    out = tmp_path_factory.mktemp("prepared") / "heads"
-    assert (
-        run(
-            "preprocess", "--input", folder, "--modality", "picture", "--out", out, "grid=[48,48,1]"
-        )
-        == 0
-    )
-    return out
+def data(pictures):
+    return pictures / "heads"
 
 
 def test_a_folder_s_own_table_lists_its_pictures_and_ties_groups(folder):
@@ -190,8 +149,6 @@ def test_pictures_fill_the_same_store_as_scans(data):
 
 @pytest.fixture(scope="module")
 def compared(data, tmp_path_factory):
-    from tests.pipelines.test_pipeline import run
-
     out = tmp_path_factory.mktemp("runs")
     arguments = [
         "--data",
@@ -260,12 +217,12 @@ def test_the_comparison_says_what_its_files_hold(compared):
         assert len(results.runs(m["model"])) == 6
         assert len(cases_of(results, m["model"])) == 2 * N
         per_run = []
-        for run in results.runs(m["model"]):
-            own = results.cases_of(run)
+        for fold in results.runs(m["model"]):
+            own = results.cases_of(fold)
             per_run.append(
                 roc_auc_score([s["label"] == "abnormal" for s in own], [s["score"] for s in own])
             )
-            assert run.summary["scan_auroc"] == pytest.approx(per_run[-1])
+            assert fold.summary["scan_auroc"] == pytest.approx(per_run[-1])
         figure = m["figures"]["scan_auroc"]
         assert figure["mean"] == pytest.approx(np.mean(per_run)) and figure["sd"] == pytest.approx(
             np.std(per_run, ddof=1)
@@ -301,8 +258,6 @@ def test_a_supervised_model_learns_from_labels_and_says_so(data, tmp_path, capsy
 
     Its test folds are those of all others.
     """
-    from tests.pipelines.test_pipeline import run
-
     settings = [
         "all.image_size=[32,32]",
         "all.loop.loader_workers=0",
@@ -375,7 +330,6 @@ def test_dice_on_a_picture_is_on_its_own_grid(compared, data, folder):
 
 def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
     import pipelines.detect.detector as scoring
-    from tests.pipelines.test_pipeline import run
 
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
@@ -388,8 +342,6 @@ def test_a_second_comparison_trains_and_scores_nothing(compared, monkeypatch):
 
 def test_variants_that_training_does_not_depend_on_are_trained_once(data, tmp_path):
     """vae_kl's kind of map and the healthy reference come after training; its latent does not."""
-    from tests.pipelines.test_pipeline import run
-
     common = [
         "--data",
         data,
@@ -465,7 +417,6 @@ def test_a_second_preprocess_reads_no_file_that_kept_its_size_and_time(
     import shutil
 
     import pipelines.cohort.store as module
-    from tests.pipelines.test_pipeline import run
 
     own = tmp_path / "in"
     out = tmp_path / "out"
@@ -507,7 +458,6 @@ def test_the_quality_page_of_many_scans_shows_the_flagged_and_a_sample(
 ):
     import pipelines.pages.quality as module
     from preprocessing import quality
-    from tests.pipelines.test_pipeline import run
 
     monkeypatch.setattr(module, "SHOWN", 8)
     original = quality.flags
@@ -542,8 +492,6 @@ def test_the_quality_page_of_many_scans_shows_the_flagged_and_a_sample(
 def test_a_deleted_run_alone_is_made_again(compared):
     import shutil
 
-    from tests.pipelines.test_pipeline import run
-
     out, arguments = compared
     before = {p: p.stat().st_mtime_ns for p in out.rglob("weights.pt")}
     scores = scores_of(Results.read(out / "heads_results"), "pca")
@@ -559,8 +507,6 @@ def test_a_deleted_run_alone_is_made_again(compared):
 
 def test_a_corrected_mask_is_measured_anew_and_panels_are_those_of_the_page(compared, folder):
     """A radiologist mends a mask and runs the same line. No old figure or picture may answer."""
-    from tests.pipelines.test_pipeline import run
-
     out, arguments = compared
     where = out / "intensity" / "repeat-0_fold-0" / "evaluation" / "heads"
     case = next(
@@ -636,15 +582,11 @@ def test_few_label_points_rest_on_the_labelled_split_alone(compared):
     ],
 )
 def test_comparisons_that_cannot_be_made_say_why(data, tmp_path, capsys, arguments, sentence):
-    from tests.pipelines.test_pipeline import run
-
     assert run("compare", "--data", data, "--out", tmp_path, *arguments) == 2
     assert sentence in capsys.readouterr().err
 
 
 def test_a_group_in_two_folds_and_an_image_under_two_names_are_refused(data, tmp_path, capsys):
-    from tests.pipelines.test_pipeline import run
-
     rows = read_table(data / "scans.tsv")
 
     def train(splits):

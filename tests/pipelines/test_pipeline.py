@@ -4,7 +4,6 @@ Preprocess, train, infer and evaluate agree with each other.
 """
 
 import json
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -12,63 +11,8 @@ import pytest
 
 import norma
 from pipelines.config import ROOT
-from preprocessing.datasets.virtual import make_cohort
 from preprocessing.files import read_table
-
-TINY = [
-    "model.channels=[4,8,8]",
-    "image_size=[64,64]",
-    "loop.batch_size=16",
-    "loop.loader_workers=0",
-    "stages.pretrain.max_epochs=1",
-    "stages.finetune.max_epochs=1",
-    "stages.pretrain.steps_per_epoch=3",
-    "stages.finetune.steps_per_epoch=3",
-    "postprocess.min_volume_mm3=50",
-]
-
-
-def run(module, *arguments):
-    """Run a command in this process; returns its exit code."""
-    import importlib
-
-    from pipelines import cli
-
-    command = importlib.import_module(f"pipelines.{module}")
-    old = sys.argv
-    sys.argv = [module, *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as done:
-            cli.run(command.main, command.build_parser())
-    finally:
-        sys.argv = old
-    return done.value.code
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory):
-    """Cohort, preprocessed data and a trained run."""
-    root = tmp_path_factory.mktemp("chain")
-    table = make_cohort(root / "cohort", n_train=1, n_val=1, n_test_healthy=1, n_test_abnormal=1)
-    assert (
-        run(
-            "preprocess",
-            "--input",
-            table,
-            "--modality",
-            "t1",
-            "--out",
-            root / "data",
-            "--format",
-            "nifti",
-        )
-        == 0
-    )
-    assert (
-        run("train", "--model", "vae_cr", "--data", root / "data", "--out", root / "run", *TINY)
-        == 0
-    )
-    return root
+from tests.shared import FIT, GRID, TINY, draw_nothing, run
 
 
 def test_preprocessing_writes_what_it_promises(chain):
@@ -80,7 +24,7 @@ def test_preprocessing_writes_what_it_promises(chain):
     for row in rows:
         image = nib.load(data / row["preproc"])
         brain = nib.load(data / row["brain"])
-        assert image.shape == brain.shape == (240, 240, 189)
+        assert image.shape == brain.shape == GRID
         np.testing.assert_allclose(image.header.get_zooms(), 1, atol=1e-6)
         values = image.get_fdata()
         inside = brain.get_fdata() > 0
@@ -146,6 +90,7 @@ def test_a_second_run_skips_what_is_unchanged(chain, monkeypatch):
             "t1",
             "--out",
             chain / "data",
+            *FIT,
         )
         == 0
     )
@@ -374,6 +319,7 @@ def test_another_operating_point_recuts_the_maps_without_the_network(chain, monk
     """
     import pipelines.detect.detector as scoring
 
+    draw_nothing(monkeypatch)
     assert (
         run(
             "evaluate",

@@ -17,7 +17,9 @@ from pipelines.detect.detector import Detector
 from pipelines.detect.run import load_run
 from preprocessing.files import read_table
 from preprocessing.slices import PLANES, SliceStore, in_plane, turned, write_arrays, write_index
-from tests.pipelines.test_pipeline import chain, run  # noqa: F401
+from tests.shared import GRID, run
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SMALL = ["image_size=[48,48]", "loop.loader_workers=0"]
 
@@ -160,7 +162,7 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
         ("plane=coronal", "plane=coronal is for slices"),
     ):
         assert (
-            run(*given, "image_size=[240,240,189]", setting) == 2
+            run(*given, f"image_size={list(GRID)}", setting) == 2
             and sentence in capsys.readouterr().err
         )
     assert (
@@ -169,9 +171,9 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     )
     assert (
         run(*given, "image_size=[48,48,48]") == 2
-        and "give image_size=[240, 240, 189]" in capsys.readouterr().err
+        and f"give image_size={list(GRID)}" in capsys.readouterr().err
     )
-    assert run(*given, "image_size=[240,240,189]") == 0
+    assert run(*given, f"image_size={list(GRID)}") == 0
     row = next(r for r in read_table(data / "scans.tsv") if r["split"] == "test")
     image, brain = (np.asarray(nib.load(data / row[k]).dataobj) for k in ("preproc", "brain"))
     maps = []
@@ -219,25 +221,25 @@ def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):
     brain = brain > 0
     config = load_run_config(
         "zero",
-        ["plane=coronal", "image_size=[240,189]", "postprocess.median=0", "postprocess.rim_mm=0"],
+        ["plane=coronal", "image_size=[168,180]", "postprocess.median=0", "postprocess.rim_mm=0"],
     )
     found = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain)
     np.testing.assert_allclose(
-        found, image * brain * (1 + np.arange(240))[None, :, None], rtol=1e-5
+        found, image * brain * (1 + np.arange(208))[None, :, None], rtol=1e-5
     )
     config = load_run_config(
         "zero",
-        ["plane=coronal", "image_size=[120,90]", "postprocess.median=0", "postprocess.rim_mm=0"],
+        ["plane=coronal", "image_size=[84,90]", "postprocess.median=0", "postprocess.rim_mm=0"],
     )
     found = Detector(Placed(), config, torch.device("cpu")).atlas_map(image, brain)
     y = 110
     x, mask = (
         torch.from_numpy(np.ascontiguousarray(v[:, y])).float()[None, None] for v in (image, brain)
     )
-    mask_small = F.interpolate(mask, (120, 90), mode="nearest-exact")
-    small = F.interpolate(x, (120, 90), mode="area") * mask_small * (1 + y)
+    mask_small = F.interpolate(mask, (84, 90), mode="nearest-exact")
+    small = F.interpolate(x, (84, 90), mode="area") * mask_small * (1 + y)
     want = (
-        F.interpolate(small, (240, 189), mode="bilinear", align_corners=False)[0, 0].numpy()
+        F.interpolate(small, (168, 180), mode="bilinear", align_corners=False)[0, 0].numpy()
         * brain[:, y]
     )
     np.testing.assert_allclose(found[:, y], want, atol=1e-3)

@@ -19,6 +19,8 @@ from pipelines import cli, spread
 from pipelines.config import ROOT, ConfigError
 from preprocessing.files import read_table
 
+pytestmark = pytest.mark.slow
+
 
 def work(number, folder, deadly=-1, deaths=0, broken=-1):
     """The square of a number.

@@ -27,7 +27,9 @@ from pipelines.training.data import SliceDataset
 from pipelines.training.loop import tiles
 from preprocessing import slices
 from tests.conftest import case_of
-from tests.pipelines.test_pipeline import run
+from tests.shared import run
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SHAPE = (10, 12, 9)
 SMALL = (5, 4, 3)  # blocks of 2 x 3 x 3
@@ -491,6 +493,7 @@ def trained(tmp_path_factory):
         )
     write_table(root / "table.tsv", rows)
     recipe = [
+        "spacing=2",
         "brain=none",
         "grid=[null,null,null]",
         "limits.brain_ml=[200,700]",

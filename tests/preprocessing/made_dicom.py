@@ -20,6 +20,13 @@ SPACING = (1.5, 2.0)  # mm between rows, and between columns
 STEP = 5.0  # mm between slices
 AXIAL = (1, 0, 0, 0, 1, 0)
 CORONAL = (1, 0, 0, 0, 0, -1)
+POSES = {  # direction of a row and of a column, LPS
+    "axial": AXIAL,
+    "prone": (-1, 0, 0, 0, -1, 0),
+    "feet first": (-1, 0, 0, 0, 1, 0),
+    "coronal": CORONAL,
+    "oblique": (0.96, 0.28, 0, -0.224, 0.768, 0.6),
+}
 CORNER = (-30.0, -40.0)  # LPS mm of the first pixel of axial slices
 SECRETS = ("SECRET", "ID-4711", "19700101", "Elsewhere")
 
@@ -150,6 +157,51 @@ def write_enhanced(folder, positions, modality="CT", data=None, change=None, nam
         change(d)
     d.save_as(folder / name, enforce_file_format=True)
     return np.asarray(data) * 2 - 24
+
+
+def write_marked(folder, pose, tilt=0.0, backwards=False, modality="CT", along=1):
+    """A series with a bright square of 3 x 3 pixels in each slice; gives their places, LPS mm.
+
+    `tilt` in degrees slides slices along columns, or along rows (`along` 0). `backwards`: files run
+    against the normal. A pose that is feet first says so in PatientPosition.
+    """
+    row = np.array(POSES[pose][:3], float)
+    column = np.array(POSES[pose][3:], float)
+    count = 12
+    step = STEP * (np.cross(row, column) + (row, column)[along] * np.tan(np.deg2rad(tilt)))
+    positions = [np.array((*CORNER, 10.0)) + k * step for k in range(count)]
+    data = np.full((count, ROWS, COLUMNS), -900)
+    marks = []
+    for k, place in enumerate(positions):
+        i = 10 + (7 * k) % (ROWS - 20)
+        j = 10 + (11 * k) % (COLUMNS - 20)
+        data[k, i - 1 : i + 2, j - 1 : j + 2] = 1000
+        marks.append(place + j * SPACING[1] * row + i * SPACING[0] * column)
+    order = range(count)[:: -1 if backwards else 1]
+    common = {"PatientPosition": "FFS" if pose == "feet first" else "HFS"}
+    if tilt:
+        common["GantryDetectorTilt"] = tilt
+    common |= {"orientation": POSES[pose], "modality": modality}
+    write_series(folder, [positions[k] for k in order], data[order], **common)
+    return marks
+
+
+def in_order(marks):
+    """Places (N, 3) sorted, to be compared with others."""
+    marks = np.asarray(marks)
+    return marks[np.lexsort(marks.round(1).T)]
+
+
+def found_marks(image):
+    """Centres (N, 3), LPS mm, of what is bright in each slice of a NIfTI, sorted."""
+    above = np.asarray(image.dataobj, float) - np.min(image.dataobj)
+    found = []
+    for k in range(above.shape[2]):
+        x, y = np.indices(above.shape[:2])
+        weight = above[:, :, k] / above[:, :, k].sum()
+        ras = image.affine @ [(weight * x).sum(), (weight * y).sum(), k, 1]
+        found.append(ras[:3] * (-1, -1, 1))
+    return in_order(found)
 
 
 def _sequence(**elements):

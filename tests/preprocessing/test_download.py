@@ -86,3 +86,42 @@ def test_what_is_no_address_or_digest_or_server_is_one_sentence(tmp_path):
         address = served.address
     with pytest.raises(InputError, match=r"it cannot be reached .* 0 bytes came"):
         download(address, DIGEST, tmp_path / "file", pause=0)
+
+
+def test_an_md5_checks_as_a_sha256_does(tmp_path):
+    path = tmp_path / "file"
+    digest = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+    assert fetched(Served(CONTENT, drop=[300_000]), path, digest).asked == [0, 300_000]
+    assert fetched(Served(CONTENT), path, digest).asked == []
+    with pytest.raises(InputError, match=f"its md5 is {digest[4:]}, expected {'0' * 32}"):
+        fetched(Served(CONTENT), tmp_path / "other", f"md5:{'0' * 32}")
+    assert left(path) == []
+    for wrong in ("md5:abc", "crc:1234", f"md5:{DIGEST}", DIGEST.upper()):
+        with pytest.raises(InputError, match="expected a SHA-256, 64 digits"):
+            download("https://127.0.0.1/run.zip", wrong, path)
+
+
+def broken_unchecked(path, etag):
+    """A download without digest that broke after 300,000 bytes."""
+    with pytest.raises(InputError, match="are kept"):
+        fetched(Served(CONTENT, drop=[300_000] + [0] * 2 * TRIES, etag=etag), path, "")
+
+
+def test_without_a_digest_only_the_same_file_is_gone_on_with(tmp_path):
+    path = tmp_path / "file"
+    broken_unchecked(path, '"v1"')
+    assert fetched(Served(CONTENT, etag='"v1"'), path, "").asked == [300_000]
+    assert path.read_bytes() == CONTENT and left(path) == []
+
+    other = tmp_path / "other"
+    broken_unchecked(other, '"v1"')
+    changed = CONTENT[::-1]
+    assert fetched(Served(changed, etag='"v2"'), other, "").asked == [300_000]
+    assert other.read_bytes() == changed and left(other) == [path]
+
+
+def test_without_a_digest_and_a_name_of_the_bytes_a_download_begins_anew(tmp_path):
+    path = tmp_path / "file"
+    served = fetched(Served(CONTENT, drop=[300_000], etag='W/"v1"'), path, "")
+    assert served.asked == [0, 0]
+    assert path.read_bytes() == CONTENT and left(path) == []

@@ -21,6 +21,8 @@ from tests.preprocessing.spaces import (
     rigid_motion,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "axes, voxel, shape",

@@ -9,6 +9,7 @@ from scipy.ndimage import binary_dilation, label
 
 from preprocessing.datasets import virtual, virtual_lesions
 from preprocessing.files import read_table
+from tests.shared import twice_as_coarse
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,6 @@ def cohort(tmp_path_factory):
         return out, virtual.make_cohort(
             out, seed=3, n_train=2, n_val=1, n_test_healthy=1, n_test_abnormal=2
         )
-
-
-def twice_as_coarse():
-    """The cohort's voxels at twice their size."""
-    return tuple(tuple(2 * np.array(voxel)) for voxel in virtual.VOXELS)
 
 
 def record(out):

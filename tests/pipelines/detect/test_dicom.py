@@ -1,13 +1,17 @@
-"""A DICOM series through `infer`: what its report says, and what the mask lies on."""
+"""A DICOM series through `infer`: its report, what the mask lies on, and results as DICOM."""
 
 import csv
 import json
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from nibabel.processing import resample_from_to
 
+from pipelines.detect import batch
+from pipelines.detect.report import Report
+from pipelines.export import dicom as export
 from tests.preprocessing.made_dicom import SECRETS, write_series
 
 UID = "1.2.826.0.1.3680043.8.498.4711"
@@ -43,7 +47,7 @@ def series(brain_t1, tmp_path_factory):
 
 def test_report_flags_and_kept_scan(series, brain_t1, tiny_run, tmp_path, command):
     given = ("infer", "--run", tiny_run, "--input", series, "--out", tmp_path)
-    done = command(*given, "--keep-nifti")
+    done = command(*given, "--keep-nifti", "--dicom")
     assert done.code == 1, done.err  # of p2
     lost = json.loads((tmp_path / "p2_series-2_report.json").read_text())
     assert lost["status"] == "not scored"
@@ -66,9 +70,33 @@ def test_report_flags_and_kept_scan(series, brain_t1, tiny_run, tmp_path, comman
     there = resample_from_to(original, kept, order=1).get_fdata()  # by the affines of both
     assert np.corrcoef(there.ravel(), kept.get_fdata().ravel())[0, 1] > 0.99
 
-    everything = b"".join(p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".gz")
+    dicom = {p.name.rpartition("_")[2]: p for p in tmp_path.glob("*.dcm")}
+    assert set(dicom) == {"mask.dcm", "map.dcm", "report.dcm"}
+    for path in dicom.values():  # the patient's identity is theirs alone
+        assert SECRETS[0].encode() in path.read_bytes()
+    shown = pydicom.dcmread(dicom["map.dcm"]).pixel_array
+    assert len(shown) == original.shape[2] - 1  # a frame per slice that came, none for the gap
+    assert 0 < pydicom.dcmread(dicom["mask.dcm"]).pixel_array.sum() < shown.size
+
+    others = [p for p in tmp_path.iterdir() if p.suffix not in (".gz", ".dcm")]
+    everything = b"".join(p.read_bytes() for p in others)
     everything += kept.header.binaryblock + mask.header.binaryblock
     assert not [secret for secret in SECRETS if secret.encode() in everything]
 
     again = command(*given)
     assert again.code == 1 and not (tmp_path / "p1_t1_series-7_scan.nii.gz").exists()
+    assert all(path.is_file() for path in dicom.values())  # the result is the same
+
+
+def test_a_scan_that_came_as_nifti_gets_a_note(brain_t1, tiny_run, tmp_path, command, monkeypatch):
+    """It is no failure; a series that cannot be written is one. No scan is scored for this."""
+    report = Report(id="sub-01", status="scored", score=0.1, anomalous_mm3=0.0)
+    monkeypatch.setattr(batch, "detect_all", lambda *_, **__: [report])
+    given = ("infer", "--run", tiny_run, "--input", brain_t1, "--out", tmp_path, "--dicom")
+    done = command(*given)
+    assert done.code == 0
+    note = "sub-01: no DICOM is written, as it came as a file and not as DICOM."
+    assert sum(note in line for line in done.sentences) == 1
+    assert not list(tmp_path.glob("*.dcm"))
+    monkeypatch.setattr(export, "write_all", lambda *_: 1)
+    assert command(*given).code == 1

@@ -27,6 +27,7 @@ SPEED = {
 # what a table or a folder says of a scan, and whether it shapes a result
 SHAPES = {"image", "brain_mask", "sequences", "origin", "checks"}
 SAYS = {"id", "subject", "split", "label", "pathology", "mask", "slice_labels", "extra", "group"}
+SAYS |= {"instances"}
 
 FILES = ("scan.hdr", "scan.img", "flair.nii", "brain.nii", "template.nii", "reference.json")
 

@@ -216,6 +216,7 @@ def test_infer_without_run_or_modality_says_what_to_give(tmp_path):
         infer.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in ready.ready_names() if not ready.ready(n).address])
 def test_a_shipped_run_is_whole_small_described_and_finds_a_spot(name):
     """A bright spot in the atlas brain stands out in the map of every run that Norma ships."""

@@ -163,6 +163,7 @@ def test_norma_gets_every_figure_from_the_columns(folder):
                 scans=found.cases_of(run),
                 slices=found.slices_of(run),
                 voxels=found.voxels_of(run),
+                others=found.others_of(run),
                 point=run.point,
                 points=run.points,
                 protocol=found.summary.protocol.model_dump(),
@@ -268,7 +269,8 @@ def test_a_results_folder_reads_as_it_was_written(tmp_path):
     }
     slices = [{"id": "001/18", "label": None, "score": 0.0}, {"id": "001/2", "label": 1}]
     voxels = [[0.0, 7573744, 1440], [5.768602262534728e-10, 1, 0]]
-    run = made_run(scans=[healthy, ill], slices=slices, voxels=voxels)
+    others = [[0.0, 900], [2.5, 4]]
+    run = made_run(scans=[healthy, ill], slices=slices, voxels=voxels, others=others)
     other = made_run(scans=[healthy], voxels=[[0.0, 1, 0]], seed=1)
     found = made_results(tmp_path / "set", {"a": [run, other], "a@z": [made_run(scans=[healthy])]})
     first, second = found.runs("a")
@@ -277,6 +279,7 @@ def test_a_results_folder_reads_as_it_was_written(tmp_path):
     assert isinstance(back[1]["brain_voxels"], int) and isinstance(back[1]["truth_ml"], float)
     assert [drop_empty(row) for row in found.slices_of(first)] == list(map(drop_empty, slices))
     assert found.voxels_of(first) == voxels and found.voxels_of(second) == [[0.0, 1, 0]]
+    assert found.others_of(first) == others and found.others_of(second) == []
     assert found.setup(first) == found.setup(second) and len(found.summary.setups) == 1
     assert [run.seed for run in found.runs("a")] == [0, 1] and found.names() == ["a", "a@z"]
 

@@ -9,8 +9,9 @@ from sklearn.metrics import average_precision_score
 
 from pipelines.detect.run import seal
 from preprocessing.files import read_json, read_table
-from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
-from tests.pipelines.test_pipeline import run
+from tests.shared import run
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SMALL = [
     "image_size=[32,32]",
@@ -18,6 +19,12 @@ SMALL = [
     "postprocess.rim_mm=0",
     "postprocess.median=0",
 ]
+
+
+@pytest.fixture(scope="module")
+def data(pictures):
+    """The preprocessed pictures that all tests share."""
+    return pictures / "heads"
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +207,7 @@ def test_a_damaged_preprocessed_scan_ends_choose_in_a_sentence_and_evaluate_goes
     runs, data, tmp_path, capsys, damage
 ):
     shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data.parent / "raw", tmp_path / "raw")  # where its tables look for the pictures
     rows = read_table(data / "scans.tsv")
     for split in ("val", "test"):
         path = tmp_path / "data" / next(r["preproc"] for r in rows if r["split"] == split)

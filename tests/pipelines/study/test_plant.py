@@ -259,6 +259,7 @@ def test_what_does_not_fit_gets_a_wider_type():
         assert stored.dtype == dtype and (stored == expected).all()
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_arrays_and_another_seed_others(data, made, tmp_path):
     arguments = ("--data", data, "--per-scan", 7, "--volumes", "2,15")
     assert run(*arguments, "--out", tmp_path / "again") == 0 and arrays(

@@ -13,10 +13,17 @@ from pipelines.training.calibrate import child_run
 from pipelines.training.folds import train_run
 from preprocessing.files import write_table
 from preprocessing.scans import InputError
-from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
-from tests.pipelines.test_pipeline import run as command
+from tests.shared import run as command
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SETTINGS = ["image_size=[48,48]", "loop.loader_workers=0", "postprocess.rim_mm=0"]
+
+
+@pytest.fixture(scope="module")
+def data(pictures):
+    """The preprocessed pictures that all tests share."""
+    return pictures / "heads"
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,19 @@ from pipelines.detect.detector import scan_score
 from pipelines.detect.run import load_run
 from pipelines.training.folds import train_run
 from preprocessing.files import read_table, write_table
-from tests.pipelines.test_pictures import data, folder  # noqa: F401  the same prepared pictures
-from tests.pipelines.test_pipeline import run
+from tests.shared import run
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 FOLDS = 4
 SETTINGS = ["image_size=[48,48]", "loop.loader_workers=0", "postprocess.rim_mm=0"]
 FOLDED = [f"calibration.folds={FOLDS}", "postprocess.min_volume_mm3=2"]
+
+
+@pytest.fixture(scope="module")
+def data(pictures):
+    """The preprocessed pictures that all tests share."""
+    return pictures / "heads"
 
 
 class Fixed(AnomalyModel):

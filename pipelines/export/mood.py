@@ -1,0 +1,101 @@
+"""Results in the form of the MOOD challenge, and its figures of them.
+
+The form is that of github.com/MIC-DKFZ/mood: for a scan IN/x.nii.gz the sample level wants one
+number in OUT/x.nii.gz.txt, the pixel level a map OUT/x.nii.gz of the scan's shape; both in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+
+from evaluation.mood import pixel_ap, sample_ap, unit_map, unit_score
+from pipelines.detect.report import Report
+from pipelines.detect.run import Run
+from preprocessing.files import write_atomic
+from preprocessing.images import read_image, save_nifti
+from preprocessing.scans import InputError, Scan
+
+Task = Literal["sample", "pixel"]
+ENDINGS = {"sample": ".txt", "pixel": ""}
+
+
+def check_names(scans: Sequence[Scan], source: Path) -> None:
+    """InputError where two files are called alike: the form has one name for both."""
+    names = Counter(scan.image.name for scan in scans)
+    again = [name for name, count in names.items() if count > 1]
+    if again:
+        raise InputError(
+            f"{source}: {again[0]} is there more than once; the challenge names results by the "
+            "scan's file alone, so give one flat folder."
+        )
+
+
+def write_form(report: Report, scan: Scan, work: Path, out: Path, run: Run, task: Task) -> Path:
+    """Write what the challenge wants of a scored scan, from its results in `work`; gives the file.
+
+    At the pixel level the run's threshold becomes 0.5, at the sample level the mean healthy score.
+    """
+    path = out / f"{scan.image.name}{ENDINGS[task]}"
+    if task == "sample":
+        assert report.score is not None
+        write_atomic(path, f"{unit_score(report.score, run.healthy_scores)}\n")
+        return path
+    found = read_image(work / f"{report.id}_map.nii.gz")
+    values = unit_map(np.asarray(found.dataobj, np.float32), run.point(None).voxel)
+    save_nifti(nib.Nifti1Image(values, found.affine), path)
+    return path
+
+
+def remove_form(scan: Scan, out: Path, task: Task) -> None:
+    """Remove what an earlier command wrote of a scan that is not scored any more."""
+    (out / f"{scan.image.name}{ENDINGS[task]}").unlink(missing_ok=True)
+
+
+def ap_of_form(out: Path, labels: Path, task: Task) -> tuple[float, int]:
+    """The AP of a filled form by the rule of MOOD, and how many scans are labelled.
+
+    `labels` holds a file per scan, called as its result (toy_label/sample, toy_label/pixel).
+    InputError where it holds none.
+    """
+    ending = ".txt" if task == "sample" else (".nii", ".nii.gz")
+    files = [path for path in sorted(labels.glob("*")) if path.name.endswith(ending)]
+    if not files:
+        raise InputError(
+            f"{labels}: no labels; expected files such as toy_0.nii.gz{ENDINGS[task]}."
+        )
+    if task == "pixel":
+        return pixel_ap(_maps(files, out)), len(files)
+    scores = [_number(out / path.name) for path in files]
+    truth = [_number(path) for path in files]
+    return sample_ap(scores, [int(value or 0) for value in truth]), len(files)
+
+
+def _maps(files: Sequence[Path], out: Path) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """The map of each label, None where there is none, and its mask (bool)."""
+    for path in files:
+        mask = np.rint(np.asarray(read_image(path).dataobj, np.float32)) >= 1
+        found = out / path.name
+        if not found.is_file():
+            yield None, mask
+            continue
+        values = np.asarray(read_image(found).dataobj, np.float32)
+        if values.shape != mask.shape:
+            raise InputError(f"{found}: shape {values.shape}, but {path} has {mask.shape}.")
+        yield values, mask
+
+
+def _number(path: Path) -> float | None:
+    """The number in the first line of a file; None where there is no file."""
+    if not path.is_file():
+        return None
+    text = path.read_text().partition("\n")[0].strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{path}: expected one number, got '{text[:40]}'.") from None

@@ -1,0 +1,88 @@
+"""The form of the MOOD challenge: what is written for each scan, and the AP of a filled form."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from pipelines.detect.run import load_run
+from pipelines.export.mood import ap_of_form, check_names
+from preprocessing.scans import InputError, Scan
+
+
+@pytest.fixture
+def scans(brain_t1, tmp_path):
+    """A folder as the challenge mounts it, with one scan that is none."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("00001.nii.gz", "00002.nii.gz"):
+        (folder / name).write_bytes(brain_t1.read_bytes())
+    (folder / "00003.nii.gz").write_bytes(b"nothing")
+    return folder
+
+
+def test_a_folder_becomes_scores_and_maps(scans, tiny_run, command, quick_prepare, tmp_path):
+    work = ["-w", tmp_path / "work", "--run", tiny_run]
+    done = command("mood", scans, tmp_path / "sample", *work, "--task", "sample")
+    assert done.code == 1 and "2 scans in the form of MOOD, 1 not scored" in done.out
+    written = {p.name for p in (tmp_path / "sample").iterdir() if not p.name.startswith(".")}
+    assert written == {"00001.nii.gz.txt", "00002.nii.gz.txt"}
+    scores = {n: float((tmp_path / "sample" / n).read_text()) for n in written}
+    assert all(0 < score < 1 for score in scores.values())
+
+    done = command("mood", scans, tmp_path / "pixel", *work, "--task", "pixel")
+    assert done.code == 1
+    run = load_run(tiny_run, "cpu")
+    for name in ("00001.nii.gz", "00002.nii.gz"):
+        scan = nib.load(scans / name)
+        found = nib.load(tmp_path / "pixel" / name)
+        assert found.shape == scan.shape and found.get_data_dtype() == np.float32
+        np.testing.assert_allclose(found.affine, scan.affine, atol=1e-5)
+        values = np.asarray(found.dataobj)
+        own = np.asarray(nib.load(tmp_path / "work" / name.replace(".nii", "_map.nii")).dataobj)
+        assert values.min() == 0 and 0 < values.max() < 1
+        np.testing.assert_allclose(values, own / (own + run.threshold), rtol=1e-5)
+
+
+def test_the_ap_of_a_form_is_that_of_its_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for task in ("sample", "pixel"):
+        (tmp_path / "out" / task).mkdir(parents=True)
+        (tmp_path / "labels" / task).mkdir(parents=True)
+    truth = [0, 1, 1, 0]
+    found = [0.2, 0.9, None, 0.4]
+    masks = []
+    maps = []
+    for n, (label, score) in enumerate(zip(truth, found, strict=True)):
+        (tmp_path / "labels/sample" / f"toy_{n}.nii.gz.txt").write_text(f"{label}\n")
+        mask = np.zeros((8, 9, 10), np.uint8)
+        mask[1:3, 1:3, 1:3] = label
+        values = (rng.random(mask.shape) * 0.6 + 0.3 * mask).astype(np.float16)
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / f"labels/pixel/toy_{n}.nii.gz")
+        if score is not None:
+            (tmp_path / "out/sample" / f"toy_{n}.nii.gz.txt").write_text(f"{score}\n")
+            image = nib.Nifti1Image(values.astype(np.float32), np.eye(4))
+            nib.save(image, tmp_path / f"out/pixel/toy_{n}.nii.gz")
+        masks.append(mask.ravel())
+        maps.append(values.ravel() * (score is not None))
+    ap, count = ap_of_form(tmp_path / "out/sample", tmp_path / "labels/sample", "sample")
+    assert count == 4
+    assert ap == pytest.approx(average_precision_score(truth, [0.2, 0.9, 0, 0.4]))
+    ap, count = ap_of_form(tmp_path / "out/pixel", tmp_path / "labels/pixel", "pixel")
+    expected = average_precision_score(np.concatenate(masks), np.concatenate(maps))
+    assert (ap, count) == (pytest.approx(expected, abs=1e-9), 4)
+
+    (tmp_path / "out/sample/toy_0.nii.gz.txt").write_text("high\n")
+    with pytest.raises(InputError, match="expected one number, got 'high'"):
+        ap_of_form(tmp_path / "out/sample", tmp_path / "labels/sample", "sample")
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8)), np.eye(4)), tmp_path / "out/pixel/toy_0.nii.gz")
+    with pytest.raises(InputError, match=r"shape \(8, 8, 8\), but"):
+        ap_of_form(tmp_path / "out/pixel", tmp_path / "labels/pixel", "pixel")
+    with pytest.raises(InputError, match="no labels; expected files such as"):
+        ap_of_form(tmp_path / "out/pixel", tmp_path / "out", "sample")
+
+
+def test_two_scans_of_one_name_have_no_form(tmp_path):
+    scans = [Scan(str(n), tmp_path / str(n) / "a.nii.gz", str(n)) for n in range(2)]
+    with pytest.raises(InputError, match=r"a\.nii\.gz is there more than once"):
+        check_names(scans, tmp_path)
