@@ -14,6 +14,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.run import load_run
     from pipelines.study.learn import (
         accepted_results,
+        demand_free,
         demand_small,
         measure_loss,
         remembering,
@@ -34,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
         return cli.OK
     if not (arguments.input and arguments.data):
         raise InputError("give IN= the opinions and DATA= a preprocessed cohort, or UNDO=<entry>.")
+    demand_free(run, out)  # before minutes of planting
     if not 0 <= arguments.most_lost < 1:
         raise InputError(f"--most-lost {arguments.most_lost}: expected a share from 0 to below 1.")
 

@@ -259,14 +259,25 @@ def demand_small(loss: Loss, most_lost: float) -> None:
         )
 
 
+def demand_free(run: Run, out: Path) -> None:
+    """InputError where `out` holds another run, such as a child that was calibrated anew."""
+    before = read_history(out)
+    same = before.get("parent") == parent_of(run)
+    calibrated = before.get("calibrated_on") == run.history.get("calibrated_on")
+    demand_place(out, run.folder, same and calibrated)
+
+
+def parent_of(run: Run) -> dict[str, str]:
+    """How a child names its parent."""
+    return {"run": run.folder.name, "weights": run.weights_digest}
+
+
 def remembering_run(run: Run, memory: Memory, out: Path) -> Run:
     """A run with the network and thresholds of another and a memory, in the folder `out`.
 
-    Its run.json names the parent. A memory without entries is none. InputError where `out` holds
-    another run.
+    Its run.json names the parent. A memory without entries is none. InputError as `demand_free`.
     """
-    parent = {"run": run.folder.name, "weights": run.weights_digest}
-    demand_place(out, run.folder, read_history(out).get("parent") == parent)
+    demand_free(run, out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MEMORY).unlink(missing_ok=True)
     for name in SEALED:
@@ -275,7 +286,11 @@ def remembering_run(run: Run, memory: Memory, out: Path) -> Run:
     write_recipe(out, run.recipe)
     if memory.entries:
         write_memory(memory, out)
-    own = {"parent": parent, "command": command_line(), "versions": versions()}
+    own: dict[str, Any] = {
+        "parent": parent_of(run),
+        "command": command_line(),
+        "versions": versions(),
+    }
     history = {key: value for key, value in run.history.items() if key != "files"}
     write_history(out, history | own)
     seal(out)

@@ -155,6 +155,8 @@ def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
     for name in SEALED:
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)  # of another child of the same parent
     write_recipe(out, run.recipe)
     history = run.history | {
         "parent": parent,
