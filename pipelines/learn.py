@@ -15,13 +15,11 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.study.learn import (
         accepted_results,
         demand_free,
-        demand_small,
-        measure_loss,
         remembering,
         remembering_run,
-        unseen_healthy,
         without,
     )
+    from pipelines.study.memory_loss import demand_small, measure_loss, unseen_healthy
     from pipelines.study.protocol import existing_data
     from pipelines.study.rejected import CONFIRMED, beside, read_opinions
     from preprocessing.files import write_table

@@ -14,7 +14,7 @@ from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import Memory, read_memory, write_memory
 from pipelines.detect.run import load_run, seal
-from pipelines.study.learn import Loss, demand_small, measure_loss, planted
+from pipelines.study.memory_loss import Loss, demand_small, measure_loss, planted
 from pipelines.study.rejected import read_opinions
 from pipelines.training.calibrate import child_run
 from pipelines.training.folds import train_run
@@ -89,7 +89,9 @@ def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     capsys,
     monkeypatch,
 ):
-    monkeypatch.setattr("pipelines.study.learn.MOST_NEAR", 1.0)  # the pictures are small and flat
+    monkeypatch.setattr(
+        "pipelines.study.memory_loss.MOST_NEAR", 1.0
+    )  # the pictures are small and flat
     came, report = scored
     run = parent
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
