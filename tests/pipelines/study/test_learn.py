@@ -14,6 +14,7 @@ from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import Memory, read_memory, write_memory
 from pipelines.detect.run import load_run, seal
+from pipelines.study.measure import evaluate_scan
 from pipelines.study.memory_loss import Loss, demand_small, measure_loss, planted
 from pipelines.study.rejected import read_opinions
 from pipelines.training.calibrate import child_run
@@ -117,6 +118,10 @@ def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     assert (because["study"], because["reader"], because["date"]) == ("s1", "ann", "2026-11-26")
     assert any("like what readers have rejected: 1" in flag for flag in learned["flags"])
     assert learned["score"] == without["score"]
+    case = [case for case in read_cases(data) if case.label == "healthy"][9]
+    for judge, told in ((run, without), (child, learned)):  # make evaluate counts the same
+        row = evaluate_scan(judge, case, run.detector.map(load(case)), judge.point())[0]
+        assert row["findings"] == told["n_components"]
 
     undone = tmp_path / "undone"
     assert command("learn", "--run", child.folder, "--undo", 1, "--out", undone) == 0
