@@ -25,7 +25,7 @@ from pipelines.detect.detector import cut
 from pipelines.detect.memory import MOST, Memory, damping, described, level_of, likeness
 from pipelines.detect.ready import run_folder
 from pipelines.detect.run import Run, load_run
-from pipelines.study.learn import planted, unseen_healthy
+from pipelines.study.memory_loss import planted, unseen_healthy
 from pipelines.study.stress import healthy_test_cases
 from pipelines.versions import versions
 from preprocessing.files import write_json

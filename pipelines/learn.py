@@ -14,13 +14,12 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.run import load_run
     from pipelines.study.learn import (
         accepted_results,
-        demand_small,
-        measure_loss,
+        demand_free,
         remembering,
         remembering_run,
-        unseen_healthy,
         without,
     )
+    from pipelines.study.memory_loss import demand_small, measure_loss, unseen_healthy
     from pipelines.study.protocol import existing_data
     from pipelines.study.rejected import CONFIRMED, beside, read_opinions
     from preprocessing.files import write_table
@@ -34,6 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
         return cli.OK
     if not (arguments.input and arguments.data):
         raise InputError("give IN= the opinions and DATA= a preprocessed cohort, or UNDO=<entry>.")
+    demand_free(run, out)  # before minutes of planting
     if not 0 <= arguments.most_lost < 1:
         raise InputError(f"--most-lost {arguments.most_lost}: expected a share from 0 to below 1.")
 

@@ -24,6 +24,7 @@ from preprocessing.scans import InputError
 
 NEEDED = ("study", "peak_atlas_mm", "volume_mm3", "peak", "mean")
 QUOTED = ("'=", "'+", "'-", "'@")  # as the app keeps a spreadsheet from running a cell
+FINDING = ("run_digest", "component", "peak_voxel", "peak_atlas_mm")  # which one is meant
 FILES = ("image", "mask")
 SHAPE = ("elongation", "compactness")
 CONFIRMED = ("id", "image", "subject", "split", "label", "mask")
@@ -90,10 +91,10 @@ def that_count(rows: Sequence[Row]) -> list[Row]:
     for said in by_study.values():
         seniors = [row for row in said if row.get("role", "reader") not in ("reader", "")]
         decider = (seniors or said)[-1].get("user", "")
-        last: dict[tuple[str, str], Row] = {}
+        last: dict[tuple[str, ...], Row] = {}
         for row in said:
             if row.get("user", "") == decider and row.get("kind", "component") == "component":
-                last[(row.get("run_digest", ""), row["peak_atlas_mm"])] = row
+                last[tuple(row.get(name, "") for name in FINDING)] = row
         found += last.values()
     return found
 

@@ -183,6 +183,8 @@ def begin_child(run: Run, cases: Sequence[Case], out: Path, made: dict[str, Any]
     for name in SEALED:
         if name != "weights.pt" and (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)  # of another child of the same parent
     write_recipe(out, run.recipe)
     learned = {*run.history.get("digests", []), *(case.digest for case in cases if case.digest)}
     history = run.history | {

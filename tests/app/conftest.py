@@ -70,6 +70,8 @@ def quick_detect(scan, job, folder, say, settings=None):
                 "mean": 3,
                 "peak_voxel": [3, 4, 5],
                 "peak_mm": [13, -13, -7],
+                "peak_atlas_mm": [-12.5, 11.0, 3.0],
+                "strength": 3.0,
             },
             {
                 "place": "right",
@@ -78,6 +80,8 @@ def quick_detect(scan, job, folder, say, settings=None):
                 "mean": 3,
                 "peak_voxel": [12, 12, 10],
                 "peak_mm": [-5, 4, 5],
+                "peak_atlas_mm": [20.0, 1.0, -4.0],
+                "strength": 3.0,
             },
         ],
     }

@@ -13,6 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app import exports
+from pipelines.detect.memory import shape_of
+from pipelines.study.rejected import read_opinions
 from tests.app.conftest import AFFINE, SHAPE, scan_bytes, upload
 
 
@@ -154,6 +156,21 @@ def test_whose_word_counts(site, tmp_path):
     assert len(rows) == 11
     assert rows[0]["place"] == "left"
     assert "'=cmd()" in [row["comment"] for row in rows]
+
+    # what `make learn` takes from it: the same word counts, and the shape is that of the mask
+    said = read_opinions(out, ["d" * 64])
+    found = {(e.study, e.reader, tuple(e.place_mm)): e for e in said.rejected}
+    left = (-12.5, 11.0, 3.0)
+    right = (20.0, 1.0, -4.0)
+    assert set(found) == {
+        (judged, "ann", right),
+        (over, "chief", left),
+        (over, "chief", right),
+    }
+    block = np.argwhere(np.ones((2, 2, 2)))
+    assert found[judged, "ann", right].elongation == round(shape_of(block, AFFINE)[0], 4)
+    assert found[judged, "ann", right].strength == 3
+    assert [row["id"] for row in said.confirmed] == [judged]
 
     assert ann.get("/api/export/opinions.tsv").status_code == 403
     assert chief.get("/api/export/opinions.tsv").text.count("\n") == 12

@@ -14,8 +14,10 @@ from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import Memory, read_memory, write_memory
 from pipelines.detect.run import load_run, seal
-from pipelines.study.learn import Loss, demand_small, measure_loss, planted
+from pipelines.study.measure import evaluate_scan
+from pipelines.study.memory_loss import Loss, demand_small, measure_loss, planted
 from pipelines.study.rejected import read_opinions
+from pipelines.training.calibrate import child_run
 from pipelines.training.folds import train_run
 from preprocessing.files import write_table
 from preprocessing.scans import InputError
@@ -88,7 +90,9 @@ def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     capsys,
     monkeypatch,
 ):
-    monkeypatch.setattr("pipelines.study.learn.MOST_NEAR", 1.0)  # the pictures are small and flat
+    monkeypatch.setattr(
+        "pipelines.study.memory_loss.MOST_NEAR", 1.0
+    )  # the pictures are small and flat
     came, report = scored
     run = parent
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
@@ -114,6 +118,10 @@ def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     assert (because["study"], because["reader"], because["date"]) == ("s1", "ann", "2026-11-26")
     assert any("like what readers have rejected: 1" in flag for flag in learned["flags"])
     assert learned["score"] == without["score"]
+    case = [case for case in read_cases(data) if case.label == "healthy"][9]
+    for judge, told in ((run, without), (child, learned)):  # make evaluate counts the same
+        row = evaluate_scan(judge, case, run.detector.map(load(case)), judge.point())[0]
+        assert row["findings"] == told["n_components"]
 
     undone = tmp_path / "undone"
     assert command("learn", "--run", child.folder, "--undo", 1, "--out", undone) == 0
@@ -123,6 +131,12 @@ def test_a_rejected_finding_is_not_marked_again_and_undo_brings_it_back(
     assert result_digest(again, again.point()) == result_digest(run, run.point())
     assert command("learn", "--run", child.folder, "--undo", 5, "--out", tmp_path / "x") == 2
     assert "no entry 5 in its memory; it has: 1" in capsys.readouterr().err
+
+    # a memory never stays behind in a child that is calibrated in its place, and takes none's place
+    healthy = [case for case in read_cases(data) if case.label == "healthy"][10:15]
+    assert child_run(run, healthy, tmp_path / "child").memory is None
+    assert learn(run, tmp_path, data, tmp_path / "child", *LENIENT) == 2
+    assert "holds another run, which would be lost" in capsys.readouterr().err
 
 
 def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
