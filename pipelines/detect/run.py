@@ -185,11 +185,7 @@ class Run:
             percentile_of=self.healthy_text,
             threshold=at.voxel,
             component_threshold=at.component,
-<<<<<<< HEAD
             promise=promise_for(at, gate) or None,
-            **findings(native, marked, prepared.scan_from_atlas, at, self.healthy_strongest(at)),
-=======
-            promise=at.promise or None,
             **findings(
                 native,
                 marked,
@@ -198,7 +194,6 @@ class Run:
                 self.healthy_strongest(at),
                 prepared.organ,
             ),
->>>>>>> organs
             model=self.config.name,
             run=shown_path(self.folder, None),
             brain_mask=prepared.brain_method,

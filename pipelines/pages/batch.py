@@ -99,7 +99,6 @@ def batch_page(reports: Sequence[Report], out: Path) -> str:
     )
 
 
-<<<<<<< HEAD
 def _promise(scored: Sequence[Report]) -> str:
     """How often healthy scans show a finding, and in how many of these that is not promised."""
     unlike = [report for report in scored if report.gate and report.gate.because]
@@ -110,11 +109,11 @@ def _promise(scored: Sequence[Report]) -> str:
     if text and unlike:
         text += f" Not promised for {len(unlike)} of the {len(scored)} scans: see their flags."
     return text
-=======
+
+
 def _in_lungs(report: Report) -> bool:
     """Whether a scan is a chest CT, in which no lobes of a brain are named."""
     return any(check.name == "lung volume" for check in report.checks)
->>>>>>> organs
 
 
 def _row(report: Report, out: Path) -> dict[str, Any]:
