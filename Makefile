@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate learn check stress card pack fetch table benchmark results reproduce serve clean
+.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt learn clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -63,7 +63,11 @@ infer: .venv/installed ## IN=<scan, folder or table> OUT= RUN=<run folder>|MODAL
 		$(if $(DICOM),--dicom) $(if $(KEEP_NIFTI),--keep-nifti) $(if $(OVERWRITE),--overwrite) $(ARGS)
 
 calibrate: .venv/installed ## RUN=t1 IN=<5 or more healthy scans> OUT=: thresholds for your own scanner, as a child run
-	$(PY) -m pipelines.calibrate $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+	$(PY) -m pipelines.adapt --how calibration $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) $(ARGS)
+
+adapt: .venv/installed ## RUN= IN=<healthy scans> OUT= HOW=calibration|harmonise|adabn|finetune|fada [SOURCE=<DATA of the run>]
+	$(PY) -m pipelines.adapt $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
+		$(call opt,--how,$(HOW)) $(call opt,--source,$(SOURCE)) $(ARGS)
 
 learn: .venv/installed ## RUN= IN=<export of the review app> DATA=<OUT of preprocess> OUT=: what readers rejected is damped [UNDO=<entry>]
 	$(PY) -m pipelines.learn $(call opt,--run,$(RUN)) $(call opt,--input,$(IN)) $(call opt,--data,$(DATA)) \
@@ -88,6 +92,9 @@ fetch: .venv/installed ## DATASET=<name> OUT= ARGS=--accept-licence: a public da
 table: .venv/installed ## DATASET=brats2021 IN=<its folder> OUT=<name>.tsv [MODALITY=t1+flair]: its scans as the table that preprocess reads
 	$(PY) -m pipelines.table $(call opt,--dataset,$(DATASET)) $(call opt,--input,$(IN)) $(call opt,--out,$(OUT)) \
 		$(call opt,--modality,$(given_modality)) $(ARGS)
+
+export: .venv/installed ## RUN=t1 OUT=<folder or .zip>: a run as a MONAI bundle, for use without Norma [DATA=<OUT of preprocess> ARGS=--zip]
+	$(PY) -m pipelines.export_bundle $(call opt,--run,$(RUN)) $(call opt,--out,$(OUT)) $(call opt,--data,$(DATA)) $(ARGS)
 
 evaluate: .venv/installed ## RUN= DATA=<OUT of preprocess> [OUT= POINT=finding=0.05|quantile=0.99|share|conformal|fixed=0.3|oracle]
 	$(PY) -m pipelines.evaluate $(call opt,--run,$(RUN)) $(call opt,--data,$(DATA)) $(call opt,--out,$(OUT)) \

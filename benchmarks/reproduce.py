@@ -5,7 +5,7 @@ synthetic lesions, the ranking behind each default, comparisons, results page. W
 is not done again.
 
 `--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, with
-"ready" the ready-made runs, with "calibration" what `make calibrate` does for healthy scans.
+"ready" the ready-made runs, with "calibration" what `make calibrate` and `make adapt` do.
 `--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
@@ -108,15 +108,18 @@ def ready_commands(name: str, plan: Plans) -> list[Command]:
 
 
 def calibration_commands(plan: Plans) -> list[Command]:
-    """Return the commands that show calibration on healthy scans of another scanner."""
+    """Return the commands that show what healthy scans of another scanner are good for."""
     site = ["--data", f"work/{plan['site']}"]
     parent = f"runs/ready/{plan['site']}"
     trained = ["pipelines.train", *site, "--model", plan["model"], "--preset", plan["preset"]]
     shown = ["benchmarks.calibration", "--run", plan["run"], "--site", f"work/{plan['site']}"]
     shown += ["--parent", parent, "--data", f"work/{plan['data']}"]
+    adapted = ["benchmarks.adaptation", "--run", plan["run"], "--target", f"work/{plan['site']}"]
+    adapted += ["--ways", "harmonise", "--counts", "1", "2", "--kinds", plan["kinds"]]
     return [
         [*trained, "--out", parent, "--splits", f"work/tables/site_{plan['site']}.tsv"],
         [*shown, "--out", "docs/results/calibration.json"],
+        [*adapted, "--out", "docs/results/adaptation.json"],
     ]
 
 

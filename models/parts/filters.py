@@ -26,7 +26,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         wide = F.pad(x, (radius, radius, 0, 0), mode="replicate")
         x = F.conv2d(wide, kernel, groups=x.shape[1])
         tall = F.pad(x, (0, 0, radius, radius), mode="replicate")
-        return F.conv2d(tall, kernel.mT, groups=x.shape[1])
+        return F.conv2d(tall, kernel.transpose(2, 3), groups=x.shape[1])
 
 
 def blur_inside(x: Tensor, mask: Tensor, sigma: float) -> Tensor:

@@ -148,8 +148,13 @@ def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None
 
 
 def _check_members(config: RunConfig, runs: list[str], members: list[RunConfig]) -> None:
-    """ConfigError where members do not work on whole slices, or their planes need a volume."""
+    """ConfigError where members do not work on whole slices as they are, or need a volume."""
     for run, member in zip(runs, members, strict=True):
+        if member.harmonise:
+            raise ConfigError(
+                f"model of {config.name}: member '{run}' is adapted to another scanner; give its "
+                "parent, and adapt the whole."
+            )
         if member.patch_size or member.around or len(member.image_size) != 2:
             raise ConfigError(
                 f"model of {config.name}: member '{run}' works on patches, volumes or several "

@@ -5,6 +5,7 @@ What each class shapes (`shapes`, `Shapes`) is read by pipelines/detect/identity
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -118,6 +119,41 @@ class Reference(Closed):
         return self.kind != "none" or self.symmetry > 0
 
 
+class Wrm(Closed):
+    """Training on the worst image near each one (Sinha et al. 2017); pipelines/training/wrm.py.
+
+    Before an optimiser's step the images go `steps` steps up the loss less `gamma` times their mean
+    squared move. A larger gamma keeps them nearer; .inf is plain training.
+    """
+
+    shapes: ClassVar[Level] = "training"
+
+    gamma: float = Field(gt=0)
+    steps: int = Field(15, ge=1)
+
+
+class Harmonise(Closed):
+    """Intensities of new scans brought to those of the training scans; `make adapt` writes it.
+
+    Straight pieces from the intensities `given` to those `wanted`, both rising from 0 to 1.
+    """
+
+    shapes: ClassVar[Level] = "map"
+
+    given: tuple[float, ...] = Field(min_length=2)
+    wanted: tuple[float, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _pieces(self) -> Harmonise:
+        for knots, least in ((self.given, 0.0), (self.wanted, -1e-12)):
+            steps = [b - a for a, b in pairwise(knots)]
+            if (knots[0], knots[-1]) != (0, 1) or min(steps) <= least:
+                raise ValueError("expected rising numbers from 0 to 1, given and wanted")
+        if len(self.given) != len(self.wanted):
+            raise ValueError("expected as many numbers wanted as given")
+        return self
+
+
 class Calibration(Closed):
     """Operating points and scan score; see pipelines/detect/points.py.
 
@@ -164,13 +200,19 @@ class Calibration(Closed):
         return folds
 
 
+def is_none(value: object) -> bool:
+    """Whether a setting is left out."""
+    return value is None
+
+
 class RunConfig(Closed):
     """All that `make train` is told; `model` holds the constructor arguments of the model's class.
 
     Slices are resized to `image_size`; with three numbers whole scans are, for a model with
     `spatial_dims`. With `patch_size` the network sees patches: one from the brain per slice or scan
     in training, overlapping ones, averaged, in inference. `around` adds the slices so many places
-    further up or down as channels, such as [-4, 4]. `plane` is what slices are cut along.
+    further up or down as channels, such as [-4, 4]. `plane` is what slices are cut along. `wrm` and
+    `harmonise` are written where they are set alone: other runs stay byte for byte as they were.
     """
 
     shapes: ClassVar[Level] = "training"
@@ -187,6 +229,8 @@ class RunConfig(Closed):
     reference: Reference = Reference()
     postprocess: Postprocess = Postprocess()
     calibration: Calibration = Calibration()
+    wrm: Wrm | None = Field(None, exclude_if=is_none)
+    harmonise: Annotated[Harmonise | None, Shapes("map")] = Field(None, exclude_if=is_none)
 
 
 def load_run_config(

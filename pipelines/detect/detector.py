@@ -19,7 +19,7 @@ from models.base import AnomalyModel
 from pipelines.cohort.cases import Case, load
 from pipelines.detect.config import Postprocess, RunConfig
 from pipelines.detect.identity import map_digest
-from pipelines.detect.inputs import resize_volume, with_neighbours
+from pipelines.detect.inputs import harmonised, resize_volume, with_neighbours
 from pipelines.detect.points import Point
 from preprocessing import register
 from preprocessing.files import atomic
@@ -248,8 +248,11 @@ def network_batches(
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor]]:
     """Slices of the run's plane with brain, or the volume, as network input, without gradients.
 
-    Gives indices along the plane, images, brains and places.
+    Gives indices along the plane, images, brains and places. Here alone a scan's intensities are
+    harmonised, so that whatever the network makes of a scan is of the same image.
     """
+    if config.harmonise:
+        image = harmonised(image, config.harmonise)
     if len(config.image_size) == 3:
         small, mask = resize_volume(image, brain, config.image_size)
         place = torch.zeros(1, dtype=torch.long, device=device)
@@ -271,7 +274,8 @@ def network_batches(
 
 def filtered(raw: np.ndarray, brain: np.ndarray, config: Postprocess) -> np.ndarray:
     """Median filter, then zero outside the brain and in its rim; atlas voxels of 1 mm."""
-    box = bounding_box(brain, margin=config.median)
+    # Around the brain a voxel at least: else the rim would not begin at the sides of the box.
+    box = bounding_box(brain, margin=max(config.median, 1))
     result = np.zeros_like(raw)
     if box is not None:
         inside = postprocess.erode_rim(brain[box], ATLAS_MM, config.rim_mm)

@@ -47,6 +47,8 @@ def settings(config: BaseModel, level: Level) -> dict[str, Any]:
             found[name] = settings(value, level)
         elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
             found[name] = {key: settings(part, level) for key, part in value.items()}
+        elif name not in dumped:
+            continue  # left out, and so without a trace in the digests
         elif LEVELS.index(marked[0] if marked else own) <= LEVELS.index(level):
             found[name] = dumped[name]
     if level == "training" and found.get("name") in model_names() and "model" in found:

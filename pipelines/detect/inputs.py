@@ -8,6 +8,8 @@ from monai import transforms as mt
 from monai.data import set_track_meta
 from torch import Tensor
 
+from pipelines.detect.config import Harmonise
+
 
 def resize_chain(image_size: tuple[int, ...]) -> mt.Compose:
     """To tensors, and resized: area for images, nearest neighbour for brains."""
@@ -27,6 +29,11 @@ def resize(image: Tensor, brain: Tensor, chain: mt.Compose) -> tuple[Tensor, Ten
     small = chain({"image": image.flatten(0, 1).float(), "mask": brain[:, 0].float()})
     inside = small["mask"][:, None]
     return small["image"].unflatten(0, image.shape[:2]) * inside, inside
+
+
+def harmonised(image: np.ndarray, harmonise: Harmonise) -> np.ndarray:
+    """An image in [0, 1] with its intensities moved by straight pieces; float32, 0 stays 0."""
+    return np.interp(image, harmonise.given, harmonise.wanted).astype(np.float32)
 
 
 def with_neighbours(image: np.ndarray, indices: np.ndarray, around: tuple[int, ...]) -> np.ndarray:

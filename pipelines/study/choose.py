@@ -85,15 +85,20 @@ def validation_cases(run_dir: Path, data: Path) -> list[Case]:
 
 def planted_scans(cases: Sequence[Case], planting: Planting) -> Iterator[PlantedScan]:
     """Each validation scan as it is, then with one lesion of each kind."""
+    for number in range(len(cases)):
+        yield from planted_of(cases, number, planting)
+
+
+def planted_of(cases: Sequence[Case], number: int, planting: Planting) -> Iterator[PlantedScan]:
+    """One of the cases, by its number, as it is, then with one lesion of each kind."""
     plan = Plan(list(planting.kinds), len(planting.kinds), planting.volumes, [], planting.seed)
-    for number, case in enumerate(cases):
-        head = in_atlas(case)
-        yield PlantedScan("", head.data, head.brain, np.zeros_like(head.brain))
-        for kind in planting.kinds:
-            rng = np.random.default_rng([planting.seed, number, synthetic.KINDS.index(kind)])
-            donor = in_atlas(cases[(number + 1) % len(cases)]) if kind == "blend" else None
-            image, lesion, _ = plant_one(head, kind, plan, rng, donor)
-            yield PlantedScan(kind, image, head.brain, lesion)
+    head = in_atlas(cases[number])
+    yield PlantedScan("", head.data, head.brain, np.zeros_like(head.brain))
+    for kind in planting.kinds:
+        rng = np.random.default_rng([planting.seed, number, synthetic.KINDS.index(kind)])
+        donor = in_atlas(cases[(number + 1) % len(cases)]) if kind == "blend" else None
+        image, lesion, _ = plant_one(head, kind, plan, rng, donor)
+        yield PlantedScan(kind, image, head.brain, lesion)
 
 
 def score_planted(run: Run, data: Path, planting: Planting) -> PlantedScores:

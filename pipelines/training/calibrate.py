@@ -27,9 +27,11 @@ from pipelines.detect.run import (
     seal,
     write_calibration,
     write_history,
+    write_weights,
 )
 from pipelines.detect.typical import FEWEST, describe, write_typical
 from pipelines.versions import command_line, versions
+from preprocessing.files import write_atomic
 from preprocessing.scans import InputError
 
 WHAT = {"map": "map", "model": "model's own scores", "cluster": "map's cluster enhancement"}
@@ -122,22 +124,34 @@ def _tuned(
     return scans, labelled if masks else None
 
 
-def calibrate_run(run: Run, cases: Sequence[Case], tune: Sequence[Case] = ()) -> None:
-    """Calibrate a trained run anew on healthy `cases`, and write that into its folder."""
-    points, reference, healthy = calibrate([(run.detector, cases)], tune)
-    write_calibration(run.folder, points, reference, healthy, run.config.calibration.point)
-    write_typical(describe(cases), run.folder)
-    seal(run.folder)
-
-
 def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
     """A run with the network of another, calibrated on other healthy cases, in the folder `out`.
 
-    Its run.json names the parent. InputError for fewer than 5 cases, an abnormal one, or an image
-    that the parent has learned from, and where `out` holds another run.
+    Its run.json names the parent. InputError for fewer than 5 cases, and as `demand_child`.
     """
-    parent = {"run": run.folder.name, "weights": run.weights_digest}
-    demand_place(out, run.folder, read_history(out).get("parent") == parent)
+    demand_child(run, cases, out)
+    if len(cases) < FEWEST:
+        raise InputError(
+            f"{len(cases)} healthy scans; calibration needs at least {FEWEST}, and 9 for the "
+            "promise of one false finding in ten scans."
+        )
+    calibrated = calibrate([(run.detector, cases)])
+    made = {"calibrated_on": [case.id for case in cases]}
+    begin_child(run, cases, out, made)
+    write_calibration(out, *calibrated, run.config.calibration.point)
+    write_typical(describe(cases), out)
+    return finish_child(run, run.detector, out)
+
+
+def demand_child(run: Run, cases: Sequence[Case], out: Path, how: str | None = None) -> None:
+    """InputError where no child of a run can be made of some cases in the folder `out`.
+
+    That is for no case, an abnormal one, or an image that the parent has learned from; and where
+    `out` holds another run. `how` is the way of pipelines/training/adapt.py, None for calibration.
+    """
+    there = read_history(out)
+    same_way = how_of(there) == (how or how_of(run.history))
+    demand_place(out, run.folder, there.get("parent") == parent_of(run) and same_way)
     learned = set(run.history.get("digests", []))
     for case in cases:
         if case.label == "abnormal":
@@ -146,27 +160,49 @@ def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
             raise InputError(
                 f"scan '{case.id}' is an image that {run.folder} has learned from; give others."
             )
-    if len(cases) < FEWEST:
-        raise InputError(
-            f"{len(cases)} healthy scans; calibration needs at least {FEWEST}, and 9 for the "
-            "promise of one false finding in ten scans."
-        )
+    if not cases:
+        raise InputError("no healthy scan is left to adapt to; give others.")
+
+
+def how_of(history: dict[str, Any]) -> str:
+    """The way by which a run was adapted to another scanner; empty for none."""
+    return str(history.get("adapted", {}).get("how", ""))
+
+
+def parent_of(run: Run) -> dict[str, str]:
+    """How a child names its parent in run.json."""
+    return {"run": run.folder.name, "weights": run.weights_digest}
+
+
+def begin_child(run: Run, cases: Sequence[Case], out: Path, made: dict[str, Any]) -> None:
+    """Fill a child's folder with its parent's files, but for the weights, and with its run.json.
+
+    `made` says there how the child was made.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name in SEALED:
-        if (run.folder / name).is_file():
+        if name != "weights.pt" and (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, out / name)
         else:
             (out / name).unlink(missing_ok=True)  # of another child of the same parent
     write_recipe(out, run.recipe)
+    learned = {*run.history.get("digests", []), *(case.digest for case in cases if case.digest)}
     history = run.history | {
-        "parent": parent,
+        "parent": parent_of(run),
         "command": command_line(),
         "versions": versions(),
-        "calibrated_on": [case.id for case in cases],
-        "digests": sorted(learned | {case.digest for case in cases if case.digest}),
+        **made,
+        "digests": sorted(learned),
     }
     history.pop("files", None)
     write_history(out, history)
-    seal(out)
-    calibrate_run(load_run(out, str(run.detector.device)), cases)
+
+
+def finish_child(run: Run, detector: Detector, out: Path) -> Run:
+    """Write a child's weights, the last of its files: the parent's own if nothing changed them."""
+    if detector.model is run.model:
+        seal(out, {"weights.pt": run.weights_digest})
+        write_atomic(out / "weights.pt", (run.folder / "weights.pt").read_bytes())
+    else:
+        write_weights(detector.model, out)
     return load_run(out, str(run.detector.device))

@@ -99,6 +99,7 @@ def train(config: RunConfig, data: Path, run_dir: Path, splits: Path | None = No
     A finished run is left alone. `splits`, a table (id, split), stands in for the splits of the
     data's own table; the run holds a copy as splits.tsv.
     """
+    check_options(config)
     config = with_members(config, run_dir)
     material = select_material(config, data, splits)
     if is_finished(run_dir, config, material):
@@ -178,27 +179,42 @@ def select_material(config: RunConfig, data: Path, splits: Path | None = None) -
     )
 
 
+def check_options(config: RunConfig) -> None:
+    """ConfigError for settings that are not of training, or of another kind of model."""
+    if config.harmonise:
+        raise ConfigError(
+            "harmonise brings new scans to those of a trained run; leave it out here, and write it "
+            "with 'make adapt HOW=harmonise'."
+        )
+    if config.wrm and not model_class(config.name).stages:
+        raise ConfigError(f"wrm: '{config.name}' learns nothing by gradient; leave it out.")
+
+
 def open_datasets(config: RunConfig, material: Material) -> Datasets:
     """The slices of training and validation cases, in the plane of the config."""
-    volumes = len(config.image_size) == 3
-    depth = 0
-    if volumes or config.around or config.plane != "axial":
-        depth = grid_depth(material.data, material.train[0], config)
-    slices = material.data / "slices"
-    store = in_plane(slices, config.plane, depth, material.recipe.min_brain_pixels)
-
-    shape: dict[str, Any] = {
-        "patch_size": config.patch_size,
-        "depth": depth,
-        "around": config.around,
-    }
+    store, shape = open_store(config, material.data, material.train[0], material.recipe)
     train_ids = {case.id for case in material.train} - material.reference
     val_ids = {case.id for case in material.val}
     size = config.image_size
     abnormal = material.abnormal
     training = SliceDataset(store, train_ids, size, config.augmentation, abnormal=abnormal, **shape)
     checking = SliceDataset(store, val_ids, size, abnormal=abnormal, **shape)
-    return Datasets(store, training, checking, "volumes" if volumes else "slices", shape)
+    items = "volumes" if len(config.image_size) == 3 else "slices"
+    return Datasets(store, training, checking, items, shape)
+
+
+def open_store(
+    config: RunConfig, data: Path, first: Case, recipe: Recipe
+) -> tuple[Path, dict[str, Any]]:
+    """The slice store of a cohort in the plane of a config, and what else its datasets are told.
+
+    `first` is any case of the cohort.
+    """
+    depth = 0
+    if len(config.image_size) == 3 or config.around or config.plane != "axial":
+        depth = grid_depth(data, first, config)
+    store = in_plane(data / "slices", config.plane, depth, recipe.min_brain_pixels)
+    return store, {"patch_size": config.patch_size, "depth": depth, "around": config.around}
 
 
 def check_processes(fabric: Fabric, config: RunConfig, datasets: Datasets) -> None:

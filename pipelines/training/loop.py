@@ -21,6 +21,7 @@ from models.base import AnomalyModel, Batch, Losses, Update
 from pipelines.config import ConfigError
 from pipelines.detect.config import RunConfig, Stage
 from pipelines.training.data import Batches, SliceDataset
+from pipelines.training.wrm import worst_nearby
 from preprocessing.files import write_atomic
 
 log = logging.getLogger("norma")
@@ -235,7 +236,13 @@ def _take_step(session: Session, update: Update, optimizer: Any, batch: Batch) -
     """One optimiser step: the losses of a batch, their gradient, the move."""
     fabric = session.fabric
     module = session.module
-    _freeze_others(module, update)
+    freeze_others(module, update)
+    if session.config.wrm:
+        # by the bare model: the wrapper of several processes awaits a backward pass of every call
+        with fabric.autocast():
+            batch = worst_nearby(
+                session.model, update.loss, batch, session.config.wrm, fabric.all_reduce
+            )
     with fabric.autocast():  # a marked method passes by the wrapper's own autocast on one device
         losses: Losses = getattr(module, update.loss.__name__)(batch)
     optimizer.zero_grad()
@@ -301,7 +308,8 @@ def tiles(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
 
 
-def _freeze_others(module: Any, update: Update) -> None:
+def freeze_others(module: Any, update: Update) -> None:
+    """Let an update's parameters alone have gradients."""
     moving = {id(p) for p in update.parameters}
     for parameter in module.parameters():
         parameter.requires_grad_(id(parameter) in moving)

@@ -62,6 +62,7 @@ def test_the_site_says_which_patient_fields_a_report_has(scored):
     assert "Bed 7</td>" not in page
 
 
+@pytest.mark.slow
 @needs_pango
 def test_the_pdf_is_one_page(scored):
     client, study = scored()

@@ -207,6 +207,7 @@ def test_the_training_of_an_ensemble_counts_its_members(tmp_path):
     assert results.training_seconds(found, "ensemble") == 225  # medians 5 + 20 + 200
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_no_measurement(tmp_path):
     with pytest.raises(
         InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"

@@ -284,6 +284,7 @@ def test_merged_and_stored_bins_give_the_figures_of_all_bins():
         fine.coarser(7)
 
 
+@pytest.mark.slow
 def test_pooling_a_hundred_million_voxels_takes_no_more_memory_than_a_million():
     rng = np.random.default_rng(0)
     scores = rng.random(1_000_000, dtype=np.float32)

@@ -200,6 +200,7 @@ def test_bfloat16_and_empty_slices(trained):
     assert torch.isfinite(model.score(batch["image"] * 0, batch["mask"] * 0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_every_model_takes_two_channels_and_uses_both(name):
     """As it is built for scans of two sequences.

@@ -118,6 +118,7 @@ def test_a_healthy_scan_has_no_part_in_its_own_scale():
     assert own.max() > 8 > 5 > model.anomaly_map(image["image"], image["mask"]).max()
 
 
+@pytest.mark.slow
 def test_the_promise_holds_for_scans_that_set_scale_and_level():
     """Healthy scans whose noise differs from scan to scan: how often does a new one pass?
 

@@ -332,6 +332,7 @@ def test_the_gradient_penalty_of_a_linear_latent_critic_is_known():
     assert latent_critic(5)(real).shape == (8, 1)
 
 
+@pytest.mark.slow
 def test_codes_of_an_adversarial_autoencoder_become_normal():
     """Wasserstein distance of each code number to N(0, 1), by scipy.
 
@@ -506,6 +507,7 @@ def test_a_new_flow_is_the_standard_normal():
     torch.testing.assert_close(RealNvp(4).log_prob(codes), D.Normal(0, 1).log_prob(codes).sum(1))
 
 
+@pytest.mark.slow
 def test_a_fitted_flow_beats_a_gaussian_on_a_bent_cloud_and_is_the_same_at_every_fit():
     torch.manual_seed(0)
     x = torch.randn(1200, 1)
@@ -526,6 +528,7 @@ def test_a_fitted_flow_beats_a_gaussian_on_a_bent_cloud_and_is_the_same_at_every
         model.fit(train[:1])
 
 
+@pytest.mark.slow
 def test_a_vae_with_a_flow_scores_by_the_density_of_its_latent_mean(tmp_path):
     model = make("vae", latent=4, prior="flow").eval()
     b = batch(60)

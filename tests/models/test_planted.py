@@ -13,6 +13,8 @@ from pipelines.config import load_recipe
 from pipelines.detect.build import build_model
 from pipelines.detect.config import load_run_config
 
+pytestmark = pytest.mark.slow
+
 SIDES = (48, 40)
 
 

@@ -1,5 +1,6 @@
 """densenet_supervised: its loss, its Grad-CAM and that it learns."""
 
+import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -30,6 +31,7 @@ def test_the_loss_is_weighted_cross_entropy():
     assert model.loss(b)["accuracy"] == ((p > 0.5) == (b["label"].numpy() == 1)).mean()
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_map_looks_where_the_lesion_is():
     b = batch()
     model = make()

@@ -493,7 +493,6 @@ def trained(tmp_path_factory):
         )
     write_table(root / "table.tsv", rows)
     recipe = [
-        "spacing=2",
         "brain=none",
         "grid=[null,null,null]",
         "limits.brain_ml=[200,700]",

@@ -80,6 +80,7 @@ def test_bone_is_what_the_ct_recipe_blanks_before_deepbet():
     np.testing.assert_array_equal(shown, [0, 0, 0, 35, 80, 80, 80, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_stripped_scan_is_its_own_brain():
     shape = (100, 120, 90)
     affine = np.diag([2.0, 2, 2, 1])

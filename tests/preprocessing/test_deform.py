@@ -62,6 +62,7 @@ def found():
     )
 
 
+@pytest.mark.slow
 def test_a_known_deformation_is_found(found):
     points = nib.affines.apply_affine(found.atlas.affine, np.argwhere(found.atlas.brain)[::997])
     true = carry(found.true, points)
@@ -81,6 +82,7 @@ def test_a_known_deformation_is_found(found):
     assert dice(there, white) > dice(affine, white) + 0.02
 
 
+@pytest.mark.slow
 def test_a_found_deformation_leads_back_and_is_bounded(found):
     points = nib.affines.apply_affine(found.atlas.affine, np.argwhere(found.atlas.brain)[::997])
     home = carry(inverse(found.warp), carry(found.warp, points))
@@ -91,6 +93,7 @@ def test_a_found_deformation_leads_back_and_is_bounded(found):
     assert all(c.passed for c in checks) and not any(c.hard for c in checks)
 
 
+@pytest.mark.slow
 def test_a_bleed_is_not_warped_away(found):
     ball = found.bleed.astype(np.float32)
     there = resample(ball, found.grid, found.atlas.grid, found.warp)

@@ -9,6 +9,8 @@ from preprocessing.recipe import Intensity, Recipe
 from preprocessing.scans import Scan
 from preprocessing.stripped import is_stripped
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (66, 80, 60)
 MM = 3.5
 CENTRE = (33, 41, 30)

@@ -11,6 +11,8 @@ from preprocessing.datasets import virtual, virtual_lesions
 from preprocessing.files import read_table
 from tests.shared import twice_as_coarse
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):

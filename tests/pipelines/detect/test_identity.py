@@ -3,10 +3,11 @@
 import inspect
 
 import pytest
+import yaml
 from pydantic import create_model
 
 from pipelines.cohort.store import recipe_digest
-from pipelines.config import load_recipe
+from pipelines.config import load_recipe, write_yaml
 from pipelines.detect import config as configs
 from pipelines.detect.config import RunConfig, load_run_config
 from pipelines.detect.identity import LEVELS, figures_digest, map_digest, settings
@@ -21,7 +22,10 @@ PLACES = {
     "Postprocess": "postprocess",
     "Reference": "reference",
     "Calibration": "calibration",
+    "Wrm": "wrm",
+    "Harmonise": "harmonise",
 }
+OPTIONS = ["wrm.gamma=1", "harmonise={given: [0, 1], wanted: [0, 1]}"]  # no run has them unasked
 
 
 def classes(module):
@@ -49,7 +53,7 @@ def with_part(run, kind, value):
 
 @pytest.mark.parametrize("kind", classes(configs), ids=lambda kind: kind.__name__)
 def test_a_new_field_changes_its_level_and_those_after_it(kind):
-    run = load_run_config("vae_cr")
+    run = load_run_config("vae_cr", OPTIONS)
     one, two = (with_part(run, kind, value) for value in (1, 2))
     first = LEVELS.index(kind.shapes)
     for i, level in enumerate(LEVELS):
@@ -107,6 +111,7 @@ def test_a_new_field_of_a_recipe_changes_the_fingerprint(kind):
         ("calibration.quantile=0.9", "figures"),
         ("calibration.context=1", "figures"),
         ("loop.loader_workers=2", "nothing"),
+        ("wrm.gamma=2", "training"),
     ],
 )
 def test_every_setting_shapes_what_it_should(change, level):
@@ -115,6 +120,14 @@ def test_every_setting_shapes_what_it_should(change, level):
     first = LEVELS.index(level)
     for i, name in enumerate(LEVELS):
         assert (settings(run, name) != settings(other, name)) == (i >= first), name
+
+
+def test_options_that_are_left_out_leave_no_trace():
+    run = load_run_config("vae_cr")
+    other = load_run_config("vae_cr", OPTIONS)
+    assert set(settings(other, "map")) - set(settings(run, "map")) == {"wrm", "harmonise"}
+    assert "wrm" not in write_yaml(run) and "harmonise" not in write_yaml(run)
+    assert RunConfig(**yaml.safe_load(write_yaml(other))) == other
 
 
 def test_what_a_model_is_scored_by_is_not_what_it_was_trained_by():

@@ -12,11 +12,18 @@ from skimage.measure import label
 from pipelines.config import load_recipe, read_recipe, write_recipe
 from pipelines.detect.detector import cut
 from pipelines.detect.report import findings
-from pipelines.detect.run import FORMAT, load_run, seal, write_history
+from pipelines.detect.run import FORMAT, load_run, seal, write_calibration, write_history
 from pipelines.detect.typical import Typical, write_typical
-from pipelines.training.calibrate import calibrate_run
+from pipelines.training.calibrate import calibrate
 from preprocessing.scans import InputError
 from preprocessing.tables import read_scans
+
+
+def calibrate_run(run, cases):
+    """Calibrate a run anew in its own folder."""
+    calibrated = calibrate([(run.detector, cases)])
+    write_calibration(run.folder, *calibrated, run.config.calibration.point)
+    seal(run.folder)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def test_the_tables_are_those_that_the_summary_was_written_with(folder):
         assert table.rows >= 0
 
 
+@pytest.mark.slow
 @every_comparison
 def test_scikit_learn_gets_the_ranking_figures_from_the_columns(folder):
     found = read(folder)
@@ -112,6 +113,7 @@ def check_slices(found, run, abnormal):
         assert summary["slicewise_ap"] == pytest.approx(ap)
 
 
+@pytest.mark.slow
 @every_comparison
 def test_numpy_gets_the_overlap_figures_from_the_columns(folder):
     found = read(folder)
@@ -154,6 +156,7 @@ def check_voxels(summary, ill, voxels):
     assert summary["lesion_precision"] == precision
 
 
+@pytest.mark.slow
 @every_comparison
 def test_norma_gets_every_figure_from_the_columns(folder):
     found = read(folder)

@@ -94,6 +94,6 @@ def test_from_raw_scans_on_the_command_line(parent, healthy, tmp_path, capsys):
     for case in healthy[8:13]:
         shutil.copyfile(case.image, tmp_path / "in" / case.image.name)
     told = ["--run", parent.folder, "--input", tmp_path / "in", "--out", tmp_path / "child"]
-    assert command("calibrate", *told) == 0
+    assert command("adapt", "--how", "calibration", *told) == 0
     assert "calibrated on 5 healthy scans, 0 left out. In healthy scans" in capsys.readouterr().out
     assert load_run(tmp_path / "child", "cpu").history["parent"]["run"] == "run"
