@@ -16,6 +16,7 @@ from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.config import write_recipe
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, strengths
+from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.points import Point, ScoredScan, operating_points
 from pipelines.detect.run import (
     SEALED,
@@ -204,5 +205,6 @@ def finish_child(run: Run, detector: Detector, out: Path) -> Run:
         seal(out, {"weights.pt": run.weights_digest})
         write_atomic(out / "weights.pt", (run.folder / "weights.pt").read_bytes())
     else:
+        (out / MEMORY).unlink(missing_ok=True)  # other weights give other map values
         write_weights(detector.model, out)
     return load_run(out, str(run.detector.device))
