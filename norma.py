@@ -113,10 +113,7 @@ def reconstruct(run: Run, prepared: Prepared) -> nib.Nifti1Image | None:
 
 
 def detect(image: str | Path, run: Run | str | Path, point: str | None = None) -> Detection:
-    """Score one image file: its mask, map and report, on its own grid.
-
-    `point` names an operating point, such as "finding=0.05" or "quantile=0.99".
-    """
+    """Score one image file; `point` is such as "finding=0.05" or "quantile=0.99"."""
     loaded = load_run(run) if isinstance(run, str | Path) else run
     return loaded.detect(read_scans(image, loaded.recipe.name)[0], point)
 
@@ -124,9 +121,7 @@ def detect(image: str | Path, run: Run | str | Path, point: str | None = None) -
 def write_dicom(scan: Scan, detection: Detection, run: Run, out: str | Path) -> list[Path]:
     """Mask, map and report of a scan of `convert_dicom` as DICOM, with the patient's identity.
 
-    A Segmentation (none where nothing is marked), a Parametric Map and a Comprehensive SR, in the
-    study of the series. ScanError for a scan that did not come as DICOM, or whose files nothing can
-    refer to.
+    ScanError for a scan that did not come as DICOM, or whose files nothing can refer to.
     """
     from pipelines.export.dicom import write_scan
 

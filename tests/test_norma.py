@@ -83,4 +83,4 @@ def test_the_example_of_the_docstring_runs(tiny_run, brain_t1, quick_prepare, tm
 
 
 def test_it_is_short():
-    assert len(Path(norma.__file__).read_text().splitlines()) <= 160
+    assert len(Path(norma.__file__).read_text().splitlines()) <= 170

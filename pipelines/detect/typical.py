@@ -80,15 +80,21 @@ def noise(prepared: Prepared) -> float:
     return float(np.median(found)) if found else 0.0
 
 
+def spread(values: np.ndarray) -> float:
+    """Distance of the quartiles: a lesion hardly moves it."""
+    low, high = np.percentile(values, (25, 75)) if values.size else (0.0, 0.0)
+    return float(high - low)
+
+
 def sharpness(prepared: Prepared) -> float:
-    """Mean slope inside the brain per millimetre over the spread of its intensity: less by blur."""
+    """Median slope inside the brain per millimetre over the spread of its intensity."""
     image = prepared.channels[0].astype(float)
     inner = prepared.brain & binary_erosion(prepared.brain)
-    spread = image[prepared.brain].std() if prepared.brain.any() else 0.0
-    if not inner.any() or spread == 0:
+    scale = spread(image[prepared.brain])
+    if not inner.any() or scale == 0:
         return 0.0
     steps = [np.gradient(image, prepared.grid.spacing[axis], axis=axis)[inner] for axis in (0, 1)]
-    return float(np.hypot(*steps).mean() / spread)
+    return float(np.median(np.hypot(*steps)) / scale)
 
 
 def features_of(
@@ -107,8 +113,8 @@ def features_of(
         volume: float(prepared.brain.sum()) * voxel_ml,
         "smallest voxel side, mm": float(min(spacing)),
         "largest voxel side, mm": float(max(spacing)),
-        "mean intensity": float(inside.mean()) if inside.size else 0.0,
-        "spread of intensity": float(inside.std()) if inside.size else 0.0,
+        "median intensity": float(np.median(inside)) if inside.size else 0.0,
+        "spread of intensity": spread(inside),
         "noise": noise(prepared),
         "sharpness": sharpness(prepared),
         DISTANCE: _distance(histogram(prepared), healthy),
