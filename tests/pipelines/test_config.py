@@ -34,7 +34,8 @@ def test_unknown_names_are_refused_with_the_nearest_spelling():
     with refused(r"unknown MODEL 'vae_rc'; known: .*\bvae_cr\b.*; did you mean 'vae_cr'\?$"):
         load_run_config("vae_rc")
     with refused(
-        r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?$"
+        r"unknown MODALITY 'flare'; known: chest_ct, ct, flair, fundus, picture, t1, t2; "
+        r"did you mean 'flair'\?$"
     ):
         load_recipe("flare")
     with refused(r"unknown PRESET 'smal'; known: .*\bsmall\b.*; did you mean 'small'\?$"):
@@ -265,8 +266,11 @@ def test_a_config_that_was_written_reads_back_equal(tmp_path):
 @pytest.mark.parametrize("name", names(CONFIGS / "modality"))
 def test_every_modality_loads_and_is_called_by_its_file(name):
     recipe = load_recipe(name)
-    assert recipe.modality == name and recipe.intensity.low < recipe.intensity.high
-    assert recipe.intensity.kind == ("window" if name in ("ct", "picture") else "percentiles")
+    kind = "picture" if name == "fundus" else name  # pictures of two planes
+    assert recipe.modality == kind and recipe.intensity.low < recipe.intensity.high
+    assert recipe.intensity.kind == (
+        "window" if name in ("ct", "picture", "chest_ct") else "percentiles"
+    )
     assert validate(Recipe, read_yaml(CONFIGS / f"modality/{name}.yaml"), name) == recipe
 
 
