@@ -19,6 +19,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from scipy.stats import norm, shapiro
 
 from pipelines.config import load_recipe
 from preprocessing import quality
@@ -41,6 +42,8 @@ SETS = {
     ("lgg_flair", "flair"): "*/*_FLAIR.nii.gz",
 }
 RIGHT = "right"
+NUMBER = "over_others"  # of a row that was measured
+FEWEST = 5  # heads, below which no spread is estimated
 WRONG = {
     "back to front": np.diag([1.0, -1, 1, 1]),
     "upside down": np.diag([1.0, 1, -1, 1]),
@@ -89,7 +92,30 @@ def main() -> None:
 
 
 def write(out: Path, rows: list[Row]) -> None:
-    write_json(out, {"limit": Limits().min_pose_ratio, "modalities": summary(rows), "scans": rows})
+    limit = Limits().min_pose_ratio
+    modalities = summary(rows)
+    for name, found in modalities.items():
+        found["expected errors"] = expected([r for r in rows if r["modality"] == name], limit)
+    content: Row = {"limit": limit, "expected errors": expected(rows, limit)}
+    write_json(out, content | {"modalities": modalities, "scans": rows})
+
+
+def expected(rows: Sequence[Row], limit: float) -> Row:
+    """Shares of right heads below the limit and of wrong ones above it, were log ratios normal.
+
+    `p normal` is how likely they are as far from normal (Shapiro and Wilk). None for fewer than 5.
+    """
+    found: Row = {}
+    for name, is_right in ((RIGHT, True), ("wrong", False)):
+        own = [r["over_others"] for r in rows if (r["pose"] == RIGHT) == is_right and NUMBER in r]
+        if len(own) < FEWEST:
+            found[name] = None
+            continue
+        logs = np.log(own)
+        below = float(norm.cdf(np.log(limit), logs.mean(), logs.std(ddof=1)))
+        share = below if is_right else 1 - below
+        found[name] = {"share": round(share, 6), "p normal": round(float(shapiro(logs)[1]), 4)}
+    return found
 
 
 def listed(data: Path, scans: int) -> Iterator[tuple[str, str, Path]]:
