@@ -45,6 +45,12 @@ class Head:
         return float(high - low)
 
     @property
+    def is_stripped(self) -> bool:
+        """Whether nothing but the brain is left: an empty voxel has no noise."""
+        outside = self.voxels[~self.brain]
+        return bool(outside.size) and float((outside == self.base).mean()) > 0.95
+
+    @property
     def through_slices(self) -> int:
         """The axis of the array that runs from feet to head most."""
         return int(np.abs(self.affine[2, :3]).argmax())
@@ -54,7 +60,9 @@ Shift = Callable[[Head, int, np.random.Generator], Head]
 
 
 def with_values(head: Head, values: np.ndarray) -> Head:
-    """The head with other values, none below air's."""
+    """The head with other values, none below air's; what was cut away from a brain stays empty."""
+    if head.is_stripped:
+        values = np.where(head.voxels == head.base, head.base, values)
     return replace(head, voxels=np.maximum(values, head.base).astype(np.float32))
 
 

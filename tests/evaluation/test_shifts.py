@@ -10,14 +10,17 @@ SHAPE = (60, 66, 52)  # three lengths: equal ones hide a turned axis
 AFFINE = np.array([[-2.5, 0, 0, 74], [0, 2.0, 0, -66], [0, 0, 3.0, -78], [0, 0, 0, 1]])
 
 
-def head(is_ct=False):
-    """A ball of brain with a dark core and fine texture, in air."""
+def head(is_ct=False, is_stripped=False):
+    """A ball of brain with a dark core and fine texture, in air that is not quite empty."""
     mm = np.stack(np.indices(SHAPE), -1) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
     radius = np.linalg.norm(mm, axis=-1)
     grain = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 0.7)
     brain = radius < 55
     inside = np.where(radius < 15, 200, 500) + 40 * grain / grain.std()
-    voxels = np.where(brain, inside / 10 if is_ct else inside, -1000 if is_ct else 0)
+    air = np.full(SHAPE, -1000.0 if is_ct else 0.0)
+    if not is_stripped:
+        air += np.abs(grain)  # as a scanner's noise; a stripped scan has none
+    voxels = np.where(brain, inside / 10 if is_ct else inside, air)
     return Head(voxels.astype(np.float32), AFFINE, brain, np.zeros(3), is_ct)
 
 
@@ -61,6 +64,13 @@ def test_noise_has_its_deviation_and_is_rician_in_air():
     ct = head(is_ct=True)
     change = shifted("noise", 3, ct).voxels - ct.voxels
     assert change[ct.brain].mean() == pytest.approx(0, abs=0.05 * float(change[ct.brain].std()))
+
+
+def test_what_was_cut_away_stays_empty():
+    one = head(is_stripped=True)
+    assert one.is_stripped and not head().is_stripped
+    for name in ("noise", "blur", "ghosting", "motion", "bias field"):
+        assert (shifted(name, 3, one).voxels[~one.brain] == 0).all(), name
 
 
 def test_thick_slices_are_means_at_the_right_height():
