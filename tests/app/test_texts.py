@@ -18,7 +18,7 @@ def asked_texts() -> set[str]:
     for values in opinions.VALUES.values():
         found.update(values)
     for x in (-50, 0, 50):
-        for lobe in NAMES:
+        for lobe in (*NAMES, "lung"):
             side, _, rest = place_of(lobe, (x, 0, 0), 12.0).partition(" ")
             assert rest == f"{lobe}, 12 mm deep"
             found |= {side, lobe, "mm deep"}

@@ -379,7 +379,8 @@ def test_a_leak_stops_the_batch_before_any_work(command, brain_t1, tmp_path):
     [
         (
             ("preprocess", "--modality", "flare"),
-            r"unknown MODALITY 'flare'; known: ct, flair, picture, t1, t2; did you mean 'flair'\?",
+            r"unknown MODALITY 'flare'; known: chest_ct, ct, flair, fundus, picture, "
+            r"t1, t2; did you mean 'flair'\?",
         ),
         (
             ("preprocess", "--modality", "t1", "brian=none"),
@@ -486,7 +487,7 @@ def test_a_threshold_that_is_none_is_refused(command, tiny_run, bad_scans, tmp_p
             "recipe.yaml",
             b"modality: pet\n",
             r"{run}/recipe\.yaml: .*'modality': "
-            r"input should be 'ct', 't1', 't2', 'flair' or 'picture', got 'pet'",
+            r"input should be 'ct', 't1', 't2', 'flair', 'picture' or 'chest_ct', got 'pet'",
         ),
     ],
 )
