@@ -239,7 +239,7 @@ def curves_figure(
             ax.set(xscale="log", yscale="log")
             ax.set_ylim(top=20 * ax.get_ylim()[1])  # room for the legend
         else:
-            ax.set_ylim(0, 1.1 * max(height for _, height in points))
+            ax.set_ylim(0, 1.1 * max(height for _, height in points) or 1)
             ax.set_xticks(sorted({at for at, _ in points}))
         if any(curves):
             ax.legend(frameon=False, fontsize=7)
