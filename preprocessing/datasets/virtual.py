@@ -7,6 +7,7 @@ and their masks say where. All is drawn from a seed; nothing is downloaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,6 @@ def make_cohort(
 
     Returns the table. A folder that holds a cohort of these settings is left alone.
     """
-    table = out / "cohort.tsv"
-    record = out / "cohort.json"
     wanted = {
         "version": COHORT_VERSION,
         "seed": seed,
@@ -242,23 +241,37 @@ def make_cohort(
         "n_test_healthy": n_test_healthy,
         "n_test_abnormal": n_test_abnormal,
     }
-    if (
-        table.is_file()
-        and record.is_file()
-        and json.loads(record.read_text())["settings"] == wanted
-    ):
+    return written_cohort(out, wanted, draw, _write)
+
+
+def written_cohort(
+    out: Path,
+    wanted: dict[str, int],
+    draw: Callable[[int, int, str, str, int], Any],
+    write: Callable[[Any, int, Path], dict[str, Any]],
+) -> Path:
+    """Draw the subjects of a cohort of the settings `wanted`, write them, and return its table.
+
+    `draw` makes a subject (a dataclass) of seed, index, split, label and number in its group;
+    `write` its files and its row of the table. A folder that holds this cohort is left alone.
+    """
+    table = out / "cohort.tsv"
+    record = out / "cohort.json"
+    both = table.is_file() and record.is_file()
+    if both and json.loads(record.read_text())["settings"] == wanted:
         return table
     groups = [
-        ("train", "healthy", n_train, 1),
-        ("val", "healthy", n_val, 201),
-        ("test", "healthy", n_test_healthy, 301),
-        ("test", "abnormal", n_test_abnormal, 401),
+        ("train", "healthy", wanted["n_train"], 1),
+        ("val", "healthy", wanted["n_val"], 201),
+        ("test", "healthy", wanted["n_test_healthy"], 301),
+        ("test", "abnormal", wanted["n_test_abnormal"], 401),
     ]
-    subjects = []
+    seed = wanted["seed"]
+    subjects: list[Any] = []
     for split, label, n, first in groups:
         subjects += [draw(seed, first + i, split, label, i) for i in range(n)]
     progress = tqdm(subjects, desc="virtual cohort", unit="scan")
-    rows = [_write(subject, seed, out) for subject in progress]
+    rows = [write(subject, seed, out) for subject in progress]
     write_table(table, rows)
     write_json(record, {"settings": wanted, "subjects": plain([asdict(s) for s in subjects])})
     return table

@@ -8,19 +8,16 @@ well anything works on patients.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
-from preprocessing.datasets.virtual import as_nifti
+from preprocessing.datasets.virtual import as_nifti, written_cohort
 from preprocessing.datasets.virtual_lesions import smooth_noise
-from preprocessing.files import plain, write_json, write_table
 from preprocessing.images import save_nifti
 
 COHORT_VERSION = 1  # raise when the generator changes
@@ -183,26 +180,9 @@ def make_cohort(
 
     Returns the table. A folder that holds a cohort of these settings is left alone.
     """
-    table = out / "cohort.tsv"
-    record = out / "cohort.json"
     wanted = {"version": COHORT_VERSION, "seed": seed, "n_train": n_train, "n_val": n_val}
     wanted |= {"n_test_healthy": n_test_healthy, "n_test_abnormal": n_test_abnormal}
-    both = table.is_file() and record.is_file()
-    if both and json.loads(record.read_text())["settings"] == wanted:
-        return table
-    groups = [
-        ("train", "healthy", n_train, 1),
-        ("val", "healthy", n_val, 201),
-        ("test", "healthy", n_test_healthy, 301),
-        ("test", "abnormal", n_test_abnormal, 401),
-    ]
-    chests = []
-    for split, label, n, first in groups:
-        chests += [draw(seed, first + i, split, label, i) for i in range(n)]
-    rows = [_write(c, seed, out) for c in tqdm(chests, desc="virtual chests", unit="scan")]
-    write_table(table, rows)
-    write_json(record, {"settings": wanted, "subjects": plain([asdict(c) for c in chests])})
-    return table
+    return written_cohort(out, wanted, draw, _write)
 
 
 def _write(chest: Chest, seed: int, out: Path) -> dict[str, Any]:
