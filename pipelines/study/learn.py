@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipelines.config import write_recipe
 from pipelines.detect.batch import result_digest
 from pipelines.detect.memory import MOST, Entry, Memory, write_memory
 from pipelines.detect.memory import NAME as MEMORY
-from pipelines.detect.run import (
-    SEALED,
-    Run,
-    demand_place,
-    load_run,
-    read_history,
-    seal,
-    write_history,
-)
-from pipelines.versions import command_line, versions
+from pipelines.detect.run import Run, demand_place, read_history
+from pipelines.training.calibrate import begin_child, finish_child, parent_of
 from preprocessing.scans import InputError
 
 
@@ -78,31 +67,14 @@ def demand_free(run: Run, out: Path) -> None:
     demand_place(out, run.folder, same and calibrated)
 
 
-def parent_of(run: Run) -> dict[str, str]:
-    """How a child names its parent."""
-    return {"run": run.folder.name, "weights": run.weights_digest}
-
-
 def remembering_run(run: Run, memory: Memory, out: Path) -> Run:
     """A run with the network and thresholds of another and a memory, in the folder `out`.
 
     Its run.json names the parent. A memory without entries is none. InputError as `demand_free`.
     """
     demand_free(run, out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MEMORY).unlink(missing_ok=True)
-    for name in SEALED:
-        if name != MEMORY and (run.folder / name).is_file():
-            shutil.copyfile(run.folder / name, out / name)
-    write_recipe(out, run.recipe)
+    begin_child(run, [], out, {})
+    (out / MEMORY).unlink(missing_ok=True)  # the parent's
     if memory.entries:
         write_memory(memory, out)
-    own: dict[str, Any] = {
-        "parent": parent_of(run),
-        "command": command_line(),
-        "versions": versions(),
-    }
-    history = {key: value for key, value in run.history.items() if key != "files"}
-    write_history(out, history | own)
-    seal(out)
-    return load_run(out, str(run.detector.device))
+    return finish_child(run, run.detector, out)
