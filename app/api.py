@@ -207,7 +207,7 @@ def _arrive(
     log(request, visitor, "upload" if new else "upload of a known scan", study.id)
     waiting = study.state == "received"
     if choice and waiting:
-        studies.start(engine, settings.data, study.id, choice.modality, choice.name)
+        start_by(request, study.id, choice)
     with database(request) as session:
         told = StudyOut.model_validate(session.get_one(Study, study.id))
     if not new:
@@ -253,17 +253,17 @@ def start(request: Request, visitor: Reader, study_id: StudyId, wanted: Start) -
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     try:
-        studies.start(
-            request.app.state.engine,
-            request.app.state.settings.data,
-            study_id,
-            choice.modality,
-            choice.name,
-        )
+        start_by(request, study_id, choice)
     except studies.Conflict as error:
         raise HTTPException(409, str(error)) from None
     log(request, visitor, "start", study_id)
     return one_study(request, visitor, study_id)
+
+
+def start_by(request: Request, study_id: str, choice: runs.RunChoice) -> None:
+    """Put a study into the queue for a run; studies.Conflict where that cannot be."""
+    state = request.app.state
+    studies.start(state.engine, state.settings.data, study_id, choice.modality, choice.name)
 
 
 @router.post("/studies/{study_id}/cancel")

@@ -17,7 +17,16 @@ from fastapi.concurrency import run_in_threadpool
 
 import norma
 from app import intake, runs, studies
-from app.api import BINARY, GZIP, database, intake_slot, log, result_or_404, study_or_404
+from app.api import (
+    BINARY,
+    GZIP,
+    database,
+    intake_slot,
+    log,
+    result_or_404,
+    start_by,
+    study_or_404,
+)
 from app.security import Reader, Visitor
 from app.store import Study
 from app.uploads import Form, described, sent_form
@@ -116,13 +125,7 @@ def _queue(request: Request, visitor: Visitor, study_id: str, choice: runs.RunCh
     if study.state in ("queued", "running") or (study.state, study.run) == ("done", choice.name):
         return
     try:
-        studies.start(
-            request.app.state.engine,
-            request.app.state.settings.data,
-            study_id,
-            choice.modality,
-            choice.name,
-        )
+        start_by(request, study_id, choice)
     except studies.Conflict:
         return  # somebody else has just queued it
     log(request, visitor, "start", study_id)
