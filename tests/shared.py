@@ -2,7 +2,11 @@
 
 import importlib
 import io
+import os
+import runpy
 import shutil
+import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from pipelines.config import ROOT
 from preprocessing.datasets import virtual
 
 TINY = [
@@ -128,3 +133,31 @@ def make_pictures(root):
     (raw / "labels.csv").write_text("\n".join(rows) + "\n")
     given = ("--input", raw, "--modality", "picture", "--out", root / "heads")
     assert run("preprocess", *given, "grid=[48,48,1]") == 0
+
+
+def in_one_and_two_processes(script, arguments_of, monkeypatch):
+    """Run a script as one process, which is this one, and as two that find each other by a port.
+
+    `arguments_of` gives its arguments by the number of processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    one, two = [[str(script), *map(str, arguments_of(world))] for world in (1, 2)]
+    monkeypatch.setattr(sys, "argv", one)
+    runpy.run_path(one[0])
+    done = subprocess.run(
+        [sys.executable, *two],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

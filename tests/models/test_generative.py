@@ -1,11 +1,6 @@
 """vqvae_transformer and patched_ddpm by the properties that define them."""
 
 import math
-import os
-import runpy
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +11,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from models import create_model
 from models.patched_ddpm import PERIODS, smooth_noise
-from pipelines.config import ROOT
+from tests.shared import in_one_and_two_processes
 
 SIDE = (16, 24)
 
@@ -192,33 +187,10 @@ if fabric.is_global_zero:
 
 @pytest.mark.slow
 def test_two_processes_learn_the_codebook_that_one_does(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    (tmp_path / "script.py").write_text(SCRIPT)
-    weights = []
-    for world in (1, 2):
-        command = [str(tmp_path / "script.py"), str(world), str(tmp_path / f"{world}.pt")]
-        if world == 1:  # the one process is this one
-            monkeypatch.setattr(sys, "argv", command)
-            runpy.run_path(command[0])
-        else:
-            done = subprocess.run(
-                [sys.executable, *command],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
-        weights.append(torch.load(tmp_path / f"{world}.pt", weights_only=True))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    in_one_and_two_processes(script, lambda world: [world, tmp_path / f"{world}.pt"], monkeypatch)
+    weights = [torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2)]
     start = tokenizer().state_dict()["vqvae.quantizer.quantizer.embedding.weight"]
     assert (weights[0]["vqvae.quantizer.quantizer.embedding.weight"] - start).abs().max() > 0.1
     for key, one in weights[0].items():

@@ -3,13 +3,7 @@
 Stages and early stopping behave.
 """
 
-import os
-import runpy
-import socket
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +11,8 @@ import torch
 
 from pipelines.detect.config import load_run_config
 from preprocessing import slices
+from tests.shared import in_one_and_two_processes
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY = [
     "model.channels=[4,8,8]",
     "image_size=[32,32]",
@@ -403,33 +397,14 @@ if fabric.is_global_zero:
 def test_two_gloo_processes_learn_what_one_does(store, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    weights = []
-    for world in (1, 2):
-        run = tmp_path / str(world)
-        run.mkdir()
-        command = [str(script), str(store), str(run), str(world), *TINY]
-        if world == 1:  # the one process is this one
-            monkeypatch.setattr(sys, "argv", command)
-            runpy.run_path(str(script))
-        else:
-            done = subprocess.run(
-                [sys.executable, *command],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
-        weights.append(torch.load(run / "final.pt", weights_only=True))
+    for world in ("1", "2"):
+        (tmp_path / world).mkdir()
+
+    def arguments_of(world):
+        return [store, tmp_path / str(world), world, *TINY]
+
+    in_one_and_two_processes(script, arguments_of, monkeypatch)
+    weights = [torch.load(tmp_path / f"{world}/final.pt", weights_only=True) for world in (1, 2)]
     for key, one in weights[0].items():
         torch.testing.assert_close(
             weights[1][key], one, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
