@@ -65,6 +65,11 @@ def _constructor_fields(kind: type[AnomalyModel]) -> Fields:
     return fields
 
 
+def channels_of(config: RunConfig, recipe: Recipe) -> int:
+    """How many channels a network sees: those of a slice and of the slices around it."""
+    return len(recipe.suffixes) * (1 + len(config.around))
+
+
 def _sizes(config: RunConfig, fields: Fields, recipe: Recipe | None) -> dict[str, Any]:
     """The arguments that follow from the size of the slices and the channels of the scans."""
     sizes: dict[str, Any] = {}
@@ -73,7 +78,7 @@ def _sizes(config: RunConfig, fields: Fields, recipe: Recipe | None) -> dict[str
     if "around" in fields:
         sizes["around"] = config.around
     if recipe and "in_channels" in fields:
-        count = len(recipe.suffixes) * (1 + len(config.around))
+        count = channels_of(config, recipe)
         sizes["in_channels"] = count
         if config.model.get("in_channels", count) != count:
             what = ", ".join([*recipe.suffixes, *map(str, config.around)])

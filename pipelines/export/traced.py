@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import AnomalyModel
+from pipelines.detect.build import channels_of
 from pipelines.detect.run import Run
 from preprocessing.scans import InputError
 
@@ -35,11 +36,6 @@ class _Map(nn.Module):
     def forward(self, image: Tensor, brain: Tensor, place: Tensor) -> Tensor:
         assert isinstance(self.model, AnomalyModel)
         return self.model.anomaly_map(image, brain, place).float()
-
-
-def channels_of(run: Run) -> int:
-    """How many channels the network of a run sees."""
-    return len(run.recipe.suffixes) * (1 + len(run.config.around))
 
 
 def write_torchscript(run: Run, path: Path) -> None:
@@ -114,10 +110,11 @@ def samples(run: Run) -> list[Sample]:
     generator = torch.Generator().manual_seed(0)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
     away = torch.stack(axes).square().sum(0)
+    channels = channels_of(run.config, run.recipe)
     made: list[Sample] = []
     for radius, place in ((0.7, 60), (0.5, 100), (0.9, 20)):
         brain = (away < radius**2).float()[None, None]
-        image = torch.rand((1, channels_of(run), *size), generator=generator) * brain
+        image = torch.rand((1, channels, *size), generator=generator) * brain
         made.append((image, brain, torch.tensor([place if len(size) == 2 else 0])))
     return made
 

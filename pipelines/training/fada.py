@@ -25,16 +25,16 @@ from models.parts.pairs import (
 )
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import read_recipe
+from pipelines.detect.build import channels_of
 from pipelines.detect.run import Run
 from pipelines.training.data import Batches, SliceDataset
-from pipelines.training.loop import freeze_others, make_optimizer
+from pipelines.training.loop import freeze_others, make_optimizer, seed_step
 from pipelines.training.relearn import (
     Changed,
     awake,
     descend,
     gently,
     on,
-    seed_step,
     slices_of,
     trained_part,
 )
@@ -127,7 +127,7 @@ def coder_update(run: Run, part: AnomalyModel) -> Update:
     updates = part.updates(part.stages[-1])
     encoder = getattr(part, "encoder", None)
     first = next(iter(encoder.parameters()), None) if isinstance(encoder, nn.Module) else None
-    channels = len(run.recipe.suffixes) * (1 + len(run.config.around))
+    channels = channels_of(run.config, run.recipe)
     sees = first is not None and first.dim() > 1 and first.shape[1] == channels
     if len(updates) != 1 or not sees:
         raise InputError(

@@ -218,8 +218,7 @@ def train_epoch(
         batch = fabric.to_device(batch)
         if config.loop.channels_last and batch["image"].dim() == 4:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        # dropout: the same after a resume
-        torch.manual_seed(zlib.crc32(f"{config.loop.seed} {name} {epoch} {step}".encode()))
+        seed_step(config, name, epoch, step)  # the same after a resume
         for update, optimizer in zip(steps.updates, steps.wrapped, strict=True):
             if step % update.every:
                 continue
@@ -306,6 +305,11 @@ def tiles(rows: list[torch.Tensor]) -> torch.Tensor:
     """
     rows = [r if r.dim() == 4 else r[..., r.shape[-1] // 2] for r in rows]
     return torch.cat([torch.cat(list(r[:, 0].mT.flip(1)), dim=1) for r in rows]).clamp(0, 1)
+
+
+def seed_step(config: RunConfig, stage: str, epoch: int, step: int) -> None:
+    """Let dropout and sampling be the same in every run of a step."""
+    torch.manual_seed(zlib.crc32(f"{config.loop.seed} {stage} {epoch} {step}".encode()))
 
 
 def freeze_others(module: Any, update: Update) -> None:

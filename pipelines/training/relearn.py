@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipelines.detect.detector import Detector
 from pipelines.detect.run import Run
 from pipelines.training.data import Batches, SliceDataset
 from pipelines.training.fit import open_store
-from pipelines.training.loop import freeze_others, make_optimizer
+from pipelines.training.loop import freeze_others, make_optimizer, seed_step
 from preprocessing.scans import InputError
 
 Changed = tuple[Detector, dict[str, Any]]
@@ -230,11 +229,6 @@ def awake(model: nn.Module) -> None:
 def on(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device."""
     return {key: values.to(device) for key, values in batch.items()}
-
-
-def seed_step(config: RunConfig, what: str, epoch: int, step: int) -> None:
-    """Let dropout and sampling be the same in every run of a step."""
-    torch.manual_seed(zlib.crc32(f"{config.loop.seed} {what} {epoch} {step}".encode()))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: RunConfig) -> None:
