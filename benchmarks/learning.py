@@ -66,11 +66,12 @@ def components_of(run: Run, prepared: Prepared, lesion: np.ndarray | None) -> Co
     if lesion is not None:
         atlas_from_scan = inverse(prepared.scan_from_atlas)
         truth = carry_mask(lesion, prepared.grid, prepared.home, atlas_from_scan)
-    inside = np.bincount(label(marked, connectivity=3)[truth], minlength=1)
+    labels = label(marked, connectivity=3)
+    inside = np.bincount(labels[truth], minlength=1)
     strength: list[float] = []
     vectors: list[np.ndarray] = []
     hits: list[bool] = []
-    for found, features, number in described(native, marked, at, prepared.scan_from_atlas):
+    for found, features, number in described(native, labels, at, prepared.scan_from_atlas):
         covered = inside[number] if number < inside.size else 0
         strength.append(found["strength"])
         vectors.append(features.vector)

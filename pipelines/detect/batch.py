@@ -19,15 +19,14 @@ from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.cohort.store import fingerprint
-from pipelines.detect.gate import flags_of as unlike
-from pipelines.detect.gate import judge, refusal
+from pipelines.detect.gate import gate_flags, refusal
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.points import Point
 from pipelines.detect.report import COLUMNS, DICOM_FILES, Report, of_scan
 from pipelines.detect.run import Run, load_run
 from pipelines.detect.thumbnail import thumbnail
-from pipelines.detect.typical import compare_with, flags_of, own_features
+from pipelines.detect.typical import flags_of
 from pipelines.versions import __version__, shown_text
 from preprocessing.dicom import save_copy
 from preprocessing.files import (
@@ -185,10 +184,8 @@ def check_scan(scan: Scan, run: Run) -> tuple[list[str], str]:
         return [], cli.error_sentence(error)
     if not run.typical:
         return ["the run is of an older version and does not describe its training scans"], ""
-    own = own_features(run.typical, prepared)
-    rows = compare_with(run.typical, own)
-    gate = judge(run.typical, own)
-    flags = (*prepared.flags, *unlike(gate), *flags_of(rows))
+    rows, gate = run.compared(prepared)
+    flags = (*prepared.flags, *gate_flags(gate), *flags_of(rows))
     lines = [f"flag: {flag}" for flag in flags]
     if gate:
         lines.append(f"as a whole: {gate.verdict}, p {gate.p_value:.3g}")

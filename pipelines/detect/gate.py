@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -23,6 +24,9 @@ FLAT = 1e-9  # a spread below that share of the value is rounding
 TOLERANCE = 0.02  # of its value: how far a feature that never varied may lie without a word
 
 
+Verdict = Literal["scored", "scored with warning"]
+
+
 class Gate(BaseModel):
     """How like the run's own healthy scans a scan is as a whole.
 
@@ -31,7 +35,7 @@ class Gate(BaseModel):
     the features that bring most of it.
     """
 
-    verdict: str
+    verdict: Verdict
     p_value: float
     distance: float
     because: list[str]
@@ -90,7 +94,7 @@ def judge(typical: Typical, features: Mapping[str, float]) -> Gate | None:
     )
 
 
-def flags_of(gate: Gate | None) -> list[str]:
+def gate_flags(gate: Gate | None) -> list[str]:
     """A sentence for a scan that is unlike the run's own."""
     if gate is None or not gate.because:
         return []

@@ -184,15 +184,14 @@ def features_of(
 
 
 def described(
-    native: NativeMap, marked: np.ndarray, at: Point, scan_from_atlas: Map
+    native: NativeMap, labels: np.ndarray, at: Point, scan_from_atlas: Map
 ) -> list[tuple[dict[str, Any], Features, int]]:
-    """Each component of `marked`, strongest first, with its features and scikit-image's label."""
+    """Each marked component, strongest first, with its features and its number in `labels`."""
     affine = native.grid.affine
     atlas_from_scan = inverse(scan_from_atlas)
-    labels = label(marked, connectivity=3)
     boxes = find_objects(labels)
     rows: list[tuple[dict[str, Any], Features, int]] = []
-    for found in components(marked, native.map, affine, at.voxel, at.strength):
+    for found in components(labels > 0, native.map, affine, at.voxel, at.strength):
         number = int(labels[tuple(found["peak_voxel"])])
         box = boxes[number - 1]
         corner = [side.start for side in box]
@@ -213,7 +212,7 @@ def recall(
     labels = label(marked, connectivity=3)
     vectors = memory.vectors
     taken: list[Taken] = []
-    for found, features, number in described(native, marked, at, scan_from_atlas):
+    for found, features, number in described(native, labels, at, scan_from_atlas):
         alike = likeness(features.vector, vectors)
         damped = found["strength"] * damping(alike)
         if damped > level or damped == found["strength"]:

@@ -22,8 +22,7 @@ from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, to_native
-from pipelines.detect.gate import flags_of as unlike
-from pipelines.detect.gate import judge
+from pipelines.detect.gate import Gate, gate_flags, judge
 from pipelines.detect.listing import FINISHED
 from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.memory import Memory, Recalled, read_memory, recall
@@ -165,12 +164,7 @@ class Run:
 
         The report names files by their way from `root`, the folder that came in.
         """
-        likeness: list[Compared] = []
-        gate = None
-        if self.typical:
-            own = own_features(self.typical, prepared)
-            likeness = compare_with(self.typical, own)
-            gate = judge(self.typical, own)
+        likeness, gate = self.compared(prepared)
         native = self.detector.map(prepared)
         marked, recalled = self.marked(native, at, prepared.scan_from_atlas)
         remembered = recalled.flags if recalled else []
@@ -199,7 +193,7 @@ class Run:
             brain_mask=prepared.brain_method,
             flags=[
                 *prepared.flags,
-                *unlike(gate),
+                *gate_flags(gate),
                 *flags_of(likeness),
                 *self.learned_flags,
                 *remembered,
@@ -211,6 +205,16 @@ class Run:
         )
         mask = like_scan(marked.astype(np.uint8), prepared)
         return Detection(mask, like_scan(native.map, prepared), report)
+
+    def compared(self, prepared: Prepared) -> tuple[list[Compared], Gate | None]:
+        """How like the run's own scans one is, feature by feature and as a whole.
+
+        Nothing of either for a run of 0.1.0, which does not describe its scans.
+        """
+        if not self.typical:
+            return [], None
+        own = own_features(self.typical, prepared)
+        return compare_with(self.typical, own), judge(self.typical, own)
 
     def marked(
         self, native: NativeMap, at: Point, scan_from_atlas: Map

@@ -9,7 +9,7 @@ lesions anywhere, and MOST_NEAR of those where the memory is, which must not be 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Loss:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return asdict(self)
 
 
 def unseen_healthy(run: Run, data: Path) -> list[Case]:

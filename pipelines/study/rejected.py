@@ -8,6 +8,7 @@ without a column `value` holds rejected findings alone.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,24 +62,25 @@ def read_opinions(source: Path, results: Collection[str]) -> Opinions:
     if lacking:
         raise InputError(f"{path}: no column '{lacking[0]}'; expected {', '.join(NEEDED)}.")
 
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     rejected: list[Entry] = []
     confirmed: set[str] = set()
     for row in that_count(rows):
         value = row.get("value", "false")
         if row.get("run_digest") and row["run_digest"] not in results:
-            _count(left_out, "of a result of another run")
+            left_out["of a result of another run"] += 1
         elif value == "false":
             rejected.append(_entry(row, path))
         elif value == "true":
             confirmed.add(row["study"])
         else:
-            _count(left_out, "unsure")
+            left_out["unsure"] += 1
     subjects = {row["study"]: row.get("subject", "") for row in rows}
     known = [_confirmed(path.parent, study, subjects[study]) for study in sorted(confirmed)]
     usable = [row for row in known if row]
-    for _ in range(len(known) - len(usable)):
-        _count(left_out, "confirmed in a scan whose truth is not known as a whole")
+    if len(usable) < len(known):
+        unknown = "confirmed in a scan whose truth is not known as a whole"
+        left_out[unknown] = len(known) - len(usable)
     return Opinions(rejected, usable, left_out)
 
 
@@ -165,7 +167,3 @@ def beside(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]
 
 def _unquoted(row: Row) -> Row:
     return {key: text[1:] if text.startswith(QUOTED) else text for key, text in row.items()}
-
-
-def _count(counts: dict[str, int], what: str) -> None:
-    counts[what] = counts.get(what, 0) + 1

@@ -6,7 +6,6 @@ it. Each scan is shifted as its file is, and prepared and scored anew, as `make 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from tqdm import tqdm
 
 from evaluation.shifts import SEVERITIES, SHIFTS, Head
 from pipelines.cohort.cases import Case, load, read_cases
+from pipelines.detect.gate import Verdict
 from pipelines.detect.run import Run
-from preprocessing.files import write_json
+from preprocessing.files import read_json, write_json
 from preprocessing.images import Grid, read_image
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.resample import carry_mask
@@ -31,7 +31,6 @@ from preprocessing.warp import carry, inverse
 
 NONE = "no shift"
 BETWEEN_VENTRICLES = (0.0, -18.0, 12.0)  # mm of the atlas
-Verdict = Literal["scored", "scored with warning", "not scored"]
 
 
 class Row(BaseModel):
@@ -44,7 +43,7 @@ class Row(BaseModel):
     scan: str
     shift: str
     severity: int
-    verdict: Verdict
+    verdict: Verdict | Literal["not scored"]
     reason: str = ""
     score: float | None = None
     marked_ml: float | None = None
@@ -95,8 +94,8 @@ def earlier_rows(path: Path, about: dict[str, str], seed: int) -> list[Row]:
     """The rows of an earlier call; none where it was of other runs or another seed."""
     if not path.is_file():
         return []
+    stored = read_json(path)
     try:
-        stored = json.loads(path.read_text())
         same = (stored["runs"], stored["seed"]) == (about, seed)
         return [Row(**row) for row in stored["rows"]] if same else []
     except (ValueError, KeyError, TypeError):
@@ -143,7 +142,7 @@ def scored(name: str, run: Run, scan: Scan, prepared: Prepared, about: dict[str,
     return Row(
         run=name,
         **about,
-        verdict="scored with warning" if report.gate and report.gate.because else "scored",
+        verdict=report.gate.verdict if report.gate else "scored",
         reason=", ".join(report.gate.because) if report.gate else "",
         score=report.score,
         marked_ml=report.anomalous_mm3 / 1000,

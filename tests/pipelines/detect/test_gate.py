@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import mahalanobis
 
-from pipelines.detect.gate import ALPHA, fit, flags_of, judge
+from pipelines.detect.gate import ALPHA, fit, gate_flags, judge
 from pipelines.detect.points import Point, promise_for
 from pipelines.detect.typical import Typical
 
@@ -54,10 +54,10 @@ def test_a_shift_of_one_feature_is_seen_and_named():
     gate = judge(typical_of(rows), of_scan(own))
     assert (gate.verdict, gate.p_value) == ("scored with warning", round(1 / 21, 4))
     assert gate.because[0] == "mean intensity"
-    (said,) = flags_of(gate)
+    (said,) = gate_flags(gate)
     assert "as a whole unlike the training scans (p 0.048" in said
     plain = judge(typical_of(rows), of_scan(rows.mean(0)))
-    assert (plain.verdict, plain.because, flags_of(plain)) == ("scored", [], [])
+    assert (plain.verdict, plain.because, gate_flags(plain)) == ("scored", [], [])
 
 
 def test_a_correlation_that_is_broken_is_seen_though_each_feature_is_within_its_range():

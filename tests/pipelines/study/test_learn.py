@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy.stats import binom
+from skimage.measure import label
 
 from pipelines.cohort.cases import load, read_cases
 from pipelines.detect.batch import result_digest
@@ -153,8 +154,8 @@ def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
     cases = [case for case in read_cases(data) if case.label == "healthy"][5:8]
     for number, (scan, _, _) in enumerate(planted(cases, Memory(), 240, 0)):
         native = parent.detector.map(scan)
-        marked = cut(native, at, parent.config.postprocess)
-        for found, features, _ in described(native, marked, at, scan.scan_from_atlas)[:2]:
+        labels = label(cut(native, at, parent.config.postprocess), connectivity=3)
+        for found, features, _ in described(native, labels, at, scan.scan_from_atlas)[:2]:
             row = {"study": f"s{number}", "strength": found["strength"]}
             row |= features.model_dump(exclude={"place_mm"})
             rows += [row | {"peak_atlas_mm": ",".join(map(str, features.place_mm))}]
