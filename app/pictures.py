@@ -67,7 +67,8 @@ def key_slices(layers: Layers, report: dict[str, Any]) -> list[KeySlice]:
 
 def three_planes(layers: Layers, report: dict[str, Any]) -> Image.Image:
     """The planes through the strongest peak: axial, and beside it coronal above sagittal."""
-    voxel = spots(report)[0][0] if spots(report) else [n // 2 for n in layers.scan.shape]
+    strongest = spots(report)
+    voxel = strongest[0][0] if strongest else [n // 2 for n in layers.scan.shape]
     parts: dict[int, Image.Image] = {}
     for world, side in ((AXIAL, 2 * SIDE), (CORONAL, SIDE), (SAGITTAL, SIDE)):
         index = voxel[array_axis(layers.scan.affine, world)]

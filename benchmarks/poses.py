@@ -42,7 +42,6 @@ SETS = {
     ("lgg_flair", "flair"): "*/*_FLAIR.nii.gz",
 }
 RIGHT = "right"
-NUMBER = "over_others"  # of a row that was measured
 FEWEST = 5  # heads, below which no spread is estimated
 WRONG = {
     "back to front": np.diag([1.0, -1, 1, 1]),
@@ -107,7 +106,8 @@ def expected(rows: Sequence[Row], limit: float) -> Row:
     """
     found: Row = {}
     for name, is_right in ((RIGHT, True), ("wrong", False)):
-        own = [r["over_others"] for r in rows if (r["pose"] == RIGHT) == is_right and NUMBER in r]
+        known = [r for r in rows if (r["pose"] == RIGHT) == is_right]
+        own = [r["over_others"] for r in known if "over_others" in r]
         if len(own) < FEWEST:
             found[name] = None
             continue
