@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     arguments = parser.parse_args()
     run = load_run(run_folder(arguments.run), "cpu")
-    cases = [*unseen_healthy(run, arguments.data), *healthy_test_cases(arguments.data)]
+    cases = [*unseen_healthy(run, arguments.data), *healthy_test_cases([run], arguments.data)]
     scans = scans_of(run, cases)
     asked = {"wrong": arguments.wrong, "draws": arguments.draws}
     curves: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pipelines import cli
@@ -35,9 +36,9 @@ def main(arguments: argparse.Namespace) -> int:
     out = cli.writable_folder(arguments.out or loaded[0].folder / "stress" / data.name)
     asked = Asked(
         runs,
-        healthy_test_cases(data, arguments.scans),
+        healthy_test_cases(loaded, data, arguments.scans),
         shifts,
-        {name: healthy_test_cases(folder, arguments.scans) for name, folder in sites.items()},
+        {name: healthy_test_cases(loaded, site, arguments.scans) for name, site in sites.items()},
         arguments.seed,
     )
 
@@ -46,6 +47,9 @@ def main(arguments: argparse.Namespace) -> int:
     write_json(out / "summary.json", table)
     write_atomic(out / "index.html", stress_page(asked, rows, table))
     print(f"look at {out / 'index.html'}")
+    if all(row.score is None for row in rows):
+        print(f"error: no scan could be scored: {rows[0].reason}", file=sys.stderr)
+        return cli.NOTHING_DONE
     return cli.OK
 
 

@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from evaluation.shifts import SEVERITIES, SHIFTS, Head
-from pipelines.cohort.cases import Case, load, read_cases
+from pipelines.cohort.cases import Case, load
 from pipelines.detect.gate import Verdict
 from pipelines.detect.run import Run
+from pipelines.study.evaluate import cases_to_test
 from preprocessing.files import read_json, write_json
 from preprocessing.images import Grid, read_image
 from preprocessing.prepare import Prepared, prepare
@@ -65,12 +66,19 @@ class Asked:
     seed: int = 0
 
 
-def healthy_test_cases(data: Path, most: int | None = None) -> list[Case]:
-    """The healthy test scans of a cohort, at most so many; InputError where there is none."""
-    cases = [c for c in read_cases(data) if c.split == "test" and c.label == "healthy"]
-    if not cases:
+def healthy_test_cases(runs: Sequence[Run], data: Path, most: int | None = None) -> list[Case]:
+    """The healthy test scans of a cohort for all of some runs, at most so many.
+
+    InputError where there is none, and as `cases_to_test`: no run has learned from a test scan, and
+    the scans were prepared as the runs' own.
+    """
+    kept: dict[str, Case] = {}
+    for number, run in enumerate(runs):
+        own = {c.id: c for c in cases_to_test(run, data) if c.label == "healthy"}
+        kept = {name: own[name] for name in (kept if number else own) if name in own}
+    if not kept:
         raise InputError(f"{data / 'scans.tsv'}: no healthy scan in split 'test'.")
-    return cases[:most]
+    return list(kept.values())[:most]
 
 
 def stress(asked: Asked, out: Path) -> list[Row]:

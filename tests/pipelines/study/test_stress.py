@@ -1,6 +1,7 @@
 """Healthy scans under shift: what is written, what is gated, what is not measured twice."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from evaluation import shifts
 from pipelines.cohort.cases import load
+from pipelines.detect.run import load_run, read_history, seal, write_history
 from pipelines.study import stress
 from pipelines.study.stress import NONE, Row, summary
 from preprocessing.scans import ScanError
@@ -34,7 +36,7 @@ def test_shifted_scans_are_scored_or_refused_and_not_measured_twice(
     cohort, tiny_run, command, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(stress, "SEVERITIES", MILD)
-    (case,) = stress.healthy_test_cases(cohort)
+    (case,) = stress.healthy_test_cases([load_run(tiny_run)], cohort)
     kept = load(case)
     answers = iter((kept, replace(kept, image=kept.image + 0.05 * kept.brain), ScanError(REFUSED)))
 
@@ -63,6 +65,22 @@ def test_shifted_scans_are_scored_or_refused_and_not_measured_twice(
     assert command("stress", *asked, "--shifts", "noise,wrong orientation").code == 0
     error = command("stress", *asked, "--shifts", "nose").error
     assert "unknown shift 'nose'" in error and "did you mean 'noise'" in error
+
+
+def test_what_a_run_has_learned_from_or_was_prepared_otherwise_is_refused(
+    cohort, tiny_run, command, tmp_path
+):
+    own = shutil.copytree(tiny_run, tmp_path / "run")
+    (case,) = stress.healthy_test_cases([load_run(own)], cohort)
+    write_history(own, read_history(own) | {"digests": [case.digest]})
+    error = command("stress", "--run", own, "--data", cohort, "--out", tmp_path / "a").error
+    assert "test scan 'head' is an image that" in error
+    recipe = (tiny_run / "recipe.yaml").read_text()
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    (other / "recipe.yaml").write_text(recipe.replace("high: 95.0", "high: 99.0"))
+    seal(other)
+    error = command("stress", "--run", other, "--data", cohort, "--out", tmp_path / "b").error
+    assert "preprocessed with another" in error
 
 
 def test_a_head_goes_through_a_file_as_it_is(tmp_path):
