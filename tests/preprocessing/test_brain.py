@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from preprocessing import background, brain
 
@@ -102,6 +103,26 @@ def test_a_brain_cut_by_the_field_of_view_keeps_its_last_slice():
     mask[8:32, 8:32, 0:20] = True
     opened = brain.tidy(mask, opening=3)
     assert opened[15, 15, 0] and opened[:, :, 0].sum() == opened[:, :, 5].sum()
+
+
+@pytest.mark.parametrize("opening", [1, 3, 6])
+def test_an_opening_is_by_balls_of_whole_voxels(opening):
+    rng = np.random.default_rng(opening)
+    field = ndimage.gaussian_filter(rng.normal(size=(44, 40, 36)), 3)
+    mask = field > np.quantile(field, 0.2)
+    inside = np.pad(mask, 1, mode="edge")
+    core = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1] > opening
+    labels, _ = ndimage.label(core)
+    piece = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    grown = mask & (ndimage.distance_transform_edt(~piece) <= opening + 2)
+    labels, _ = ndimage.label(grown)
+    wanted = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+    assert wanted.any()
+    np.testing.assert_array_equal(brain.tidy(mask, opening), wanted)
+
+
+def test_a_mask_that_fills_the_array_stays():
+    assert brain.tidy(np.ones((19, 19, 19), bool), opening=6).all()
 
 
 def test_a_background_of_nan_gets_a_value_of_its_own():

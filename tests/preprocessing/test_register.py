@@ -110,6 +110,24 @@ def test_to_1_mm_is_linear_and_keeps_its_place():
     assert new.dataobj[tuple(voxel)] == pytest.approx(2 * i - 3 * j + 5 * k, abs=1e-2)
 
 
+@pytest.mark.parametrize("nearest", [False, True])
+def test_resampling_is_that_of_ants_to_the_bit(nearest):
+    rng = np.random.default_rng(0)
+    for spacing in (1.0, 3.0, 7.3):
+        affine = np.eye(4)
+        turn = Rotation.random(random_state=rng).as_matrix()
+        affine[:3, :3] = turn * rng.uniform(0.4, 6, 3)
+        affine[:3, 3] = rng.uniform(-90, 90, 3)
+        data = rng.normal(0, 100, rng.integers(8, 40, 3)).astype(np.float32)
+        new = register._coarse(data, affine, spacing, nearest)
+        of_ants = ants.resample_image(
+            register.to_ants(data, affine), (spacing,) * 3, False, int(nearest)
+        )
+        np.testing.assert_array_equal(new.numpy(), of_ants.numpy())
+        np.testing.assert_array_equal(new.direction, of_ants.direction)
+        assert (new.spacing, new.origin) == (of_ants.spacing, of_ants.origin)
+
+
 def test_a_sheared_affine_is_straightened_without_moving_anything():
     data = np.zeros((30, 34, 20), np.float32)
     data[14:18, 15:20, 9:12] = 100
