@@ -18,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 TAGS = (
     "SeriesInstanceUID",
     "Modality",
+    "BodyPartExamined",
     "PatientID",
     "SeriesDescription",
     "ProtocolName",
@@ -30,6 +31,8 @@ WORDS = (
     ("t1", r"t1|mp2?rage|bravo|spgr|fspgr"),
     ("t2", r"t2"),
 )
+HEAD = r"head|brain|skull|cran|cereb|neuro"
+CHEST = r"chest|thora|lung|pulm"
 # ms: short echo and repetition weigh by T1; a long echo by T2, and FLAIR inverts at about 2 s
 SHORT_ECHO = 30
 LONG_ECHO = 60
@@ -76,13 +79,20 @@ def _read(path: Path) -> Dataset:
 
 
 def guess(data: Dataset) -> str:
-    """The modality that a header looks like: "ct", "t1", "t2", "flair" or ""."""
+    """The modality that a header looks like: "ct", "chest_ct", "t1", "t2", "flair" or "".
+
+    A body part that is named and is no head gives "", a chest in CT apart. Where none is named, the
+    description of the series may name a chest.
+    """
     modality = str(data.get("Modality") or "")
+    text = f"{data.get('SeriesDescription', '')} {data.get('ProtocolName', '')}".lower()
+    part = str(data.get("BodyPartExamined") or "").lower()
+    if modality == "CT" and re.search(CHEST, part or text):
+        return "chest_ct"
+    if modality not in ("CT", "MR") or (part and not re.search(HEAD, part)):
+        return ""
     if modality == "CT":
         return "ct"
-    if modality != "MR":
-        return ""
-    text = f"{data.get('SeriesDescription', '')} {data.get('ProtocolName', '')}".lower()
     for name, words in WORDS:
         if re.search(words, text):
             return name

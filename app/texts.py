@@ -261,9 +261,9 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "Dieser Server macht kein PDF: die Seite drucken und dort PDF wählen.",
         "Ce serveur ne fait pas de PDF : imprimez la page et choisissez PDF.",
     ),
-    "Comparison of a scan with healthy brains": (
-        "Vergleich einer Aufnahme mit gesunden Gehirnen",
-        "Comparaison d’un examen avec des cerveaux sains",
+    "Comparison with healthy scans": (
+        "Vergleich mit gesunden Aufnahmen",
+        "Comparaison avec des examens sains",
     ),
     "Patient and scan": ("Patient und Aufnahme", "Patient et examen"),
     "Date of birth": ("Geburtsdatum", "Date de naissance"),

@@ -224,6 +224,11 @@ def test_a_file_that_lies_about_its_size_is_not_unpacked_beyond_it(tmp_path):
     ("fields", "expected"),
     [
         ({"Modality": "CT"}, "ct"),
+        ({"Modality": "CT", "BodyPartExamined": "HEAD", "SeriesDescription": "thorax"}, "ct"),
+        ({"Modality": "CT", "BodyPartExamined": "CHEST"}, "chest_ct"),
+        ({"Modality": "CT", "SeriesDescription": "Thorax 1.0 Br64"}, "chest_ct"),
+        ({"Modality": "CT", "BodyPartExamined": "ABDOMEN"}, ""),
+        ({"Modality": "MR", "BodyPartExamined": "KNEE", "SeriesDescription": "t1 sag"}, ""),
         ({"Modality": "MR", "SeriesDescription": "Sag 3D T2 FLAIR"}, "flair"),
         ({"Modality": "MR", "ProtocolName": "t1_mprage_sag"}, "t1"),
         ({"Modality": "MR", "SeriesDescription": "ax t2 tse"}, "t2"),
