@@ -146,6 +146,8 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "subdural": ("subdural", "sous-dural"),
     "stroke": ("Schlaganfall", "AVC"),
     "bone": ("Knochen", "os"),
+    "lung": ("Lunge", "poumon"),
+    "mediastinum": ("Mediastinum", "médiastin"),
     "automatic": ("automatisch", "automatique"),
     "Tools": ("Werkzeuge", "Outils"),
     "Crosshair": ("Fadenkreuz", "Réticule"),

@@ -5,12 +5,16 @@ import { outline, recut } from "./recut.js";
 
 const { Niivue, NVImage, DRAG_MODE, SLICE_TYPE } = globalThis.niivue;
 
-// Centre and width in HU, as radiologists set them.
+// Centre and width in HU, as radiologists set them, by modality; the first is shown first.
+const BONE = [480, 2500];
 const WINDOWS = {
-  [t("brain")]: [40, 80],
-  [t("subdural")]: [75, 215],
-  [t("stroke")]: [40, 40],
-  [t("bone")]: [480, 2500],
+  ct: {
+    [t("brain")]: [40, 80],
+    [t("subdural")]: [75, 215],
+    [t("stroke")]: [40, 40],
+    [t("bone")]: BONE,
+  },
+  chest_ct: { [t("lung")]: [-600, 1500], [t("mediastinum")]: [40, 400], [t("bone")]: BONE },
 };
 const PLANES = {
   axial: SLICE_TYPE.AXIAL,
@@ -63,7 +67,7 @@ const WEAK = -Infinity;
 export const nv = new Niivue(OPTIONS);
 export const layers = { scan: null, map: null, mask: null };
 const report = data.report;
-const isCt = (data.study.modality || data.study.guess) === "ct";
+const windows = WINDOWS[data.study.modality || data.study.guess]; // none for MR
 let other = null; // the viewer of the reconstruction
 let stored = null; // voxels of the mask as the report has it
 let marked = null; // voxels of the mask as it is cut
@@ -207,12 +211,12 @@ function showCut(cut) {
 
 function chooseWindow() {
   const choice = byId("window");
-  if (!isCt) {
+  if (!windows) {
     choice.replaceChildren(new Option(t("automatic"), "auto"));
     robust();
     return;
   }
-  for (const [name, [centre, width]] of Object.entries(WINDOWS)) {
+  for (const [name, [centre, width]] of Object.entries(windows)) {
     choice.append(new Option(`${name} ${centre}/${width}`, `${centre},${width}`));
   }
   applyWindow(choice.value);
@@ -279,7 +283,7 @@ function showLocation(location) {
   const [x, y, z] = location.mm;
   const parts = [`x ${x.toFixed(0)}, y ${y.toFixed(0)}, z ${z.toFixed(0)} mm`];
   const [scan, map] = location.values;
-  if (scan) parts.push(`${t("scan")} ${short(scan.value)}${isCt ? " HU" : ""}`);
+  if (scan) parts.push(`${t("scan")} ${short(scan.value)}${windows ? " HU" : ""}`);
   if (map && layers.map) parts.push(`${t("map")} ${short(map.value)}`);
   byId("location").textContent = parts.join(" · ");
   if (other?.volumes.length) follow(other, location.mm);
