@@ -146,7 +146,6 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "subdural": ("subdural", "sous-dural"),
     "stroke": ("Schlaganfall", "AVC"),
     "bone": ("Knochen", "os"),
-    "lung": ("Lunge", "poumon"),
     "mediastinum": ("Mediastinum", "médiastin"),
     "automatic": ("automatisch", "automatique"),
     "Tools": ("Werkzeuge", "Outils"),

@@ -34,6 +34,7 @@ CHECKS = {  # the name of a check of preprocessing, and the feature's
     "overlap with the atlas brain, affine (Dice)": "overlap with the atlas brain, affine",
     "likeness to a brain (mutual information with the atlas, affine)": "likeness to the atlas",
 }
+SHADING = ("left to right", "back to front", "feet to head", "middle to rim")  # of atlas space
 LAPLACE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
 
 
@@ -97,6 +98,28 @@ def sharpness(prepared: Prepared) -> float:
     return float(np.median(np.hypot(*steps)) / scale)
 
 
+def shading(prepared: Prepared) -> dict[str, float]:
+    """How much brighter one half of the brain is than the other, along `SHADING`, by name.
+
+    Differences of medians over the median of the brain; halves lie about the brain's middle, those
+    of the last at half of the voxels. A lesion hardly moves a median, a bias field does.
+    """
+    values = prepared.channels[0][prepared.brain]
+    middle = float(np.median(values)) if values.size else 0.0
+    if middle == 0:
+        return {}
+    places = np.argwhere(prepared.brain) * np.array(prepared.grid.spacing)
+    away = places - places.mean(axis=0)
+    ways = [*away.T, ((away / away.std(axis=0)) ** 2).sum(axis=1)]
+    ways[-1] -= np.median(ways[-1])
+    found: dict[str, float] = {}
+    for name, way in zip(SHADING, ways, strict=True):
+        halves = values[way > 0], values[way <= 0]
+        if min(half.size for half in halves):
+            found[f"shading, {name}"] = float(np.median(halves[0]) - np.median(halves[1])) / middle
+    return found
+
+
 def features_of(
     prepared: Prepared, checks: Sequence[Mapping[str, Any]], healthy: np.ndarray
 ) -> dict[str, float]:
@@ -118,6 +141,7 @@ def features_of(
         "noise": noise(prepared),
         "sharpness": sharpness(prepared),
         DISTANCE: _distance(histogram(prepared), healthy),
+        **shading(prepared),
     }
     for check in checks:
         if check["name"] in CHECKS and check["value"] is not None:

@@ -26,6 +26,7 @@ from pipelines.study.evaluate import cases_to_test
 from preprocessing.files import read_json, write_json
 from preprocessing.images import Grid, read_image
 from preprocessing.prepare import Prepared, prepare
+from preprocessing.recipe import Recipe
 from preprocessing.resample import carry_mask
 from preprocessing.scans import InputError, Scan, ScanError
 from preprocessing.warp import carry, inverse
@@ -126,21 +127,31 @@ def of_scan(asked: Asked, case: Case, shift: str, severity: int) -> list[Row]:
     """The rows of one shifted scan, one for each run."""
     about = {"scan": case.id, "shift": shift, "severity": severity}
     recipe = next(iter(asked.runs.values())).recipe
+    try:
+        scan, prepared = shifted(case, shift, severity, asked.seed, recipe)
+    except ScanError as error:
+        reason = str(error).partition(": ")[2]
+        refused = about | {"verdict": "not scored", "reason": reason}
+        return [Row(run=name, **refused) for name in asked.runs]
+    return [scored(name, run, scan, prepared, about) for name, run in asked.runs.items()]
+
+
+def shifted(
+    case: Case, shift: str, severity: int, seed: int, recipe: Recipe
+) -> tuple[Scan, Prepared]:
+    """A case's raw scan under a shift of `SHIFTS`, prepared anew; as it is for any other name.
+
+    The shift's random numbers depend on seed, scan and shift. ScanError where preparing refuses it.
+    """
     with tempfile.TemporaryDirectory(prefix="norma-stress-") as folder:
-        try:
-            image = case.image
-            if shift in SHIFTS:
-                image = Path(folder) / f"{case.id}.nii"
-                digest = sha256(f"{asked.seed} {case.id} {shift}".encode()).digest()
-                rng = np.random.default_rng(list(digest))
-                write_head(SHIFTS[shift](head_of(case), severity, rng), image)
-            scan = Scan(case.id, image, case.subject)
-            prepared = prepare(scan, recipe)
-        except ScanError as error:
-            reason = str(error).partition(": ")[2]
-            refused = about | {"verdict": "not scored", "reason": reason}
-            return [Row(run=name, **refused) for name in asked.runs]
-        return [scored(name, run, scan, prepared, about) for name, run in asked.runs.items()]
+        image = case.image
+        if shift in SHIFTS:
+            image = Path(folder) / f"{case.id}.nii"
+            digest = sha256(f"{seed} {case.id} {shift}".encode()).digest()
+            rng = np.random.default_rng(list(digest))
+            write_head(SHIFTS[shift](head_of(case), severity, rng), image)
+        scan = Scan(case.id, image, case.subject)
+        return scan, prepare(scan, recipe)
 
 
 def scored(name: str, run: Run, scan: Scan, prepared: Prepared, about: dict[str, Any]) -> Row:
