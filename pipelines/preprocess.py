@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
         register.load_atlas(recipe.template, recipe.grid)
 
     source = existing_input(Path(arguments.input or demo_table(arguments.seed, modality)))
-    own_folder = arguments.input or modality == "chest_ct"
+    own_folder = arguments.input or modality != "t1"
     default = Path("work") / modality if own_folder else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
     given = list_input(source, recipe.name, out, arguments.seed, recipe.limits.max_gb)
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--input",
-        help="BIDS folder, folder of scans or DICOM, table, datalist; without it the demo cohort",
+        help="BIDS folder, folder of scans or DICOM, table, datalist; without it virtual scans "
+        "(t1, chest_ct, fundus)",
     )
     p.add_argument(
         "--modality",

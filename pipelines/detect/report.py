@@ -156,6 +156,11 @@ class Report(BaseModel):
         return self.status == "scored"
 
     @property
+    def of_lungs(self) -> bool:
+        """Whether the scan is a chest CT, in which there is no brain."""
+        return any(check.name == "lung volume" for check in self.checks)
+
+    @property
     def largest(self) -> Component | None:
         """The component of the largest volume; None where nothing is marked."""
         return max(self.components, key=lambda found: found.volume_mm3, default=None)

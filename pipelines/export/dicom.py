@@ -37,7 +37,7 @@ from preprocessing.scans import Scan, ScanError
 
 log = logging.getLogger("norma")
 KINDS = ("mask", "map", "report")
-FORMAT = 1  # raise when the files of the same result change
+FORMAT = 2  # raise when the files of the same result change
 
 
 def write_all(scans: Sequence[Scan], job: Job, executor: str = "", workers: int = 1) -> int:

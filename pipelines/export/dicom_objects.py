@@ -28,6 +28,7 @@ SERIES_NUMBERS = {"mask": 9001, "map": 9002, "report": 9003}
 CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 LESION = Code("52988006", "SCT", "Lesion")
 BRAIN = Code("12738006", "SCT", "Brain")
+LUNG = Code("39607008", "SCT", "Lung")
 PROCEDURES = {
     "CT": Code("77477000", "SCT", "Computed Tomography"),
     "MR": Code("113091000", "SCT", "Magnetic Resonance Imaging"),
@@ -74,6 +75,11 @@ class Result:
         }
 
     @property
+    def organ(self) -> Code:
+        """What was looked at: the lungs of a chest CT, else the brain."""
+        return LUNG if self.report.of_lungs else BRAIN
+
+    @property
     def parameters(self) -> dict[str, str]:
         """What the algorithm was invoked with."""
         report = self.report
@@ -101,7 +107,7 @@ def segmentation(result: Result) -> Dataset:
             algorithm_identification=found,
             tracking_uid=result.uid(f"tracking {old}"),
             tracking_id=_name(old, result.report),
-            anatomic_regions=[BRAIN],
+            anatomic_regions=[result.organ],
         )
         segment.SegmentDescription = f"{_summary(old, result.report)}. {NOTICE}"
         descriptions.append(segment)
@@ -144,7 +150,8 @@ def parametric_map(result: Result) -> Dataset:
         content_description=f"Norma anomaly map ({SHORT_NOTICE})",
         **result.filed("map"),
     )
-    made.BodyPartExamined = "BRAIN"  # unpaired, so that no laterality is asked for
+    # unpaired, so that no laterality is asked for
+    made.BodyPartExamined = "CHEST" if result.report.of_lungs else "BRAIN"
     return made
 
 
@@ -188,7 +195,7 @@ def _groups(result: Result, mask: Dataset | None) -> Iterator[Group]:
     shared: dict[str, Any] = {
         "finding_type": LESION,
         "finding_category": CATEGORY,
-        "finding_sites": [sr.FindingSite(BRAIN)],
+        "finding_sites": [sr.FindingSite(result.organ)],
         "algorithm_id": sr.AlgorithmIdentification(
             name=f"Norma {report.model}",
             version=__version__,

@@ -68,6 +68,9 @@ def exported_point(run: Run) -> Point:
         "it is of pictures, and a bundle holds scans in the space of an atlas": (
             run.recipe.modality == "picture"
         ),
+        "it is of chests, and a bundle holds scans in the space of the brain's atlas": (
+            run.recipe.modality == "chest_ct"
+        ),
         "its network sees patches, which the bundle's scoring does not know": (
             run.config.patch_size is not None
         ),

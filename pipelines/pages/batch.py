@@ -95,7 +95,7 @@ def batch_page(reports: Sequence[Report], out: Path) -> str:
         title=f"{len(reports)} scan{'' if len(reports) == 1 else 's'}{by_run}",
         promise=_promise(scored),
         notice=NOTICE,
-        lobes=not any(_in_lungs(report) for report in scored),
+        lobes=not any(report.of_lungs for report in scored),
     )
 
 
@@ -109,11 +109,6 @@ def _promise(scored: Sequence[Report]) -> str:
     if text and unlike:
         text += f" Not promised for {len(unlike)} of the {len(scored)} scans: see their flags."
     return text
-
-
-def _in_lungs(report: Report) -> bool:
-    """Whether a scan is a chest CT, in which no lobes of a brain are named."""
-    return any(check.name == "lung volume" for check in report.checks)
 
 
 def _row(report: Report, out: Path) -> dict[str, Any]:

@@ -426,6 +426,16 @@ def test_settings_that_do_not_exist(command, brain_t1, tmp_path, arguments, mess
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("modality", ["ct", "t2", "flair", "picture", "t1+flair"])
+def test_a_modality_without_virtual_scans_wants_input(command, tmp_path, modality):
+    done = command("preprocess", "--modality", modality, "--out", tmp_path / "out")
+    assert done.code == cli.USAGE and not (tmp_path / "out").exists()
+    assert done.error == (
+        f"error: {modality}: there is no virtual cohort of it, only of t1, chest_ct and fundus; "
+        "give --input the scans."
+    )
+
+
 def test_arguments_that_argparse_refuses(command, capsys, tmp_path):
     for arguments, message in (
         (

@@ -12,7 +12,7 @@ from pydicom.uid import RLELossless
 
 import norma
 from pipelines.detect.batch import not_scored
-from pipelines.detect.report import DICOM_FILES, Component, Detection, Report
+from pipelines.detect.report import DICOM_FILES, CheckRow, Component, Detection, Report
 from pipelines.export import dicom as export
 from pipelines.export.dicom import write_all, write_scan
 from pipelines.export.dicom_objects import SHORT_NOTICE
@@ -260,6 +260,23 @@ def test_a_segment_per_component_and_one_for_the_rest(tmp_path):
         count[own.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(plane.sum())
     assert count == {1: 9, 2: 11 * 9}
     assert faults(tmp_path) == []
+
+
+def test_a_finding_in_a_chest_is_said_to_be_in_the_lung(tmp_path):
+    """The codes are those of SNOMED CT, by hand: 39607008 lung, 12738006 brain."""
+    write_marked(tmp_path / "in/p", "axial")
+    scan, image = converted(tmp_path)
+    told = {"value": 5000.0, "unit": "ml", "hard": True, "expected": "any", "passed": True}
+    lungs = [CheckRow(name="lung volume", **told)]
+    for checks, code, part in (([], "12738006", "BRAIN"), (lungs, "39607008", "CHEST")):
+        made = written(scan, image, tmp_path, checks=checks)
+        for segment in made["mask"].SegmentSequence:
+            assert [item.CodeValue for item in segment.AnatomicRegionSequence] == [code]
+        coded = [item for item in items(made["report"]) if "ConceptCodeSequence" in item]
+        values = {item.ConceptCodeSequence[0].CodeValue for item in coded}
+        found = values & {"12738006", "39607008"}
+        assert found == {code} and made["map"].BodyPartExamined == part
+        assert faults(tmp_path) == []
 
 
 def items(content):

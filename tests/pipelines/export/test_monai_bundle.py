@@ -333,6 +333,11 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, command
     seal(run_dir)
     done = command("export_bundle", "--run", run_dir, "--out", tmp_path / "made.zip")
     assert done.code == 2 and "its network sees patches" in done.error
+    (run_dir / "config.yaml").write_text(text)
+    (run_dir / "recipe.yaml").write_text(write_yaml(load_recipe("chest_ct")))
+    seal(run_dir)
+    done = command("export_bundle", "--run", run_dir, "--out", tmp_path / "made.zip")
+    assert done.code == 2 and "it is of chests" in done.error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
