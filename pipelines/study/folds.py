@@ -89,9 +89,12 @@ def _healthy_splits(
 ) -> list[dict[str, str]]:
     """Splits of a model that learns from healthy scans; abnormal ones of other folds have none.
 
-    The slices without lesion of a patient's scan train and validate, and are never tested.
+    The slices without lesion of a patient's scan train and validate, and are never tested. Where a
+    subject has healthy and abnormal scans, as with planted lesions, its healthy ones validate and
+    the others have no split: a subject is in one split alone.
     """
     table: list[dict[str, str]] = []
+    validating = {c.subject for c in cases if c.id in validated and c.label == "healthy"}
     for case in cases:
         healthy = case.label == "healthy"
         if case.id in test:
@@ -99,8 +102,11 @@ def _healthy_splits(
                 table.append({"id": case.id, "split": "test"})
         elif case.gives_part:
             continue  # its slices without lesion, of the same subject, train or validate
+        elif case.id in validated and not healthy:
+            if case.subject not in validating:
+                table.append({"id": case.id, "split": "tune"})
         elif case.id in validated:
-            table.append({"id": case.id, "split": "val" if healthy else "tune"})
+            table.append({"id": case.id, "split": "val"})
         elif healthy:
             table.append({"id": case.id, "split": "train"})
     return table
