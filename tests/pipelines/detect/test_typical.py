@@ -18,6 +18,7 @@ from pipelines.detect.typical import (
     histogram,
     noise,
     own_features,
+    shading,
     sharpness,
     write_typical,
 )
@@ -72,6 +73,26 @@ def test_sharpness_is_the_slope_over_the_spread_and_falls_with_blur():
 @pytest.mark.parametrize("sigma", [0.01, 0.05, 0.1])
 def test_noise_is_the_deviation_that_was_added(sigma):
     assert noise(head(sigma=sigma)) == pytest.approx(sigma, rel=0.05)
+
+
+def test_shading_is_the_difference_of_halves_over_the_median():
+    even = head(sigma=0)
+    ramp = 0.4 + 0.01 * np.arange(SHAPE[0])[:, None, None] + np.zeros(SHAPE)
+    own = replace(even, image=(ramp * even.brain).astype(np.float32))
+    found = shading(own)
+    # columns 10 to 48 are seen; medians of 10..28 and 30..48 lie 20 columns apart, about 29
+    assert found["shading, left to right"] == pytest.approx(0.2 / (0.4 + 0.29), rel=0.03)
+    assert found["shading, back to front"] == pytest.approx(0, abs=0.02)
+    assert found["shading, feet to head"] == pytest.approx(0, abs=0.02)
+    away = np.abs(np.arange(SHAPE[1]) - 31.5)[None, :, None] * np.ones(SHAPE)
+    rim = replace(even, image=((0.3 + 0.01 * away) * even.brain).astype(np.float32))
+    assert shading(rim)["shading, middle to rim"] > 0.1
+    lesion = own.image.copy()
+    lesion[12:20, 14:30, 3:9] += 0.5  # 5 % of the brain
+    assert shading(replace(own, image=lesion))["shading, left to right"] == pytest.approx(
+        found["shading, left to right"], abs=0.06
+    )
+    assert shading(replace(even, image=np.zeros(SHAPE, np.float32))) == {}
 
 
 def test_features_by_hand():
