@@ -17,7 +17,7 @@ def main(arguments: argparse.Namespace) -> int:
     if name not in READERS:
         raise InputError(
             f"no reader of DATASET '{name}'; there is one of {', '.join(sorted(READERS))}"
-            f"{nearest(name, READERS)}. A BIDS or other folder needs no table."
+            f"{nearest(name, READERS) or '.'} A BIDS or other folder needs no table."
         )
     out = Path(arguments.out)
     if out.suffix != ".tsv" or out.is_dir():

@@ -83,10 +83,15 @@ def grouped(data: Path, layout: Layout) -> tuple[dict[str, Case], list[Path]]:
     """Files below a folder by the scan that they are of, and those that fit no pattern."""
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; give IN= the folder of {layout.title}.")
-    patterns = {kind: re.compile(pattern) for kind, pattern in layout.files.items()}
+    # some tools write .NII.GZ
+    patterns = {kind: re.compile(rule, re.IGNORECASE) for kind, rule in layout.files.items()}
     cases: dict[str, Case] = {}
     others: list[Path] = []
-    for path in walk(data)[0]:
+    paths, passed = walk(data)
+    for why, places in passed.items():
+        told_places = some([place.relative_to(data) for place in places])
+        log.info("%s: passed over %d %s: %s", data, len(places), why, told_places)
+    for path in paths:
         kind, told = _kind(path.relative_to(data).as_posix(), patterns)
         if "id" in told:
             name = told.pop("id").replace("/", "_")

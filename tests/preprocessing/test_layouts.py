@@ -303,3 +303,21 @@ def test_nothing_that_can_be_listed_has_its_exit_code(tmp_path):
     words = ["--dataset", "isles2022", "--input", str(tmp_path / "in")]
     arguments = door.build_parser().parse_args([*words, "--out", str(tmp_path / "t.tsv")])
     assert door.main(arguments) == 3 and not (tmp_path / "t.tsv").exists()
+
+
+def test_capitals_and_links_are_read_or_named(tmp_path, caplog):
+    caplog.set_level("INFO", logger="norma")
+    folder = tmp_path / "set/BraTS2021_00001"
+    folder.mkdir(parents=True)
+    for kind in ("flair", "seg"):
+        (folder / f"BraTS2021_00001_{kind.upper()}.NII.GZ").touch()
+    elsewhere = tmp_path / "elsewhere/BraTS2021_00002"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "BraTS2021_00002_flair.nii.gz").touch()
+    (tmp_path / "set/BraTS2021_00002").symlink_to(elsewhere)
+    (tmp_path / "set/again").symlink_to(folder)
+    reader = import_module("preprocessing.datasets.brats2021")
+    scans, lost = reader.scans(tmp_path / "set", tmp_path / "out")
+    assert [scan.id for scan in scans] == ["BraTS2021_00001", "BraTS2021_00002"] and not lost
+    assert scans[0].mask and not scans[1].mask
+    assert "passed over 1 links to a folder that is read already: again" in caplog.text
