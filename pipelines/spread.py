@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -126,10 +127,13 @@ def _on_worker(function: Callable[[T], Any], item: T, folder: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _limit_threads() -> None:
-    """Torch keeps to the threads that its worker was given."""
-    import torch
+    """Torch keeps to the threads that its worker was given, once it is loaded; it is slow to load.
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    A worker whose scans need no network never loads it.
+    """
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
 
 
 @contextmanager

@@ -40,6 +40,14 @@ def work(number, folder, deadly=-1, deaths=0, broken=-1):
     return number**2, Path.cwd().name, os.environ.get("OMP_NUM_THREADS")
 
 
+def torch_threads(_):
+    """Whether a worker has torch before a scan needs it, and how many threads it takes then."""
+    early = "torch" in sys.modules
+    import torch
+
+    return early, torch.get_num_threads()
+
+
 def tries(folder):
     return {int(p.stem): len(p.read_text().split()) for p in folder.glob("*.tries")}
 
@@ -72,6 +80,13 @@ def test_one_worker_is_one_process_and_threads_that_the_user_set_are_kept(tmp_pa
     for path in tmp_path.glob("*.tries"):
         processes |= set(path.read_text().split())
     assert len(processes) == 1 and str(os.getpid()) not in processes
+
+
+def test_a_worker_loads_torch_where_a_scan_needs_it_and_it_keeps_to_its_threads(monkeypatch):
+    for name in spread.THREADS:
+        monkeypatch.setenv(name, "1")
+    found = [result for _, result, _ in spread.each(torch_threads, range(2), "local", 1)]
+    assert sorted(found) == [(False, 1), (True, 1)]
 
 
 def test_more_items_than_are_sent_ahead(tmp_path, monkeypatch):
