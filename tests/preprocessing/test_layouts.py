@@ -108,7 +108,7 @@ def made(name, root):
     for way in known:
         touch(root, way, 1)
     touch(root, "copy/" + image, 5)  # a scan that is there twice
-    touch(root, "notes/readme.docx")
+    touch(root, "notes/todo.docx")
     touch(root, "notes/other.nii.gz")
 
 
@@ -131,7 +131,7 @@ def test_a_layout_becomes_a_table_and_what_is_wrong_is_named(name, tmp_path, cap
         assert f"1 scans have no lesion mask: {ids(name, 4)[0]}" in caplog.text
     else:
         assert {scan.label for scan in scans} == {"healthy"}
-    assert "passed over 2 other files: notes/other.nii.gz, notes/readme.docx" in caplog.text
+    assert "passed over 2 other files: notes/other.nii.gz, notes/todo.docx" in caplog.text
 
     (three, five) = ids(name, 3, 5)
     wanted = reader.LAYOUT.modalities[0]
