@@ -29,8 +29,9 @@ COPY container container
 
 RUN useradd --uid 1000 --create-home norma && mkdir /data && chown norma /data
 
-# Commands run in any folder. Whoever runs them, caches of packages go where anybody may write.
-ENV PYTHONPATH=/opt/norma PYTHONDONTWRITEBYTECODE=1 \
+# Commands run in any folder, and no file there takes the place of Norma's own (safe path). Whoever
+# runs them, caches of packages go where anybody may write.
+ENV PYTHONPATH=/opt/norma PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib NUMBA_CACHE_DIR=/tmp/numba
 
 USER 1000

@@ -114,6 +114,13 @@ def test_commands_answer_in_any_folder(image, tmp_path, verb):
     assert done.stdout.startswith("usage: ")
 
 
+def test_files_of_the_users_folder_are_not_run(image, tmp_path):
+    for name in ("models", "pipelines", "norma", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was run')\n")
+    done = run(image, image / "container/norma", "infer", "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_entrypoint_lists_its_commands_and_refuses_others(image, tmp_path):
     entrypoint = dict(instructions())["ENTRYPOINT"]
     assert entrypoint == '["/opt/norma/container/norma"]' and os.access(
