@@ -98,7 +98,10 @@ def measured(
     run = load_run(run_dir, "cpu")
     tested = [case for case in read_cases(data, splits) if case.split == "test"]
     pictures = {scan.id: scan for scan in read_scans(DEMO / "fundus", "picture")}
-    scores, labels, hits, share = [], [], 0, []
+    scores: list[float | None] = []
+    labels: list[bool] = []
+    share: list[float] = []
+    hits = 0
     for case in tested:
         detection = run.detect(pictures[case.id])
         scores.append(detection.report.score)

@@ -97,15 +97,18 @@ def measure(data: Path, scans: int, rows: list[Row]) -> list[Row]:
 
 def summary(rows: Sequence[Row]) -> Row:
     """Shares of scans that are refused or warned of, with intervals of 95 %."""
-    plain = [row for row in rows if not row["shift"]]
-    result: Row = {
-        label: shares([row for row in plain if row["label"] == label])
-        for label in ("healthy", "abnormal")
+    plain: dict[str, list[Row]] = {"healthy": [], "abnormal": []}
+    by_shift: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["shift"]:
+            by_shift.setdefault(row["shift"], []).append(row)
+        else:
+            plain[row["label"]].append(row)
+    return {
+        **{label: shares(found) for label, found in plain.items()},
+        "shifted": shares([row for row in rows if row["shift"]]),
+        "by shift": {name: shares(found) for name, found in by_shift.items()},
     }
-    result["shifted"] = shares([row for row in rows if row["shift"]])
-    names = dict.fromkeys(row["shift"] for row in rows if row["shift"])
-    result["by shift"] = {n: shares([row for row in rows if row["shift"] == n]) for n in names}
-    return result
 
 
 def shares(rows: Sequence[Row]) -> Row:

@@ -78,7 +78,8 @@ def render(eye: Eye, seed: int) -> np.ndarray:
     """The picture (rows, columns, RGB), uint8."""
     rng = np.random.default_rng([seed, int(eye.name[4:]), 1])
     rows, columns = np.indices(SHAPE)
-    y, x = rows - (SHAPE[0] - 1) / 2, columns - (SHAPE[1] - 1) / 2
+    y = rows - (SHAPE[0] - 1) / 2
+    x = columns - (SHAPE[1] - 1) / 2
     inside = np.hypot(x, y) < RADIUS
     picture = np.ones((*SHAPE, 1)) * COLOURS["eye"]
 
@@ -110,7 +111,7 @@ def _vessels(nerve: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarr
     drawn = np.zeros(SHAPE, bool)
     rows, columns = np.indices(SHAPE)
     # (row, column, direction, half width, steps left): directions turn about the macula
-    growing = [(*nerve, np.pi / 2 * up, 2.2, 110) for up in (-1, 1) for _ in range(2)]
+    growing = [(*nerve, np.pi / 2 * up, 2.2, 110) for up in (-1, -1, 1, 1)]
     growing += [(*nerve, np.pi / 2 * up, 1.6, 50) for up in (-1, 1)]
     while growing:
         row, column, direction, width, left = growing.pop()
@@ -119,7 +120,8 @@ def _vessels(nerve: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarr
             row += 2 * np.sin(direction)
             column += 2 * np.cos(direction)
             direction += bend + rng.normal(0, 0.05)
-            r, c = row + (SHAPE[0] - 1) / 2, column + (SHAPE[1] - 1) / 2
+            r = row + (SHAPE[0] - 1) / 2
+            c = column + (SHAPE[1] - 1) / 2
             near = (slice(max(int(r) - 5, 0), int(r) + 6), slice(max(int(c) - 5, 0), int(c) + 6))
             if min(r, c) < -5:
                 break
