@@ -10,13 +10,13 @@ folds, as a run would that had learned from them, and judges
   scans in all: it should warn of most, where preparing does not refuse them.
 
 `--out` holds any number of cohorts. The features are in it, so that another gate can be tried on
-them. Scans that stand there are not prepared again.
+them. What stands there is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +71,29 @@ def judged(case: Case, typical: Typical, shift: str, data: Path) -> Row:
     }
 
 
-def measure(data: Path, scans: int, rows: list[Row]) -> list[Row]:
-    """Rows of all cases of a cohort, and of some healthy ones under every shift."""
+def measure(data: Path, scans: int, known: set[tuple[str, str]]) -> Iterator[Row]:
+    """A row for each case of a cohort, and for some healthy ones under every shift.
+
+    `known` are scans and shifts that are not measured again.
+    """
     cases = [c for c in read_cases(data) if not c.is_part]
     folds = folds_of(cases)
     healthy = [c for c in cases if c.label == "healthy"]
     picked = np.random.default_rng(1).permutation([c.id for c in healthy])[:scans]
     is_ct = read_recipe(data).modality == "ct"
     shifts = [s for s in SHIFTS if is_ct or s != NO_CHANGE_OF_MR]
-    known = {(row["scan"], row["shift"]): row for row in rows}
-    found: list[Row] = []
     for fold in range(FOLDS):
-        own = [c for c, n in zip(cases, folds, strict=True) if n == fold]
-        others = [c for c, n in zip(cases, folds, strict=True) if n != fold]
-        typical = describe([c for c in others if c.label == "healthy"])
-        for case in own:
-            for shift in ["", *(shifts if case.id in picked else [])]:
-                row = known.get((case.id, shift))
-                if row is None:
-                    row = judged(case, typical, shift, data)
-                    print(data.name, {k: v for k, v in row.items() if k != "features"}, flush=True)
-                found.append(row)
-    return found
+        left: list[tuple[Case, str]] = []
+        others: list[Case] = []
+        for case, number in zip(cases, folds, strict=True):
+            if number == fold:
+                wanted = ["", *(shifts if case.id in picked else [])]
+                left += [(case, shift) for shift in wanted if (case.id, shift) not in known]
+            elif case.label == "healthy":
+                others.append(case)
+        typical = describe(others if left else [])
+        for case, shift in left:
+            yield judged(case, typical, shift, data)
 
 
 def summary(rows: Sequence[Row]) -> Row:
@@ -127,11 +128,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     arguments = parser.parse_args()
     content: Row = read_json(arguments.out) if arguments.out.is_file() else {}
-    earlier: list[Row] = content.get(arguments.data.name, {}).get("scans", [])
-    rows = measure(arguments.data, arguments.shifted, earlier)
-    content[arguments.data.name] = {"summary": summary(rows), "scans": rows}
-    write_json(arguments.out, content)
-    print(content[arguments.data.name]["summary"])
+    name = arguments.data.name
+    rows: list[Row] = content.get(name, {}).get("scans", [])
+    known = {(row["scan"], row["shift"]) for row in rows}
+    for row in measure(arguments.data, arguments.shifted, known):
+        print(name, {key: row[key] for key in row if key != "features"}, flush=True)
+        rows.append(row)
+        content[name] = {"summary": summary(rows), "scans": rows}
+        write_json(arguments.out, content)
+    print(content[name]["summary"])
 
 
 if __name__ == "__main__":

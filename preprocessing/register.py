@@ -310,28 +310,16 @@ def _coarse(data: np.ndarray, affine: np.ndarray, spacing: float, nearest: bool 
     SimpleITK runs the filter of `ants.resample_image`, with the same result to the bit, without the
     copies that take it up to twenty times as long.
     """
-    image = to_ants(data, affine)
-    size = [
-        int(n * step / spacing + 0.5) for n, step in zip(image.shape, image.spacing, strict=True)
-    ]
-    direction = image.direction
+    origin, steps, direction = _frame(affine)
+    size = [int(n * step / spacing + 0.5) for n, step in zip(data.shape, steps, strict=True)]
     source = sitk.GetImageFromArray(np.asarray(data, np.float32).T)
-    source.SetOrigin(image.origin)
-    source.SetSpacing(image.spacing)
+    source.SetOrigin(origin)
+    source.SetSpacing(steps)
     source.SetDirection(direction.ravel())
-    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
-    done = sitk.Resample(
-        source,
-        size,
-        sitk.Transform(),
-        interpolator,
-        image.origin,
-        (spacing,) * 3,
-        direction.ravel(),
-    )
-    return ants.from_numpy(
-        sitk.GetArrayViewFromImage(done).T, image.origin, (spacing,) * 3, direction
-    )
+    how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    new = (spacing,) * 3
+    done = sitk.Resample(source, size, sitk.Transform(), how, origin, new, direction.ravel())
+    return ants.from_numpy(sitk.GetArrayViewFromImage(done).T, origin, new, direction)
 
 
 def _ants_fit(
@@ -449,14 +437,15 @@ def read_matrix(path: Path) -> np.ndarray:
 
 def to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
     """An array as an image of ANTs, float32, in its place."""
+    origin, spacing, direction = _frame(affine)
+    return ants.from_numpy(np.asarray(data, np.float32), origin, spacing, direction)
+
+
+def _frame(affine: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], np.ndarray]:
+    """Origin, spacing and direction (3x3) of an image in ITK's LPS mm."""
     lps = _FLIP @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    return ants.from_numpy(
-        np.asarray(data, np.float32),
-        origin=tuple(lps[:3, 3]),
-        spacing=tuple(spacing),
-        direction=lps[:3, :3] / spacing,
-    )
+    return tuple(lps[:3, 3].tolist()), tuple(spacing.tolist()), lps[:3, :3] / spacing
 
 
 def affine_of(image: Any) -> np.ndarray:

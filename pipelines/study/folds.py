@@ -102,11 +102,9 @@ def _healthy_splits(
                 table.append({"id": case.id, "split": "test"})
         elif case.gives_part:
             continue  # its slices without lesion, of the same subject, train or validate
-        elif case.id in validated and not healthy:
-            if case.subject not in validating:
-                table.append({"id": case.id, "split": "tune"})
         elif case.id in validated:
-            table.append({"id": case.id, "split": "val"})
+            if healthy or case.subject not in validating:
+                table.append({"id": case.id, "split": "val" if healthy else "tune"})
         elif healthy:
             table.append({"id": case.id, "split": "train"})
     return table
