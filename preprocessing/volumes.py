@@ -116,8 +116,9 @@ def open_volume(path: Path) -> Volume:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's text, or its kind; SimpleITK's source line does not count."""
+    text = str(error)
+    lines = (text.partition("sitk::ERROR: ")[2] or text).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

@@ -285,3 +285,10 @@ def test_pixels_that_have_no_share_of_a_range_are_refused(tmp_path, value, kind,
     iio.imwrite(tmp_path / "x.tif", pixels)
     with pytest.raises(ScanError, match=rf"x\.tif: {message}; save it as 8 or 16 bit"):
         read_image(tmp_path / "x.tif")
+
+
+def test_a_text_called_a_picture_is_refused_without_a_decoder_s_source_lines(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ScanError, match="not a readable picture") as caught:
+        read_image(tmp_path / "text.png")
+    assert ".cxx" not in str(caught.value) and "Exception thrown" not in str(caught.value)
