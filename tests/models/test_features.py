@@ -86,20 +86,51 @@ def test_the_features_are_those_of_the_package_s_own_network():
 
 def test_the_frozen_network_learns_nothing():
     model = create_model("fae", size=64, cells=16, widths=(8, 8)).train()
-    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    weights = [*model.network.parameters(), *model.network.buffers()]
+    before = [v.clone() for v in weights]
+    assert len(before) > 50
     for parameter in model.parameters():  # as after a stage of another kind
         parameter.requires_grad_(True)
     loss = model.loss(batch())["loss"]
     loss.backward()
     assert all(p.grad is None for p in model.network.parameters())
-    for key, value in model.network.state_dict().items():
-        assert torch.equal(value, before[key])  # batch statistics too
+    for value, earlier in zip(weights, before, strict=True):
+        assert torch.equal(value, earlier)  # batch statistics too
 
     (update,) = model.updates("train")
     moved = {id(p) for p in update.parameters}
     frozen = {id(p) for p in model.network.parameters()}
     assert moved and not moved & frozen
     assert moved | frozen == {id(p) for p in model.parameters()}
+
+
+def test_a_state_dict_leaves_the_package_s_weights_to_the_package():
+    model = patchcore()
+    state = model.state_dict()
+    held = {name for name in state if name.startswith("network.")}
+    assert held == {"network.fingerprint"}
+    other = patchcore()
+    other.load_state_dict(state)  # strict: nothing is missed
+    x = torch.rand(1, 1, *SIDE)
+    assert torch.equal(other.features(x), model.features(x))
+
+
+def test_a_run_of_before_is_read_with_its_stored_weights_left_aside():
+    model = patchcore()
+    state = model.state_dict()
+    del state["network.fingerprint"]
+    state |= {f"network.{k}": v.half().float() for k, v in model.network._weights().items()}
+    other = patchcore()
+    other.load_state_dict(state)
+    for got, expected in zip(other.network.parameters(), model.network.parameters(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_other_weights_of_the_package_are_refused():
+    state = patchcore().state_dict()
+    state["network.fingerprint"] += 1
+    with pytest.raises(RuntimeError, match="are others than those this was trained with"):
+        patchcore().load_state_dict(state)
 
 
 @pytest.mark.parametrize(
