@@ -26,6 +26,7 @@ from skimage.measure import label
 from tqdm import tqdm
 
 from evaluation.checks import bounding_box
+from pipelines import cli
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.detect.detector import ATLAS_MM, NativeMap, cut
 from pipelines.detect.points import Point
@@ -271,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from pipelines import cli
 from pipelines.config import load_recipe
 from preprocessing import prepare, register
 from preprocessing.files import write_json
@@ -116,4 +117,4 @@ def ml(mask: np.ndarray, grid: Grid) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

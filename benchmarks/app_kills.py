@@ -30,6 +30,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.app_server import Server
+from pipelines import cli
 
 SHAPE = (24, 20, 16)
 STEP = 0.05  # seconds between two things that the client does
@@ -253,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

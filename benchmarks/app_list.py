@@ -19,6 +19,7 @@ from sqlmodel import Session
 
 from app.store import Study, now, open_store, upgrade
 from benchmarks.app_server import Server
+from pipelines import cli
 
 PAGES = {
     "first page": "/",
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.app_kills import Worker
 from benchmarks.app_server import Server
+from pipelines import cli
 
 WORKERS = 2
 THINKS = 1.0  # seconds that a reader looks before the next click
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

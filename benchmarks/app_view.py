@@ -17,6 +17,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines import cli
+
 SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
 
 
@@ -53,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

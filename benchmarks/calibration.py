@@ -24,6 +24,7 @@ from skimage.measure import label
 from tqdm import tqdm
 
 from evaluation.checks import bounding_box
+from pipelines import cli
 from pipelines.cohort.cases import read_cases
 from pipelines.detect.detector import NativeMap, cut, scan_score, strengths
 from pipelines.detect.points import Point, ScoredScan, finding
@@ -186,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.stats import beta, norm, rankdata
 
 from evaluation.thresholds import healthy_level, weighted_level
+from pipelines import cli
 from pipelines.detect.points import scores_of, strongest_of
 from pipelines.detect.ready import run_folder
 from pipelines.detect.run import Run, load_run
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

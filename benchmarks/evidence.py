@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from evaluation.checks import bounding_box
 from evaluation.postprocess import Strength, binarise, cluster_enhanced, strengths
 from evaluation.thresholds import healthy_level
+from pipelines import cli
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.detect.detector import NativeMap, top_mean
 from pipelines.detect.run import Run, load_run
@@ -151,4 +152,4 @@ def strongest(native: NativeMap, run: Run) -> Figures:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from pipelines import cli
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import DEMO
 from pipelines.detect.config import load_run_config
@@ -122,4 +123,4 @@ def measured(
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

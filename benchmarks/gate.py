@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.conformal_shift import rate
 from evaluation.shifts import SEVERITIES, SHIFTS
+from pipelines import cli
 from pipelines.cohort.cases import Case, load, read_cases
 from pipelines.config import read_recipe
 from pipelines.detect.gate import judge
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

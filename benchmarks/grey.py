@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from pipelines import cli
 from pipelines.detect.ready import run_folder
 from pipelines.detect.run import Run, load_run
 from preprocessing.files import write_json
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -20,6 +20,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from models.parts.planting import LOOKS, plant_batch
+from pipelines import cli
 from pipelines.detect.run import Run, load_run
 from pipelines.training.data import SliceDataset
 from pipelines.versions import command_line, versions
@@ -89,4 +90,4 @@ def maps_of(
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -17,6 +17,7 @@ import numpy as np
 from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 
+from pipelines import cli
 from pipelines.cohort.cases import Case, load, read_cases
 from pipelines.config import read_recipe
 from preprocessing.files import read_json, write_json
@@ -138,4 +139,4 @@ def over_scans(scans: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

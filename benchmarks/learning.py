@@ -20,6 +20,7 @@ import numpy as np
 from skimage.measure import label
 
 from evaluation.lesions import MIN_OVERLAP
+from pipelines import cli
 from pipelines.cohort.cases import Case, load
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import MOST, Memory, damping, described, level_of, likeness
@@ -187,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

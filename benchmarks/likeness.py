@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from pipelines import cli
 from pipelines.config import load_recipe
 from preprocessing.files import read_json, write_json
 from preprocessing.prepare import Prepared, Stripped, lay_on_atlas, strip
@@ -179,4 +180,4 @@ def extent(values: np.ndarray) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy.stats import norm, shapiro
 
+from pipelines import cli
 from pipelines.config import load_recipe
 from preprocessing import quality
 from preprocessing.files import read_json, write_json
@@ -230,4 +231,4 @@ def counts(rows: Sequence[Row]) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import cli
 from preprocessing.datasets import ADAPTERS
 from preprocessing.files import write_table
 from preprocessing.scans import Scan, scan_row
@@ -68,4 +69,4 @@ def site_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.leave(main)

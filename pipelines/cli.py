@@ -11,8 +11,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from pipelines.config import ConfigError
 from preprocessing.files import remove_left_behind
@@ -60,12 +61,20 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
+    leave(partial(main, arguments), arguments.debug)
+
+
+def leave(main: Callable[[], int | None], debug: bool = False) -> NoReturn:
+    """Call `main` and leave with its exit code, None being 0, or that of what ended it; see `run`.
+
+    `debug`: a user's mistake has a traceback too.
+    """
     _log_to_stderr()
     _bear_any_name()
     before = signal.signal(signal.SIGTERM, _terminate)
 
     try:
-        code = main(arguments)
+        code = main() or OK
     except Terminated:
         code = TERMINATED
         print("\nterminated; what was finished is kept, run it again to go on.", file=sys.stderr)
@@ -76,7 +85,7 @@ def run(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
             file=sys.stderr,
         )
     except (ValueError, OSError) as error:
-        if arguments.debug or not is_user_error(error):
+        if debug or not is_user_error(error):
             raise
         print(f"error: {error_sentence(error)}", file=sys.stderr)
         code = USAGE
