@@ -38,10 +38,10 @@ demo: .venv/installed ## all steps on a virtual cohort, in minutes [OUT=work/dem
 	$(PY) -m pipelines.demo $(call opt,--out,$(or $(OUT),work/demo)) --seed $(SEED) $(ARGS)
 
 test: .venv/installed lint ## lint, then all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-fast: .venv/installed ## tests without those marked slow: no scan prepared, no run trained, no browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

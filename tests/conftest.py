@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 # before the heavy imports; what the caller has set stays
@@ -133,10 +134,16 @@ SLOW = {"chain", "pictures", "brain_t1", "bad_scans", "pairs", "trained", "brief
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What works on a prepared scan or a trained run is slow: `make test-fast` leaves it out."""
+    """What works on a prepared scan or a trained run is slow: `make test-fast` leaves it out.
+
+    Files with the most slow tests come first, so that no worker sits idle while the other ends.
+    """
+    slow = Counter()
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module")
