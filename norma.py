@@ -143,10 +143,11 @@ def detect_all(
     `keep_nifti` what they are converted to stays. `executor` and `workers` as in docs/cluster.md.
     """
     from pipelines.cli import release, writable_folder
-    from pipelines.detect.batch import Options, detect_all, existing_source, listed, make_job
+    from pipelines.detect.batch import Options, detect_all, listed, make_job
     from pipelines.detect.ready import run_folder
+    from preprocessing.tables import existing_input
 
-    source = existing_source(Path(source))
+    source = existing_input(Path(source))
     options = Options(keep_nifti=keep_nifti)
     job = make_job(run_folder(run_dir), source, Path(out), point, options=options)
     try:

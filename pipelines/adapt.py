@@ -19,11 +19,12 @@ HOW = ("calibration", "harmonise", "adabn", "finetune", "fada")
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.cases import read_cases
-    from pipelines.cohort.preprocess import existing_input, list_input, preprocess_cohort
+    from pipelines.cohort.preprocess import list_input, preprocess_cohort
     from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
     from pipelines.pages.quality import quality_page
     from pipelines.training.adapt import adapt, demand_way
+    from preprocessing.tables import existing_input
 
     run = load_run(run_folder(arguments.run), arguments.accelerator)
     learned = Path(arguments.source) if arguments.source else None

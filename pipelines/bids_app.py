@@ -12,7 +12,7 @@ from preprocessing.scans import NOTICE, InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import detect_all, existing_source, listed, loaded_run, make_job
+    from pipelines.detect.batch import detect_all, listed, loaded_run, make_job
     from pipelines.detect.ready import ready_run, run_folder
     from pipelines.export.bids import (
         WORK,
@@ -22,8 +22,9 @@ def main(arguments: argparse.Namespace) -> int:
         write_dataset,
         write_scan,
     )
+    from preprocessing.tables import existing_input
 
-    source = existing_source(arguments.bids_dir)
+    source = existing_input(arguments.bids_dir)
     out = cli.writable_folder(arguments.output_dir)
     if arguments.level == "group":
         reports, damaged = group_table(out)

@@ -9,12 +9,13 @@ from pipelines import cli
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import check_scan, existing_source, listed_scans
+    from pipelines.detect.batch import check_scan, listed_scans
     from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
+    from preprocessing.tables import existing_input
 
     run = load_run(run_folder(arguments.run), "cpu")
-    source = existing_source(Path(arguments.input))
+    source = existing_input(Path(arguments.input))
     failed = 0
     with listed_scans(source, run.recipe) as (scans, lost):
         for scan in scans:

@@ -14,7 +14,6 @@ def main(arguments: argparse.Namespace) -> int:
         Options,
         all_reports,
         detect_all,
-        existing_source,
         listed,
         make_job,
     )
@@ -22,11 +21,12 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.table import Table
     from pipelines.pages.batch import NAME, batch_page
     from preprocessing.files import write_atomic
+    from preprocessing.tables import existing_input
 
     if not (arguments.run or arguments.modality):
         raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")
     run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
-    source = existing_source(Path(arguments.input))
+    source = existing_input(Path(arguments.input))
     out = Path(arguments.out)
     options = Options(arguments.keep_nifti, arguments.overwrite, arguments.refuse_unlike)
     job = make_job(run_dir, source, out, arguments.point, arguments.accelerator, options)

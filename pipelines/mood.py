@@ -11,12 +11,13 @@ from preprocessing.scans import NOTICE
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import detect_all, existing_source, listed, make_job
+    from pipelines.detect.batch import detect_all, listed, make_job
     from pipelines.detect.ready import run_folder
     from pipelines.export.mood import ap_of_form, check_names, remove_form, write_form
+    from preprocessing.tables import existing_input
 
     task = arguments.task
-    source = existing_source(arguments.input)
+    source = existing_input(arguments.input)
     out = cli.writable_folder(arguments.output)
     with tempfile.TemporaryDirectory(prefix="norma-mood-") as temporary:
         work = cli.writable_folder(arguments.work_dir or temporary)

@@ -13,12 +13,12 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.demo import demo_table
     from pipelines.cohort.preprocess import (
         Workers,
-        existing_input,
         list_input,
         preprocess_cohort,
     )
     from pipelines.pages.quality import quality_page
     from preprocessing import register
+    from preprocessing.tables import existing_input
 
     if arguments.input and not arguments.modality:
         raise ConfigError(

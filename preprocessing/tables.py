@@ -41,6 +41,16 @@ LABEL_OF = {"good": "healthy", "bad": "abnormal"}
 log = logging.getLogger("norma")
 
 
+def existing_input(source: Path) -> Path:
+    """The input as it is given; InputError where there is none."""
+    if not source.exists():
+        raise InputError(
+            f"{source}: no such file or folder; "
+            "give IN= a scan, a folder (DICOM too), a CSV/TSV table or a JSON datalist."
+        )
+    return source
+
+
 def list_scans(
     source: Path, modality: str, out: Path, max_gb: float = MAX_GB
 ) -> tuple[list[Scan], dict[str, str]]:
@@ -92,12 +102,7 @@ def read_scans(source: Path, modality: str) -> list[Scan]:
 
     Raises InputError where nothing can be read, a row is malformed or two scans share a name.
     """
-    source = Path(source)
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; "
-            "give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
-        )
+    source = existing_input(Path(source))
     tree = look(source) if source.is_dir() else None
     grouped = tree.is_bids if tree else source.suffix.lower() in TABLES
     if "+" in modality and not grouped:

@@ -75,16 +75,6 @@ class Workers:
 HERE = Workers()  # this process
 
 
-def existing_input(source: Path) -> Path:
-    """The input as it is given; InputError where there is none."""
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; "
-            "give IN= a scan, a folder, a CSV/TSV table or a JSON datalist."
-        )
-    return source
-
-
 def list_input(
     source: Path, modality: str, out: Path, seed: int = 0, max_gb: float = MAX_GB
 ) -> Input:

@@ -41,7 +41,7 @@ from preprocessing.prepare import Prepared, RefusedScan, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan, ScanError
 from preprocessing.splits import check_leaks
-from preprocessing.tables import list_scans
+from preprocessing.tables import existing_input, list_scans
 
 log = logging.getLogger("norma")
 REPORTS = 3  # raise when a report of the same figures changes
@@ -139,16 +139,6 @@ def result_digest(run: Run, at: Point) -> str:
     return figures_digest(run.weights_digest, run.config, *shaping)
 
 
-def existing_source(source: Path) -> Path:
-    """The input as it is given; InputError where there is none."""
-    if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; give IN= a scan, a folder, a table or a DICOM "
-            "folder."
-        )
-    return source
-
-
 @contextmanager
 def listed(
     source: Path, job: Job, shared: bool = False
@@ -170,7 +160,7 @@ def listed_scans(
     """`listed` for no job: DICOM is converted in `parent`, or else a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="norma-dicom-", dir=parent) as folder:
         scans, lost = list_scans(
-            existing_source(source), recipe.name, Path(folder), recipe.limits.max_gb
+            existing_input(source), recipe.name, Path(folder), recipe.limits.max_gb
         )
         check_leaks(scans)
         yield scans, lost
