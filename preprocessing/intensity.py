@@ -67,9 +67,10 @@ def grey_levels(data: np.ndarray) -> np.ndarray:
     """
     # continuous values hardly ever repeat; that is seen in a part of the scan
     part = data.ravel()[:: max(1, data.size // PART)]
-    if np.issubdtype(data.dtype, np.floating) and len(np.unique(part)) > MOST_LEVELS:
+    is_whole = np.issubdtype(data.dtype, np.integer)
+    if not is_whole and len(np.unique(part)) > MOST_LEVELS:
         return data
-    finite = np.isfinite(data)
+    finite = np.s_[...] if is_whole else np.isfinite(data)
     found = np.unique(data[finite]).astype(np.float64)
     if not 2 <= len(found) <= MOST_LEVELS:
         return data
@@ -95,11 +96,11 @@ def percentiles(
     than the `high` percentile, such as a bright lesion. It lets `high` be so low that a large
     lesion does not move it. Raises ScanError where the brain is constant.
     """
-    bottom, ceiling = np.percentile(image[brain], (low, high))
+    inside = image[brain]
+    bottom, ceiling = np.percentile(inside, (low, high))
     if not ceiling > bottom:
         raise _constant(bottom)
-    scaled = np.clip(top * (image - bottom) / (ceiling - bottom), 0, 1)
-    return np.where(brain, scaled, 0).astype(np.float32)
+    return _inside(brain, np.clip(top * (inside - bottom) / (ceiling - bottom), 0, 1))
 
 
 def nyul(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
