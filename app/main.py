@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -62,10 +63,11 @@ from app.settings import (
     Settings,
     SettingsError,
     add_arguments,
+    make_folder,
     settings_of,
     site_secret,
 )
-from app.store import User, open_store, upgrade
+from app.store import StoreError, User, open_current
 from app.workers import Workers
 
 STATIC = Path(__file__).parent / "static"
@@ -77,10 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
     """The app of some settings; its tables are brought up to date."""
     settings.check()
     for name in FOLDERS:
-        (settings.data / name).mkdir(parents=True, exist_ok=True)
+        make_folder(settings.data / name)
     settings.data.chmod(0o700)
-    engine = open_store(settings.address)
-    upgrade(engine)
+    engine = open_current(settings.address)
     jobs.sweep(engine, settings.data)
 
     app = FastAPI(
@@ -176,6 +177,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_free(settings: Settings) -> None:
+    """SettingsError where the server could not listen, before it starts any worker."""
+    try:
+        known = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, *_, place = known[0]
+        socket.create_server(place[:2], family=family).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise SettingsError(
+            f"HOST={settings.host} PORT={settings.port} cannot be listened on ({why}); "
+            f"give another one, such as PORT={settings.port + 1}."
+        ) from None
+
+
 def has_users(app: FastAPI) -> bool:
     """Whether anybody can log in."""
     with Session(app.state.engine) as session:
@@ -189,11 +204,14 @@ def main() -> None:
     arguments.hosts = tuple(arguments.hosts)
     arguments.report_fields = tuple(arguments.report_fields)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "weasyprint", "fontTools"):  # they tell every step
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = settings_of(arguments)
+        settings.check()
+        check_free(settings)
         app = create_app(settings)
-    except SettingsError as error:
+    except (SettingsError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     scheme = "https" if settings.certificate else "http"
