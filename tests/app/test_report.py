@@ -3,14 +3,17 @@
 import base64
 import hashlib
 import io
+import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from sqlmodel import Session, select
 
 from app import report
 from app.pictures import MARK_COLOUR
+from app.store import Result
 from tests.app.conftest import Site, upload
 from tests.app.heads import AFFINE, detect_head, head_file, head_mask
 
@@ -69,7 +72,35 @@ def test_the_pdf_is_one_page(scored):
     pdf = client.get(f"{study}/report.pdf")
     assert pdf.content.startswith(b"%PDF")
     assert pdf.headers["Content-Type"] == "application/pdf"
-    assert len(report.laid_out(client.get(f"{study}/report").text).pages) == 1
+    assert pages_of(client, study) == 1
+
+
+@pytest.mark.slow
+@needs_pango
+def test_a_report_with_much_to_say_is_one_page_too(scored):
+    client, study = scored()
+    flag = "distance of the intensity histogram 0.0499 is unlike the training scans (0.002 to 0.02)"
+    with Session(client.app.state.engine) as session:
+        result = session.exec(select(Result)).one()
+        told = json.loads(result.report)
+        told["flags"] = [f"as a whole unlike the training scans: {flag}", *[flag] * 7]
+        third = told["components"][0] | {"peak_voxel": [30, 30, 25]}
+        told["components"] = [*told["components"], *[third] * 7]
+        told["n_components"] = 12
+        told["promise"] = "At most one in 10 healthy scans shows any finding. " * 6
+        result.report = json.dumps(told)
+        session.add(result)
+        session.commit()
+    opinion = {"kind": "scan", "value": "disagree", "comment": "no lesion " * 20}
+    assert client.post(f"/api{study}/opinions", json=opinion).status_code == 201
+    page = client.get(f"{study}/report").text
+    assert page.count("<img") == 6
+    assert page.count(flag) == 8
+    assert pages_of(client, study) == 1
+
+
+def pages_of(client, study):
+    return len(report.laid_out(client.get(f"{study}/report").text).pages)
 
 
 def test_without_pango_the_page_says_to_print(scored, monkeypatch):
