@@ -10,7 +10,7 @@ Pages (HTML)
     GET  /account /users /audit     own account; users and the audit log for an admin
     GET  /login    POST /login /logout
 
-Viewer data (JSON block): study, report (as report.json), run_digest, urls {scan, map, mask,
+Viewer data (JSON block): study, report (as report.json), result, run_digest, urls {scan, map, mask,
     reconstruction, reference, report, first, opinions, corrections; null where there is none},
     csrf, user.
 

@@ -207,6 +207,7 @@ def viewer_data(
     return {
         "study": StudyOut.model_validate(study).model_dump(mode="json"),
         "report": report,
+        "result": result.id if result else None,
         "run_digest": result.run_digest if result else None,
         "urls": urls,
         "csrf": visitor.csrf,

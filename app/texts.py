@@ -231,6 +231,8 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Comment": ("Bemerkung", "Commentaire"),
     "Save": ("Speichern", "Enregistrer"),
     "Saved.": ("Gespeichert.", "Enregistré."),
+    ":": (":", "\u00a0:"),
+    "of an earlier result": ("zu einem früheren Ergebnis", "sur un résultat antérieur"),
     "Earlier opinions": ("Frühere Urteile", "Avis antérieurs"),
     # keys and mouse
     "Keys and mouse": ("Tasten und Maus", "Touches et souris"),

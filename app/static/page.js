@@ -6,6 +6,10 @@ const texts = JSON.parse(document.getElementById("texts").textContent);
 export const t = (key) => texts[key] ?? key;
 export const byId = (id) => document.getElementById(id);
 
+// The browser's own kind of a language where it has one: English days come before months in Britain.
+const language = document.documentElement.lang;
+export const locale = navigator.languages.find((one) => one.startsWith(language)) ?? language;
+
 // Three digits are enough of a score, and of a place in millimetres none behind the point.
 export const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)) : "–");
 

@@ -31,6 +31,7 @@ def scored(tmp_path):
         client = site.client(headers={"Accept": "text/html"})
         (arrived,) = upload(client, head_file(), run="ct", label="Bed 7").json()
         assert site.work(detect_head) == 1
+        client.site = site
         return client, f"/studies/{arrived['study']['id']}"
 
     return make
@@ -63,6 +64,24 @@ def test_the_site_says_which_patient_fields_a_report_has(scored):
     page = client.get(f"{study}/report").text
     assert "Date of birth" in page and 'class="blank"' in page
     assert "Bed 7</td>" not in page
+
+
+def test_opinions_of_an_earlier_result_are_not_of_this_one(scored):
+    client, study = scored()
+    for said in (
+        {"kind": "component", "value": "unsure", "component": 0},
+        {"kind": "scan", "value": "agree", "comment": "clear"},
+    ):
+        assert client.post(f"/api{study}/opinions", json=said).status_code == 201
+    page = client.get(f"{study}/report").text
+    assert "<td>unsure</td>" in page
+    assert "agree: clear" in page
+    again = client.site.client().post(f"/api{study}/start", json={"run": "ct"})
+    assert again.status_code == 200
+    assert client.site.work(detect_head) == 1
+    page = client.get(f"{study}/report").text
+    assert "unsure" not in page
+    assert "None was given." in page
 
 
 @pytest.mark.slow
