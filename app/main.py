@@ -139,11 +139,15 @@ async def on_http_error(request: Request, error: HTTPException) -> Response:
             way += f"?{request.url.query}"
         return RedirectResponse(f"/login?next={quote(way, safe='')}", 303)
     visitor = await asyncio.to_thread(visitor_or_none, request)
-    return pages.page(request, "error.html", visitor, error.status_code, sentence=str(error.detail))
+    unknown = error.status_code == 404 and error.detail == "Not Found"  # Starlette's own word
+    reason = "There is no such page." if unknown else str(error.detail)
+    return pages.page(request, "error.html", visitor, error.status_code, reason=reason)
 
 
 async def on_invalid(request: Request, error: RequestValidationError) -> Response:
     """What is wrong with a request, without repeating what it held."""
+    if is_page(request) and any("study_id" in one["loc"] for one in error.errors()):
+        return await on_http_error(request, HTTPException(404, "There is no such study."))
     said = []
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"][1:])

@@ -1,6 +1,6 @@
 // The viewer: scan, map and mask by NiiVue, in radiological convention (the patient's right is left).
 
-import { byId, data, say, short, t } from "./page.js";
+import { byId, data, fixed, say, short, t } from "./page.js";
 import { outline, recut } from "./recut.js";
 
 const { Niivue, NVImage, DRAG_MODE, SLICE_TYPE } = globalThis.niivue;
@@ -202,7 +202,7 @@ function showCut(cut) {
   const voxel = sides[0] * sides[1] * sides[2];
   const ml = (cut ? cut.voxels * voxel : report.anomalous_mm3 ?? 0) / 1000;
   const pieces = cut ? cut.pieces : report.n_components ?? 0;
-  byId("cut").textContent = `${ml.toFixed(1)} ml, ${t("pieces")}: ${pieces}`;
+  byId("cut").textContent = `${fixed(ml, 1)} ml, ${t("pieces")}${t(":")} ${pieces}`;
   byId("threshold-value").textContent = short(threshold());
   byId("threshold-back").hidden = cut === null;
 }
