@@ -88,8 +88,14 @@ function connectComponents() {
 
 // ---- drawing -------------------------------------------------------------------------------
 
+let unsaved = false;
+window.addEventListener("beforeunload", (event) => {
+  if (unsaved) event.preventDefault(); // the browser asks whether to leave the drawing
+});
+
 function startDrawing() {
   if (nv.drawBitmap) return;
+  nv.onDrawingChanged = () => { unsaved = true; };
   nv.setDrawingEnabled(true);
   nv.setDrawOpacity(0.5);
   nv.setDrawColormap(PENCIL);
@@ -118,12 +124,14 @@ function takeMask() {
   layers.mask.img = currentMask();
   nv.drawBitmap.set(layers.mask.img2RAS());
   layers.mask.img = shown;
+  unsaved = true;
   nv.drawAddUndoBitmap();
   nv.refreshDrawing(true);
 }
 
 function clearDrawing() {
   nv.drawBitmap.fill(0);
+  unsaved = true;
   nv.drawAddUndoBitmap();
   nv.refreshDrawing(true);
 }
@@ -141,6 +149,7 @@ async function saveDrawing() {
     form.append("seconds", secondsSpent());
     if (threshold() !== null) form.append("threshold", threshold());
     list(await send(data.urls.corrections, form));
+    unsaved = false;
     say(t("Saved."));
   } catch (error) {
     say(error.message, true);

@@ -210,7 +210,10 @@ def test_opinions_are_kept(study, served):
     study.wait_for_selector("[data-verdict='1'] button[aria-pressed=true]")
     study.check("#whole [value=agree]")
     study.fill("#whole textarea", "left one is real")
+    study.locator(".panel").evaluate("panel => { panel.scrollTop = panel.scrollHeight; }")
     study.click("#whole button")
+    says(study, "#said", "Saved.")
+    playwright.expect(study.locator("#said")).to_be_in_viewport()
     has_opinions(study, 2)
     of_component, of_scan = opinions(served)
     assert (of_component.kind, of_component.value, of_component.component) == (
@@ -281,6 +284,16 @@ def test_the_marks_can_be_what_a_drawing_begins_with(study):
     stroke(study, 20)
     assert 0 < drawn(study) < head_mask().sum()
     study.click("[data-tool=look]")
+
+
+def test_a_drawing_that_is_not_saved_is_not_left_without_a_question(study):
+    asked = []
+    address = study.url
+    study.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    study.evaluate("setTimeout(() => location.assign('/'))")
+    study.wait_for_timeout(1000)
+    assert asked == ["beforeunload"]
+    assert study.url == address
 
 
 def test_a_distance_is_measured(study):
