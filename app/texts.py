@@ -168,6 +168,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "bone": ("Knochen", "os"),
     "mediastinum": ("Mediastinum", "médiastin"),
     "automatic": ("automatisch", "automatique"),
+    "own": ("eigenes", "personnalisée"),
     "Tools": ("Werkzeuge", "Outils"),
     "Crosshair": ("Fadenkreuz", "Réticule"),
     "Measure": ("Messen", "Mesurer"),
@@ -269,6 +270,11 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "détection suivante, précédente",
     ),
     "show and hide the marks": ("Markierungen zeigen, verbergen", "montrer, cacher les marques"),
+    "zoom about the crosshair": ("zoomen um das Fadenkreuz", "zoom centré sur le réticule"),
+    "whole picture, first window": (
+        "ganzes Bild, erstes Fenster",
+        "image entière, première fenêtre",
+    ),
     "wheel": ("Mausrad", "molette"),
     "slices of the plane under the pointer": (
         "Schichten der Ebene unter dem Zeiger",

@@ -15,7 +15,7 @@ start?.addEventListener("submit", async (event) => {
 const progress = document.getElementById("progress");
 if (progress) {
   const id = progress.dataset.study;
-  document.getElementById("cancel").addEventListener("click", async () => {
+  document.getElementById("cancel")?.addEventListener("click", async () => {
     try {
       await send(`/api/studies/${id}/cancel`, {});
       location.reload();

@@ -194,6 +194,61 @@ def test_the_views_differ(study):
     assert changed(picture(study), seen[0]) == 0
 
 
+def test_the_arrows_step_through_the_plane_that_is_shown(study):
+    for key, axis in (("1", 2), ("2", 2), ("3", 1), ("4", 0)):
+        study.locator("body").press(key)
+        before = place(study)
+        study.locator("body").press("ArrowUp")
+        moved = np.abs(np.array(place(study)) - before)
+        assert moved.argmax() == axis and 2 <= moved[axis] <= 4  # a voxel has about 3 mm
+        study.locator("body").press("ArrowDown")
+        assert place(study) == before
+    study.locator("body").press("1")
+
+
+def place(page):
+    """The crosshair in whole mm."""
+    return [int(mm) for mm in re.findall(r"[xyz] (-?\d+)", page.inner_text("#location"))]
+
+
+def test_it_is_zoomed_about_the_crosshair_and_back(study):
+    before = picture(study)
+    study.hover("#canvas", position={"x": 200, "y": 300})
+    study.keyboard.down("Shift")
+    study.mouse.wheel(0, -100)
+    study.mouse.wheel(0, -100)
+    study.keyboard.up("Shift")
+    near = picture(study)
+    assert changed(before, near) > 5000
+    assert study.evaluate(
+        "import('/static/viewer.js').then(({nv}) => nv.scene.pan2Dxyzmm[3])"
+    ) == pytest.approx(1.25**2)
+    study.locator("body").press("-")
+    study.locator("body").press("-")
+    assert changed(before, picture(study)) == 0
+
+
+def test_a_window_of_ones_own_is_dragged_and_left_again(study):
+    before = picture(study)
+    shown = study.evaluate("document.querySelector('#window').value")
+    study.hover("#canvas", position={"x": 300, "y": 300})
+    study.mouse.down(button="right")
+    box = study.locator("#canvas").bounding_box()
+    study.mouse.move(box["x"] + 500, box["y"] + 300, steps=3)
+    study.mouse.up(button="right")
+    # 200 pixels to the right: twice the width of brain 40/80
+    assert study.locator("#window option:checked").inner_text() == "own 40/160"
+    centre = (slice(200, 450), slice(150, 400))  # brain of 35 HU
+    assert np.median(picture(study)[centre]) == pytest.approx(255 * (35 + 40) / 160, abs=5)
+    study.select_option("#window", shown)
+    assert changed(before, picture(study)) == 0
+    study.dblclick("#canvas", position={"x": 20, "y": 20})
+    assert study.evaluate(
+        "import('/static/viewer.js').then(({nv}) => [nv.volumes[0].cal_min, nv.volumes[0].cal_max])"
+    ) == [0, 80]
+    study.click(".jump[data-component='0']")
+
+
 def test_the_reconstruction_stands_beside(study):
     study.click("#side-by-side")
     study.wait_for_selector("#screen-healthy[data-ready]")

@@ -115,7 +115,10 @@ BAD = {
     "empty": (b"", "truncated or damaged"),
     "cut": (scan_bytes()[:3000], "truncated or damaged"),
     "cut gzip": (gzip.compress(scan_bytes())[:3000], "truncated or damaged"),
-    "huge claim": (header_of((2000, 2000, 2000)), "expected less than 1 GB (--max-gb of the server)"),
+    "huge claim": (
+        header_of((2000, 2000, 2000)),
+        "expected less than 1 GB (--max-gb of the server)",
+    ),
     "claims more than there is": (gzip.compress(header_of((300, 300, 300))), "header claims"),
     "inflates to more": (
         gzip.compress(header_of(SHAPE) + bytes(4 * 2**20)),

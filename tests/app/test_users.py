@@ -201,6 +201,9 @@ def test_a_reader_cancels_the_own_uploads_alone(site):
     bob = site.program("bob", "reader")
     study = upload(ann, scan_bytes(), run="t1").json()[0]["study"]["id"]
     assert bob.post(f"/api/studies/{study}/cancel").status_code == 403
+    for path, mark in (("/", 'data-action="cancel"'), (f"/studies/{study}", 'id="cancel"')):
+        assert mark in ann.get(path, headers=HTML).text
+        assert mark not in bob.get(path, headers=HTML).text
     assert ann.post(f"/api/studies/{study}/cancel").json()["state"] == "received"
     assert ann.post(f"/api/studies/{study}/cancel").status_code == 409
 
