@@ -67,6 +67,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "Déposez des examens ici ou choisissez-les\u00a0: NIfTI, ou DICOM dans un fichier zip",
     ),
     "as it looks": ("wie es aussieht", "d’après l’apparence"),
+    "A folder; put it into a zip file.": (
+        "Ein Ordner; bitte in eine ZIP-Datei packen.",
+        "Un dossier\u00a0; mettez-le dans un fichier zip.",
+    ),
     "The file is too large.": ("Die Datei ist zu groß.", "Le fichier est trop volumineux."),
     "Label (no names of patients)": (
         "Bezeichnung (keine Patientennamen)",

@@ -14,7 +14,7 @@ const LOOK = 2000; // ms between two looks while anything waits
 const waiting = [];
 let sending = 0;
 
-function enqueue(files) {
+function enqueue(files, folders = new Set()) {
   for (const file of files) {
     const line = document.createElement("li");
     const bar = document.createElement("progress");
@@ -24,6 +24,10 @@ function enqueue(files) {
     const words = document.createElement("span");
     line.append(`${file.name} `, bar, " ", words);
     outcome.append(line);
+    if (folders.has(file)) {
+      tell(file, line, [failure(form.dataset.folder)]);
+      continue;
+    }
     if (file.size > Number(form.dataset.most)) {
       tell(file, line, [failure(form.dataset.large)]);
       continue;
@@ -113,7 +117,15 @@ document.addEventListener("drop", (event) => {
   if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   form.classList.remove("over");
-  enqueue(event.dataTransfer.files);
+  const files = [];
+  const folders = new Set(); // which a browser hands over as a file that cannot be read
+  for (const item of event.dataTransfer.items) {
+    const file = item.getAsFile();
+    if (!file) continue;
+    files.push(file);
+    if (item.webkitGetAsEntry?.()?.isDirectory) folders.add(file);
+  }
+  enqueue(files, folders);
 });
 
 // start and cancel

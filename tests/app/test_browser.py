@@ -368,6 +368,30 @@ def test_a_picture_is_saved(study):
     assert np.asarray(shot.convert("L")).std() > 10
 
 
+# a folder cannot be dropped by a program: the browser's answer to what a file is stands for it
+DROP = """isFolder => {
+  DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: isFolder });
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File(["no scan"], "dropped"));
+  document.getElementById("upload").dispatchEvent(
+    new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_file_is_dropped_and_a_folder_is_said_to_be_one(study, context):
+    page = context.new_page()
+    page.goto("/")
+    page.evaluate(DROP, True)
+    says(page, "#upload-outcome li", "dropped: Not taken. A folder; put it into a zip file. ")
+    page.reload()
+    page.evaluate(DROP, False)
+    refused = "dropped: Not taken. Not a readable NIfTI file"
+    playwright.expect(page.locator("#upload-outcome li")).to_contain_text(refused, timeout=LONG)
+    page.close()
+    (told,) = [fault for fault in context.faults if "422" in fault]  # as it should be
+    context.faults.remove(told)
+
+
 def test_the_report_is_shown_and_printed(study, context):
     page = context.new_page()
     page.goto(study.url + "/report")
