@@ -88,6 +88,23 @@ def test_no_run_is_chosen_for_a_scan_that_nothing_is_known_of(solo):
     assert '<option value="t1" selected>' in page
 
 
+def test_a_scan_that_looks_otherwise_than_its_run_waits_to_be_confirmed(solo):
+    client = solo.client()
+    files = [
+        ("file", (f"sub-1_{ending}.nii", scan_bytes(seed)))
+        for seed, ending in enumerate(("T1w", "T2w", "ct", "x"))
+    ]
+    answer = client.post("/api/studies", files=files, data={"run": "t1"})
+    told = [(one["status"], one["study"]["state"]) for one in answer.json()]
+    waits = ("received", "received")
+    queued = ("queued", "queued")
+    assert told == [queued, waits, waits, queued]
+    other = answer.json()[1]["study"]["id"]
+    assert (
+        client.post(f"/api/studies/{other}/start", json={"run": "t1"}).json()["state"] == "queued"
+    )
+
+
 def test_a_page_beyond_the_end_is_the_last_one(solo):
     client = solo.client(headers={"Accept": "text/html"})
     upload(client, scan_bytes(), label="Bed 7")
