@@ -106,6 +106,7 @@ def pictures(
         {
             "plain": address(one.plain),
             "marked": address(one.marked),
+            "number": one.number,
             "place": one.place,
             "z_mm": one.z_mm,
         }

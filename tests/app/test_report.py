@@ -56,6 +56,8 @@ def test_the_report_says_all_that_it_should(scored):
     ):
         assert said in page.text, said
     assert "Date of birth" not in page.text
+    captions = re.findall(r"<figcaption>(.+), z", page.text)
+    assert captions == ["1. left frontal lobe, 12 mm deep", "2. right cerebellum, 3 mm deep"]
     assert page.text.count("<img") == 4  # two peaks, without and with marks
 
 
