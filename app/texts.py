@@ -178,7 +178,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Measure": ("Messen", "Mesurer"),
     "Draw": ("Zeichnen", "Dessiner"),
     "Reconstruction": ("Rekonstruktion", "Reconstruction"),
-    "Screenshot": ("Bild speichern", "Capture d’écran"),
+    "Screenshot": ("Screenshot", "Capture"),
     "Three planes through the strongest finding, until the viewer stands": (
         "Drei Ebenen durch den stärksten Befund, bis die Ansicht bereit ist",
         "Trois plans passant par la détection la plus forte, en attendant l’affichage",
