@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlmodel import Session
 
 from app import exports, users
-from app.settings import Settings, add_arguments, settings_of, site_secret
-from app.store import ROLES, open_store, upgrade
+from app.settings import Settings, SettingsError, add_arguments, settings_of, site_secret
+from app.store import ROLES, StoreError, open_current
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def main() -> None:
     settings = settings_of(arguments)
     try:
         VERBS[arguments.verb](arguments, settings)
-    except users.Refusal as error:
+    except (users.Refusal, SettingsError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -46,9 +46,7 @@ def main() -> None:
 def store_of(settings: Settings) -> Session:
     """A session on the data base, whose tables are brought up to date."""
     site_secret(settings.data)
-    engine = open_store(settings.address)
-    upgrade(engine)
-    return Session(engine)
+    return Session(open_current(settings.address))
 
 
 def ask_password() -> str:
@@ -93,8 +91,7 @@ def token(arguments: argparse.Namespace, settings: Settings) -> None:
 def export(arguments: argparse.Namespace, settings: Settings) -> None:
     if arguments.out.exists():
         raise users.Refusal(f"{arguments.out} is there already; give another folder.")
-    engine = open_store(settings.address)
-    upgrade(engine)
+    engine = open_current(settings.address)
     counts = exports.export(engine, settings.data, arguments.out)
     for modality, count in counts.items():
         print(f"{arguments.out / f'datalist_{modality}.json'}: {count} scans")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session, col, select
 
 from app import intake, opinions, runs, studies, users
+from app.headers import contradicts
 from app.opinions import NewOpinion, OpinionOut
 from app.security import Admin, Reader, Visitor
 from app.store import Opinion, Result, Study
@@ -149,7 +150,8 @@ def list_studies(
 async def upload(request: Request, response: Response, visitor: Reader) -> list[Arrived]:
     """Take in NIfTI files and zipped DICOM, several at once.
 
-    With `modality` or `run` they are queued; else they wait until somebody confirms what they are.
+    With `modality` or `run` they are queued; else they wait until somebody confirms what they are,
+    and so does a scan whose header speaks against the modality.
     The status is 201 where something new came in, 200 where all was known, 422 where all is
     refused.
     """
@@ -205,14 +207,15 @@ def _arrive(
     settings = request.app.state.settings
     study, new = studies.register(engine, taken, settings.data, visitor.user.id, label)
     log(request, visitor, "upload" if new else "upload of a known scan", study.id)
-    waiting = study.state == "received"
-    if choice and waiting:
+    # of several scans that are sent for one run some may be others: somebody has to confirm those
+    wanted = choice is not None and not contradicts(study.guess, choice.modality)
+    if choice and wanted and study.state == "received":
         start_by(request, study.id, choice)
     with database(request) as session:
         told = StudyOut.model_validate(session.get_one(Study, study.id))
     if not new:
         return Arrived(file=name, status="known", study=told, reason="It is here already.")
-    return Arrived(file=name, status="queued" if choice else "received", study=told)
+    return Arrived(file=name, status="queued" if wanted else "received", study=told)
 
 
 def log(request: Request, visitor: Visitor, action: str, about: str = "") -> None:

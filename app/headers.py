@@ -33,6 +33,7 @@ WORDS = (
 )
 HEAD = r"head|brain|skull|cran|cereb|neuro"
 CHEST = r"chest|thora|lung|pulm"
+GUESSES = ("ct", "chest_ct", "t1", "t2", "flair")
 # ms: short echo and repetition weigh by T1; a long echo by T2, and FLAIR inverts at about 2 s
 SHORT_ECHO = 30
 LONG_ECHO = 60
@@ -97,6 +98,11 @@ def guess(data: Dataset) -> str:
         if re.search(words, text):
             return name
     return _by_times(_ms(data, "EchoTime"), _ms(data, "RepetitionTime"), _ms(data, "InversionTime"))
+
+
+def contradicts(guess: str, modality: str) -> bool:
+    """Whether what a header looks like speaks against a modality that was chosen."""
+    return bool(guess) and modality in GUESSES and guess != modality
 
 
 def _ms(data: Dataset, name: str) -> float:

@@ -48,7 +48,9 @@ class Inbox:
         while True:
             try:
                 self.look()
-            except Exception:  # a folder that is away for a moment
+            except FileNotFoundError as error:  # a folder that is away for a moment, say
+                log.warning("the inbox could not be read: %s", error)
+            except Exception:
                 log.exception("the inbox could not be read")
             if self.stopping.wait(PAUSE):
                 return

@@ -34,6 +34,16 @@ KEPT = (
 )
 SUFFIX = re.compile(r"_(T1w|T2w|FLAIR|ct)\.nii(\.gz)?$", re.IGNORECASE)
 GUESS_OF = {"t1w": "t1", "t2w": "t2", "flair": "flair", "ct": "ct"}
+# What norma advises whoever has a folder of files, and what a page advises instead.
+ADVICE = {
+    "give .nii, .nii.gz, a pair .hdr and .img, or .mgz.": (
+        "send .nii or .nii.gz, or a whole DICOM series in a zip file."
+    ),
+    "(limits.max_gb of the recipe)": "(--max-gb of the server)",
+    "no DICOM series found.": (
+        "no DICOM series found; a zip file is for DICOM, a NIfTI file comes as it is."
+    ),
+}
 QUICK = 1  # gzip level: a scan is written once and read often, both over loopback or a fast line
 
 
@@ -80,7 +90,7 @@ def clean(path: Path, name: str, settings: Settings, guess: str = "") -> Taken:
         volume = norma.open_volume(path, settings.max_gb)
         voxels = volume.stored()
     except norma.ScanError as error:
-        raise Refused(str(error).replace(str(path), name)) from None
+        raise Refused(_advised(str(error).replace(str(path), name))) from None
     if not isinstance(volume.header, nib.Nifti1Header):
         raise Refused(f"{name}: not a NIfTI file; convert it first.")
     shape = volume.shape[:3]
@@ -165,5 +175,12 @@ def from_folder(
 
 def _without(text: str, folder: Path, name: str) -> str:
     """A sentence that calls the input by the name that its sender knows."""
-    text = text.replace(str(folder), name)
+    text = _advised(text.replace(str(folder), name))
     return text if name in text else f"{name}: {text}"
+
+
+def _advised(text: str) -> str:
+    """A sentence whose advice can be followed in a page."""
+    for norma_says, page_says in ADVICE.items():
+        text = text.replace(norma_says, page_says)
+    return text

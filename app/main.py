@@ -10,7 +10,7 @@ Pages (HTML)
     GET  /account /users /audit     own account; users and the audit log for an admin
     GET  /login    POST /login /logout
 
-Viewer data (JSON block): study, report (as report.json), run_digest, urls {scan, map, mask,
+Viewer data (JSON block): study, report (as report.json), result, run_digest, urls {scan, map, mask,
     reconstruction, reference, report, first, opinions, corrections; null where there is none},
     csrf, user.
 
@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -62,10 +63,11 @@ from app.settings import (
     Settings,
     SettingsError,
     add_arguments,
+    make_folder,
     settings_of,
     site_secret,
 )
-from app.store import User, open_store, upgrade
+from app.store import StoreError, User, open_current
 from app.workers import Workers
 
 STATIC = Path(__file__).parent / "static"
@@ -77,10 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
     """The app of some settings; its tables are brought up to date."""
     settings.check()
     for name in FOLDERS:
-        (settings.data / name).mkdir(parents=True, exist_ok=True)
+        make_folder(settings.data / name)
     settings.data.chmod(0o700)
-    engine = open_store(settings.address)
-    upgrade(engine)
+    engine = open_current(settings.address)
     jobs.sweep(engine, settings.data)
 
     app = FastAPI(
@@ -138,11 +139,15 @@ async def on_http_error(request: Request, error: HTTPException) -> Response:
             way += f"?{request.url.query}"
         return RedirectResponse(f"/login?next={quote(way, safe='')}", 303)
     visitor = await asyncio.to_thread(visitor_or_none, request)
-    return pages.page(request, "error.html", visitor, error.status_code, sentence=str(error.detail))
+    unknown = error.status_code == 404 and error.detail == "Not Found"  # Starlette's own word
+    reason = "There is no such page." if unknown else str(error.detail)
+    return pages.page(request, "error.html", visitor, error.status_code, reason=reason)
 
 
 async def on_invalid(request: Request, error: RequestValidationError) -> Response:
     """What is wrong with a request, without repeating what it held."""
+    if is_page(request) and any("study_id" in one["loc"] for one in error.errors()):
+        return await on_http_error(request, HTTPException(404, "There is no such study."))
     said = []
     for one in error.errors():
         where = ".".join(str(part) for part in one["loc"][1:])
@@ -176,6 +181,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_free(settings: Settings) -> None:
+    """SettingsError where the server could not listen, before it starts any worker."""
+    try:
+        known = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, *_, place = known[0]
+        socket.create_server(place[:2], family=family).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise SettingsError(
+            f"HOST={settings.host} PORT={settings.port} cannot be listened on ({why}); "
+            f"give another one, such as PORT={settings.port + 1}."
+        ) from None
+
+
 def has_users(app: FastAPI) -> bool:
     """Whether anybody can log in."""
     with Session(app.state.engine) as session:
@@ -189,11 +208,14 @@ def main() -> None:
     arguments.hosts = tuple(arguments.hosts)
     arguments.report_fields = tuple(arguments.report_fields)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "weasyprint", "fontTools"):  # they tell every step
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = settings_of(arguments)
+        settings.check()
+        check_free(settings)
         app = create_app(settings)
-    except SettingsError as error:
+    except (SettingsError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     scheme = "https" if settings.certificate else "http"

@@ -39,13 +39,16 @@ def page(
     request: Request, name: str, visitor: Visitor | None, status: int = 200, **values: Any
 ) -> HTMLResponse:
     """A page from its template; every one knows who looks, in which language, and the notice."""
-    language = visitor.user.language if visitor else "en"
+    accepted = request.headers.get("Accept-Language", "")
+    language = visitor.user.language if visitor else texts.preferred(accepted)
     shared = {
         "user": visitor.user if visitor else None,
         "csrf": visitor.csrf if visitor else "",
         "solo": request.app.state.settings.solo,
         "language": language,
         "t": lambda text: texts.translate(text, language),
+        "num": lambda form, value: texts.number(form % value, language),
+        "sentence": lambda text: texts.sentence(text, language),
         "place": lambda text: texts.place(text, language),
         "texts": texts.catalogue(language),
         "languages": texts.LANGUAGES,
@@ -121,6 +124,10 @@ def list_page(
     chosen = runs.runs_of(request.app.state.settings)
     with database(request) as session:
         found, total = studies.list_studies(session, wanted)
+        pages = max(1, -(-total // wanted.size))
+        if wanted.page > pages:  # of a list that was longer
+            wanted.page = pages
+            found, total = studies.list_studies(session, wanted)
         counts = studies.count_states(session)
         forsaken = jobs.is_forsaken(session)
 
@@ -142,7 +149,7 @@ def list_page(
         query=wanted,
         link=link,
         most=request.app.state.settings.max_upload,
-        pages=max(1, -(-total // wanted.size)),
+        pages=pages,
     )
 
 
@@ -207,6 +214,7 @@ def viewer_data(
     return {
         "study": StudyOut.model_validate(study).model_dump(mode="json"),
         "report": report,
+        "result": result.id if result else None,
         "run_digest": result.run_digest if result else None,
         "urls": urls,
         "csrf": visitor.csrf,
@@ -230,7 +238,8 @@ def _account(request: Request, visitor: Visitor, session: Any, **values: Any) ->
         .limit(20)
     )
     tokens = session.exec(select(Token).where(col(Token.user_id) == mine).order_by(col(Token.id)))
-    shown = {"logins": list(logins), "tokens": list(tokens), "error": "", "token": ""} | values
+    shown = {"logins": list(logins), "tokens": list(tokens), "now": users.now()}
+    shown |= {"error": "", "token": ""} | values
     status = 422 if shown["error"] else 200
     return page(request, "account.html", visitor, status, **shown)
 

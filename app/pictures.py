@@ -41,10 +41,11 @@ class Layers:
 
 @dataclass(frozen=True)
 class KeySlice:
-    """An axial slice without and with map and marks, and where it lies."""
+    """An axial slice without and with map and marks, where it lies, and of which finding it is."""
 
     plain: Image.Image
     marked: Image.Image
+    number: int
     place: str
     z_mm: float
 
@@ -57,11 +58,12 @@ def key_slices(layers: Layers, report: dict[str, Any]) -> list[KeySlice]:
     axis = array_axis(layers.scan.affine, AXIAL)
     frame = brain_frame(layers.map, AXIAL)
     found: dict[int, KeySlice] = {}
-    for voxel, mm, place in spots(report):
+    for number, (voxel, mm, place) in enumerate(spots(report), start=1):
         if voxel[axis] in found or len(found) == SLICES:
             continue
         plain, marked = drawn(layers, AXIAL, voxel[axis], frame, SIDE)
-        found[voxel[axis]] = KeySlice(lettered(plain, AXIAL), lettered(marked, AXIAL), place, mm[2])
+        pair = (lettered(plain, AXIAL), lettered(marked, AXIAL))
+        found[voxel[axis]] = KeySlice(*pair, number, place, mm[2])
     return list(found.values())
 
 

@@ -75,6 +75,8 @@ def _page(request: Request, visitor: Visitor, study_id: str, is_pdf: bool) -> HT
             raise HTTPException(404, "This study has no result yet.")
         said = opinions.history(session, study_id, visitor)
     report = json.loads(result.report)
+    # the findings of an earlier result had other numbers
+    of_this = [one for one in said if one.result == result.id]
     return pages.page(
         request,
         "report.html",
@@ -83,8 +85,8 @@ def _page(request: Request, visitor: Visitor, study_id: str, is_pdf: bool) -> HT
         result=result,
         report=report,
         pictures=pictures(settings.data, study, result, report),
-        verdicts={one.component: one.value for one in said if one.kind == "component"},
-        opinions=list({one.user: one for one in said if one.kind == "scan"}.values()),
+        verdicts={one.component: one.value for one in of_this if one.kind == "component"},
+        opinions=list({one.user: one for one in of_this if one.kind == "scan"}.values()),
         corrections=sum(one.kind == "correction" for one in said),
         fields=settings.report_fields,
         is_pdf=is_pdf,
@@ -104,6 +106,7 @@ def pictures(
         {
             "plain": address(one.plain),
             "marked": address(one.marked),
+            "number": one.number,
             "place": one.place,
             "z_mm": one.z_mm,
         }

@@ -91,6 +91,22 @@ class Settings:
             )
         if bool(self.certificate) != bool(self.key):
             raise SettingsError("--certificate and --key go together; give both.")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Raise SettingsError for folders and files that are not there, and odd numbers."""
+        for name, folder in (("INBOX", self.inbox), ("RUNS", self.runs)):
+            if folder and not folder.is_dir():
+                raise SettingsError(f"{name}={folder} is no folder; make it, or leave {name} out.")
+        for name, path in (("--certificate", self.certificate), ("--key", self.key)):
+            if path and not Path(path).is_file():
+                raise SettingsError(f"{name} {path} is no file; give a PEM file.")
+        if not 0 < self.port < 65536:
+            raise SettingsError(f"PORT={self.port}: expected a number from 1 to 65535.")
+        if self.workers < 0:
+            raise SettingsError(f"WORKERS={self.workers}: expected 0 or more.")
+        if min(self.max_upload, self.max_gb, self.session_hours) <= 0:
+            raise SettingsError("--max-upload-mb, --max-gb and --session-hours are above 0.")
 
 
 FIELDS = frozenset(Settings.__dataclass_fields__)
@@ -106,10 +122,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of the app's data; SettingsError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"DATA: the folder {folder} cannot be made ({error.strerror}); give another one."
+        ) from None
+
+
 def site_secret(data: Path) -> bytes:
     """The secret of a site, made once: pseudonyms depend on it."""
     path = data / "secret"
-    data.mkdir(parents=True, exist_ok=True)
+    make_folder(data)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Column, CursorResult, Engine, Index, Text, Update, event
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlmodel import Field, Session, SQLModel, create_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -26,6 +27,10 @@ ROLES: tuple[Role, ...] = ("reader", "reviewer", "admin")  # each may do what th
 def now() -> datetime:
     """The time, UTC."""
     return datetime.now(UTC)
+
+
+class StoreError(ValueError):
+    """A data base that cannot be used; the message says why."""
 
 
 def _text(default: str = "") -> Any:
@@ -199,6 +204,21 @@ class Seen(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=64)
     created: datetime = Field(default_factory=now)
     outcome: str = _text()
+
+
+def open_current(address: str) -> Engine:
+    """The engine of a data base with the tables of this version; StoreError where it has none."""
+    try:
+        engine = open_store(address)
+        upgrade(engine)
+    except (ArgumentError, ImportError):
+        raise StoreError(
+            "DATABASE is no address that is known; give postgresql+psycopg://user:password@host/name."
+        ) from None
+    except DatabaseError as error:
+        said = str(error.orig).strip().partition("\n")[0]
+        raise StoreError(f"the data base cannot be used ({said}); see that it runs.") from None
+    return engine
 
 
 def open_store(address: str) -> Engine:

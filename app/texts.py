@@ -15,21 +15,22 @@ LANGUAGES = {"en": "English", "de": "Deutsch", "fr": "Français"}
 CATALOGUE: dict[str, tuple[str, str]] = {
     # every page
     "Research software, not a medical device; not for diagnosis.": (
-        "Forschungssoftware, kein Medizinprodukt; nicht zur Diagnose.",
-        "Logiciel de recherche, pas un dispositif médical ; pas pour le diagnostic.",
+        "Forschungssoftware, kein Medizinprodukt; nicht zur Diagnose bestimmt.",
+        "Logiciel de recherche, non un dispositif médical\u00a0; "
+        "à ne pas utiliser pour le diagnostic.",
     ),
-    "Main": ("Haupt", "Principal"),
+    "Main": ("Hauptnavigation", "Navigation principale"),
     "Studies": ("Studien", "Études"),
-    "Opinions": ("Urteile", "Avis"),
+    "Download opinions": ("Beurteilungen herunterladen", "Télécharger les avis"),
     "Users": ("Benutzer", "Utilisateurs"),
     "Audit log": ("Protokoll", "Journal"),
     "Log in": ("Anmelden", "Se connecter"),
     "Log out": ("Abmelden", "Se déconnecter"),
     "Not possible": ("Nicht möglich", "Impossible"),
     "Back to the studies": ("Zurück zu den Studien", "Retour aux études"),
-    "reader": ("Leser", "lecteur"),
-    "reviewer": ("Prüfer", "réviseur"),
-    "admin": ("Verwalter", "administrateur"),
+    "reader": ("Befunder", "lecteur"),
+    "reviewer": ("Prüfer", "relecteur"),
+    "admin": ("Administrator", "administrateur"),
     # account, users, audit log
     "Account": ("Konto", "Compte"),
     "Name": ("Name", "Nom"),
@@ -41,7 +42,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Tokens": ("Token", "Jetons"),
     "Copy it now; it is not shown again.": (
         "Jetzt kopieren; es wird nicht noch einmal gezeigt.",
-        "Copiez-le maintenant ; il ne sera plus affiché.",
+        "Copiez-le maintenant\u00a0; il ne sera plus affiché.",
     ),
     "until": ("bis", "jusqu’au"),
     "revoked": ("widerrufen", "révoqué"),
@@ -53,7 +54,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Time, UTC": ("Zeit, UTC", "Heure, UTC"),
     "Who": ("Wer", "Qui"),
     "What": ("Was", "Quoi"),
-    "About": ("Worüber", "Objet"),
+    "About": ("Betrifft", "Objet"),
     "From": ("Von", "Depuis"),
     "Role, password": ("Rolle, Passwort", "Rôle, mot de passe"),
     "Role": ("Rolle", "Rôle"),
@@ -62,45 +63,50 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Add": ("Hinzufügen", "Ajouter"),
     # list of studies
     "Drop scans here, or choose them: NIfTI, or DICOM in a zip file": (
-        "Aufnahmen hierher ziehen oder wählen: NIfTI, oder DICOM in einer Zip-Datei",
-        "Déposez des examens ici ou choisissez-les : NIfTI, ou DICOM dans un fichier zip",
+        "Aufnahmen hierher ziehen oder wählen: NIfTI oder DICOM in einer ZIP-Datei",
+        "Déposez des examens ici ou choisissez-les\u00a0: NIfTI, ou DICOM dans un fichier zip",
     ),
-    "as it looks": ("dem Anschein nach", "selon l’apparence"),
-    "The file is too large.": ("Die Datei ist zu groß.", "Le fichier est trop grand."),
+    "as it looks": ("wie es aussieht", "d’après l’apparence"),
+    "A folder; put it into a zip file.": (
+        "Ein Ordner; bitte in eine ZIP-Datei packen.",
+        "Un dossier\u00a0; mettez-le dans un fichier zip.",
+    ),
+    "The file is too large.": ("Die Datei ist zu groß.", "Le fichier est trop volumineux."),
     "Label (no names of patients)": (
-        "Bezeichnung (keine Namen von Patienten)",
+        "Bezeichnung (keine Patientennamen)",
         "Libellé (pas de nom de patient)",
     ),
     "sending": ("wird gesendet", "envoi"),
     "reading": ("wird gelesen", "lecture"),
     "Queued.": ("Wartet.", "En attente."),
-    "Here. Please confirm its run.": (
-        "Da. Bitte das Modell bestätigen.",
+    "Received. Please confirm its run.": (
+        "Eingegangen. Bitte das Modell bestätigen.",
         "Reçu. Veuillez confirmer le modèle.",
     ),
-    "It is here already.": ("Ist schon da.", "Déjà présent."),
-    "Not taken.": ("Nicht angenommen.", "Pas accepté."),
+    "It is here already.": ("Ist bereits vorhanden.", "Déjà présent."),
+    "Not taken.": ("Nicht angenommen.", "Refusé."),
     "The server cannot be reached.": (
-        "Der Server ist nicht zu erreichen.",
+        "Der Server ist nicht erreichbar.",
         "Le serveur est injoignable.",
     ),
     "Run": ("Modell", "Modèle"),
+    "please choose": ("bitte wählen", "veuillez choisir"),
     "confirm later": ("später bestätigen", "confirmer plus tard"),
     "Upload": ("Hochladen", "Envoyer"),
     "Search": ("Suche", "Recherche"),
-    "Status": ("Stand", "État"),
+    "Status": ("Status", "État"),
     "all": ("alle", "tous"),
     "Modality": ("Modalität", "Modalité"),
     "Flags": ("Hinweise", "Remarques"),
     "with flags": ("mit Hinweisen", "avec remarques"),
     "without flags": ("ohne Hinweise", "sans remarque"),
     "Show": ("Zeigen", "Afficher"),
-    "studies": ("Studien", "études"),
     "Study": ("Studie", "Étude"),
     "Subject": ("Person", "Sujet"),
-    "Score": ("Wert", "Score"),
+    "Score": ("Score", "Score"),
     "Percentile": ("Perzentil", "Percentile"),
     "Marked, ml": ("Markiert, ml", "Marqué, ml"),
+    "Date, UTC": ("Datum, UTC", "Date, UTC"),
     "Date": ("Datum", "Date"),
     "Pages": ("Seiten", "Pages"),
     "Previous": ("Zurück", "Précédent"),
@@ -109,38 +115,56 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "queued": ("wartet", "en attente"),
     "running": ("läuft", "en cours"),
     "done": ("fertig", "terminée"),
-    "refused": ("abgewiesen", "refusée"),
-    "failed": ("gescheitert", "échouée"),
-    "Studies wait, and no worker takes them. An admin can start one:": (
-        "Studien warten, und kein Rechenprozess nimmt sie. Ein Administrator kann einen starten:",
-        "Des études attendent sans aucun processus. Un administrateur peut en lancer un :",
+    "refused": ("abgelehnt", "refusée"),
+    "failed": ("fehlgeschlagen", "échouée"),
+    # what a worker is doing
+    "reading the scan": ("Aufnahme wird gelesen", "lecture de l’examen"),
+    "finding the brain and its place in the atlas": (
+        "Hirn und seine Lage im Atlas werden bestimmt",
+        "localisation du cerveau dans l’atlas",
     ),
+    "comparing it with healthy scans": (
+        "Vergleich mit Gesunden",
+        "comparaison avec des sujets sains",
+    ),
+    "writing map, mask and report": (
+        "Karte, Maske und Bericht werden geschrieben",
+        "écriture de la carte, du masque et du compte rendu",
+    ),
+    "Studies wait, and no worker takes them. An admin can start one:": (
+        "Studien warten, aber kein Rechenprozess läuft. Ein Administrator kann einen starten:",
+        "Des études attendent, mais aucun processus de calcul ne tourne. "
+        "Un administrateur peut en lancer un\u00a0:",
+    ),
+    "next study, previous study": ("nächste, vorige Studie", "étude suivante, précédente"),
+    "open": ("öffnen", "ouvrir"),
+    "search": ("suchen", "rechercher"),
     # one study: bar and progress
     "Neighbouring studies": ("Benachbarte Studien", "Études voisines"),
     "Newer": ("Neuere", "Plus récente"),
     "Older": ("Ältere", "Plus ancienne"),
-    "Report": ("Bericht", "Rapport"),
+    "Report": ("Bericht", "Compte rendu"),
     "Progress": ("Fortschritt", "Progression"),
     "Cancel": ("Abbrechen", "Annuler"),
-    "The header looks like": ("Der Kopf der Datei sieht aus wie", "L’en-tête ressemble à"),
+    "It looks like": ("Es sieht aus wie", "Cela ressemble à"),
     "Please confirm.": ("Bitte bestätigen.", "Veuillez confirmer."),
     "Start": ("Starten", "Lancer"),
-    "Run again": ("Noch einmal rechnen", "Relancer"),
+    "Run again": ("Neu berechnen", "Recalculer"),
     "Remove this study": ("Diese Studie entfernen", "Supprimer cette étude"),
     "The scan and all its results are deleted. Opinions and drawings stay.": (
-        "Aufnahme und Ergebnisse werden gelöscht. Beurteilungen und Zeichnungen bleiben.",
-        "L’examen et ses résultats sont effacés. Les avis et les dessins restent.",
+        "Aufnahme und Ergebnisse werden gelöscht. Beurteilungen und Zeichnungen bleiben erhalten.",
+        "L’examen et ses résultats sont supprimés. Les avis et les dessins sont conservés.",
     ),
     "Remove": ("Entfernen", "Supprimer"),
     # viewer
-    "Viewer": ("Betrachter", "Visionneuse"),
+    "Viewer": ("Bildbetrachter", "Visionneuse"),
     "View": ("Ansicht", "Vue"),
     "Planes": ("Ebenen", "Plans"),
     "All planes": ("Alle Ebenen", "Tous les plans"),
     "Axial": ("Axial", "Axial"),
     "Coronal": ("Koronal", "Coronal"),
     "Sagittal": ("Sagittal", "Sagittal"),
-    "3-D": ("3-D", "3-D"),
+    "3-D": ("3D", "3D"),
     "Window": ("Fenster", "Fenêtre"),
     "brain": ("Hirn", "cerveau"),
     "subdural": ("subdural", "sous-dural"),
@@ -148,21 +172,22 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "bone": ("Knochen", "os"),
     "mediastinum": ("Mediastinum", "médiastin"),
     "automatic": ("automatisch", "automatique"),
+    "own": ("eigenes", "personnalisée"),
     "Tools": ("Werkzeuge", "Outils"),
     "Crosshair": ("Fadenkreuz", "Réticule"),
     "Measure": ("Messen", "Mesurer"),
     "Draw": ("Zeichnen", "Dessiner"),
     "Reconstruction": ("Rekonstruktion", "Reconstruction"),
-    "Screenshot": ("Bild sichern", "Capture"),
+    "Screenshot": ("Screenshot", "Capture"),
     "Three planes through the strongest finding, until the viewer stands": (
         "Drei Ebenen durch den stärksten Befund, bis die Ansicht bereit ist",
-        "Trois plans passant par l’anomalie la plus forte, en attendant l’affichage",
+        "Trois plans passant par la détection la plus forte, en attendant l’affichage",
     ),
     "Scan in three planes": ("Aufnahme in drei Ebenen", "Examen dans trois plans"),
     "loading": ("wird geladen", "chargement"),
     "The viewer could not start.": (
-        "Der Betrachter startet nicht.",
-        "La visionneuse ne démarre pas.",
+        "Der Bildbetrachter konnte nicht starten.",
+        "La visionneuse n’a pas pu démarrer.",
     ),
     "scan": ("Aufnahme", "examen"),
     "map": ("Karte", "carte"),
@@ -171,23 +196,23 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Erase": ("Radieren", "Gomme"),
     "Size": ("Größe", "Taille"),
     "Begin with the marks": ("Mit den Markierungen beginnen", "Partir des marques"),
-    "Undo": ("Zurücknehmen", "Annuler le trait"),
-    "Clear": ("Leeren", "Effacer tout"),
+    "Undo": ("Rückgängig", "Annuler le trait"),
+    "Clear": ("Alles löschen", "Effacer tout"),
     "Save the drawing": ("Zeichnung speichern", "Enregistrer le dessin"),
     # findings
-    "Findings": ("Befunde", "Résultats"),
-    "score": ("Wert", "score"),
+    "Findings": ("Befunde", "Détections"),
+    "score": ("Score", "score"),
     "percentile of healthy scans": (
-        "Perzentil gesunder Aufnahmen",
-        "percentile des examens sains",
+        "Perzentil unter Gesunden",
+        "percentile parmi les sujets sains",
     ),
-    "healthy scans": ("gesunde Aufnahmen", "examens sains"),
+    "healthy scans": ("Gesunde", "sujets sains"),
     "this scan": ("diese Aufnahme", "cet examen"),
-    "peak": ("Spitze", "pic"),
-    "mean": ("Mittel", "moyenne"),
+    "peak": ("Maximum", "pic"),
+    "mean": ("Mittelwert", "moyenne"),
     "the strongest ones are listed.": (
         "die stärksten sind aufgeführt.",
-        "les plus forts sont listés.",
+        "les plus fortes sont listées.",
     ),
     "Nothing is marked at this threshold.": (
         "Bei dieser Schwelle ist nichts markiert.",
@@ -201,7 +226,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "temporal lobe": ("Temporallappen", "lobe temporal"),
     "occipital lobe": ("Okzipitallappen", "lobe occipital"),
     "insula": ("Insel", "insula"),
-    "deep brain": ("tiefe Kerne", "noyaux profonds"),
+    "deep brain": ("tiefe Hirnregion", "région cérébrale profonde"),
     "brainstem": ("Hirnstamm", "tronc cérébral"),
     "cerebellum": ("Kleinhirn", "cervelet"),
     "lung": ("Lunge", "poumon"),
@@ -213,32 +238,48 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Marks": ("Markierung", "Marques"),
     "marks as outlines": ("Markierungen als Umriss", "marques en contour"),
     "Threshold": ("Schwelle", "Seuil"),
-    "only pieces with a peak above": ("nur Stücke mit Spitze über", "seulement pic au-dessus de"),
-    "pieces": ("Stücke", "morceaux"),
-    "As in the report": ("Wie im Bericht", "Comme au rapport"),
+    "only pieces with a peak above": (
+        "nur Areale mit Maximum über",
+        "seulement les zones de pic supérieur à",
+    ),
+    "pieces": ("Areale", "zones"),
+    "As in the report": ("Wie im Bericht", "Comme dans le compte rendu"),
     # opinion
-    "Your opinion of the marks": ("Ihr Urteil über die Markierungen", "Votre avis sur les marques"),
-    "Opinion of component": ("Urteil über Befund", "Avis sur le résultat"),
+    "Your opinion of the marks": (
+        "Ihre Beurteilung der Markierungen",
+        "Votre avis sur les marques",
+    ),
+    "Opinion of component": ("Beurteilung von Befund", "Avis sur la détection"),
     "agree": ("stimme zu", "d’accord"),
     "disagree": ("stimme nicht zu", "pas d’accord"),
     "uncertain": ("unsicher", "incertain"),
-    "true": ("richtig", "vrai"),
-    "false": ("falsch", "faux"),
-    "unsure": ("unklar", "douteux"),
-    "component": ("Befund", "résultat"),
+    "true": ("richtig", "vraie"),
+    "false": ("falsch", "fausse"),
+    "unsure": ("unklar", "douteuse"),
+    "component": ("Befund", "détection"),
     "correction": ("Korrektur", "correction"),
     "drawn": ("gezeichnet", "dessinée"),
     "Comment": ("Bemerkung", "Commentaire"),
     "Save": ("Speichern", "Enregistrer"),
     "Saved.": ("Gespeichert.", "Enregistré."),
-    "Earlier opinions": ("Frühere Urteile", "Avis antérieurs"),
+    ":": (":", "\u00a0:"),
+    "of an earlier result": ("zu einem früheren Ergebnis", "sur un résultat antérieur"),
+    "Earlier opinions": ("Frühere Beurteilungen", "Avis antérieurs"),
     # keys and mouse
     "Keys and mouse": ("Tasten und Maus", "Touches et souris"),
     "views": ("Ansichten", "vues"),
-    "slice up, slice down": ("Schicht hinauf, hinab", "coupe plus haut, plus bas"),
-    "next finding, previous finding": ("nächster, voriger Befund", "résultat suivant, précédent"),
+    "slice up, slice down": ("Schicht höher, tiefer", "coupe plus haut, plus bas"),
+    "next finding, previous finding": (
+        "nächster, voriger Befund",
+        "détection suivante, précédente",
+    ),
     "show and hide the marks": ("Markierungen zeigen, verbergen", "montrer, cacher les marques"),
-    "wheel": ("Rad", "molette"),
+    "zoom about the crosshair": ("zoomen um das Fadenkreuz", "zoom centré sur le réticule"),
+    "whole picture, first window": (
+        "ganzes Bild, erstes Fenster",
+        "image entière, première fenêtre",
+    ),
+    "wheel": ("Mausrad", "molette"),
     "slices of the plane under the pointer": (
         "Schichten der Ebene unter dem Zeiger",
         "coupes du plan sous le pointeur",
@@ -259,21 +300,21 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "Save as PDF": ("Als PDF speichern", "Enregistrer en PDF"),
     "Save as JSON": ("Als JSON speichern", "Enregistrer en JSON"),
     "This server makes no PDF: print the page and choose PDF there.": (
-        "Dieser Server macht kein PDF: die Seite drucken und dort PDF wählen.",
-        "Ce serveur ne fait pas de PDF : imprimez la page et choisissez PDF.",
+        "Dieser Server erzeugt kein PDF: Seite drucken und dort „Als PDF speichern“ wählen.",
+        "Ce serveur ne produit pas de PDF\u00a0: imprimez la page et choisissez PDF.",
     ),
     "Comparison with healthy scans": (
-        "Vergleich mit gesunden Aufnahmen",
-        "Comparaison avec des examens sains",
+        "Vergleich mit Gesunden",
+        "Comparaison avec des sujets sains",
     ),
     "Patient and scan": ("Patient und Aufnahme", "Patient et examen"),
     "Date of birth": ("Geburtsdatum", "Date de naissance"),
     "Voxels": ("Voxel", "Voxels"),
-    "Computed": ("Berechnet", "Calculé"),
+    "Computed": ("Berechnet am", "Calculé le"),
     "Result": ("Ergebnis", "Résultat"),
     "Percentile of healthy scans": (
-        "Perzentil gesunder Aufnahmen",
-        "Percentile des examens sains",
+        "Perzentil unter Gesunden",
+        "Percentile parmi les sujets sains",
     ),
     "Compared with": ("Verglichen mit", "Comparé à"),
     "Marked": ("Markiert", "Marqué"),
@@ -286,23 +327,70 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     ),
     "Highest value of the map": ("Höchster Wert der Karte", "Valeur la plus haute de la carte"),
     "Axial slices, the patient's right on the left. Orange: departure from healthy scans. Outline: what is marked.": (  # noqa: E501
-        "Axiale Schichten, rechts des Patienten liegt links. Orange: Abweichung von gesunden "
-        "Aufnahmen. Umriss: was markiert ist.",
-        "Coupes axiales, la droite du patient est à gauche. Orange : écart aux examens sains. "
-        "Contour : ce qui est marqué.",
+        "Axiale Schichten, die rechte Seite des Patienten liegt links. Orange: Abweichung von "
+        "Gesunden. Umriss: was markiert ist.",
+        "Coupes axiales, la droite du patient est à gauche. Orange\u00a0: écart aux sujets sains. "
+        "Contour\u00a0: ce qui est marqué.",
     ),
     "Place": ("Ort", "Lieu"),
     "Volume, ml": ("Volumen, ml", "Volume, ml"),
-    "Peak": ("Spitze", "Pic"),
-    "Mean": ("Mittel", "Moyenne"),
-    "Reader": ("Leser", "Lecteur"),
-    "How it was computed": ("Wie gerechnet wurde", "Comment c’est calculé"),
-    "peaks above": ("Spitzen über", "pics au-dessus de"),
-    "False findings": ("Falsche Befunde", "Faux résultats"),
-    "Reader's opinion": ("Urteil des Lesers", "Avis du lecteur"),
-    "None was given.": ("Keines abgegeben.", "Aucun avis donné."),
+    "Peak": ("Maximum", "Pic"),
+    "Mean": ("Mittelwert", "Moyenne"),
+    "Reader": ("Befunder", "Lecteur"),
+    "How it was computed": ("Berechnung", "Calcul"),
+    "peaks above": ("Maxima über", "pics supérieurs à"),
+    "False findings": ("Falsche Befunde", "Fausses détections"),
+    "Reader's opinion": ("Beurteilung des Befunders", "Avis du lecteur"),
+    "None was given.": ("Keine abgegeben.", "Aucun avis donné."),
     "Drawn corrections": ("Gezeichnete Korrekturen", "Corrections dessinées"),
     "Signature": ("Unterschrift", "Signature"),
+    # why something is not possible
+    "Name and password do not fit.": (
+        "Name und Passwort passen nicht zusammen.",
+        "Le nom et le mot de passe ne correspondent pas.",
+    ),
+    "Too many failed logins; wait 15 minutes.": (
+        "Zu viele fehlgeschlagene Anmeldungen; bitte 15 Minuten warten.",
+        "Trop d’échecs de connexion\u00a0; attendez 15 minutes.",
+    ),
+    "The old password does not fit.": (
+        "Das alte Passwort stimmt nicht.",
+        "L’ancien mot de passe n’est pas le bon.",
+    ),
+    "A password has at least 12 characters.": (
+        "Ein Passwort hat mindestens 12 Zeichen.",
+        "Un mot de passe a au moins 12 caractères.",
+    ),
+    "A password has at most 1024 characters.": (
+        "Ein Passwort hat höchstens 1024 Zeichen.",
+        "Un mot de passe a au plus 1024 caractères.",
+    ),
+    "A name has 1 to 64 letters, digits or . _ @ -": (
+        "Ein Name hat 1 bis 64 Buchstaben, Ziffern oder . _ @ -",
+        "Un nom a de 1 à 64 lettres, chiffres ou . _ @ -",
+    ),
+    "This is the last admin; make another one first.": (
+        "Dies ist der letzte Administrator; bitte zuerst einen anderen anlegen.",
+        "C’est le dernier administrateur\u00a0; créez-en d’abord un autre.",
+    ),
+    "This page is too old; load it again and repeat.": (
+        "Diese Seite ist veraltet; bitte neu laden und wiederholen.",
+        "Cette page est périmée\u00a0; rechargez-la et recommencez.",
+    ),
+    "This needs the role 'reviewer'.": (
+        "Dafür ist die Rolle „Prüfer“ nötig.",
+        "Il faut pour cela le rôle «\u00a0relecteur\u00a0».",
+    ),
+    "This needs the role 'admin'.": (
+        "Dafür ist die Rolle „Administrator“ nötig.",
+        "Il faut pour cela le rôle «\u00a0administrateur\u00a0».",
+    ),
+    "There is no such page.": ("Diese Seite gibt es nicht.", "Cette page n’existe pas."),
+    "There is no such study.": ("Diese Studie gibt es nicht.", "Cette étude n’existe pas."),
+    "This study has no result yet.": (
+        "Diese Studie hat noch kein Ergebnis.",
+        "Cette étude n’a pas encore de résultat.",
+    ),
 }
 ORDER = ("de", "fr")
 
@@ -321,7 +409,26 @@ def place(text: str, language: str) -> str:
     if language == "en" or not found:
         return text
     side, lobe, depth, deep = (translate(part, language) for part in found.groups())
-    return f"{lobe}, {side}, {depth} {deep}"
+    return f"{lobe}, {side}, {depth}\u00a0{deep}"
+
+
+def number(text: str, language: str) -> str:
+    """A number as a language writes it: with a comma in German and French."""
+    return text if language == "en" else text.replace(".", ",")
+
+
+def sentence(text: str, language: str) -> str:
+    """Why something is not possible, as a page says it: with a capital letter."""
+    return translate(text[:1].upper() + text[1:], language)
+
+
+def preferred(accepted: str) -> str:
+    """The first language of ours that a browser names in Accept-Language, or English."""
+    for part in accepted.split(","):
+        code = part.strip()[:2].lower()
+        if code in LANGUAGES:
+            return code
+    return "en"
 
 
 def catalogue(language: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from app import jobs
 from app.detect import detect
 from app.jobs import Detect, Job
 from app.settings import Settings, add_arguments, settings_of
-from app.store import open_store, upgrade
+from app.store import StoreError, open_current
 from app.studies import scan_path
 
 IDLE = 1.0  # seconds between two looks into an empty queue
@@ -37,8 +38,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _leave)
-    engine = open_store(settings.address)
-    upgrade(engine)
+    try:
+        engine = open_current(settings.address)
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     work(engine, settings, partial(detect, settings=settings))
 
 

@@ -1,6 +1,6 @@
 // What a reader says: of the scan, of each component, and by drawing.
 
-import { byId, data, say, secondsSpent, send, t } from "./page.js";
+import { byId, data, locale, say, secondsSpent, send, t } from "./page.js";
 import { plotScore } from "./plot.js";
 import { currentMask, layers, nv, threshold } from "./viewer.js";
 
@@ -20,18 +20,33 @@ async function give(said) {
 function list(told) {
   const line = document.createElement("li");
   const number = told.component === null ? "" : ` ${told.component + 1}`;
-  const when = new Date(told.created).toLocaleString(document.documentElement.lang);
-  line.textContent = `${when} ${told.user}: ${t(told.kind)}${number} ${t(told.value)} ${told.comment}`;
+  const when = new Date(told.created).toLocaleString(locale, {
+    dateStyle: "short", timeStyle: "short",
+  });
+  const parts = [when, told.user, `${t(told.kind)}${number}${t(":")} ${t(told.value)}`];
+  if (told.result !== data.result) parts.push(t("of an earlier result"));
+  if (told.comment) parts.push(told.comment);
+  line.textContent = parts.join(" · ");
+  if (told.correction) {
+    const link = document.createElement("a");
+    link.href = told.correction;
+    link.download = "";
+    link.textContent = "NIfTI";
+    line.append(" · ", link);
+  }
   byId("opinions").prepend(line);
 }
 
-// All that is known at the start; what one said of a component last is pressed.
+// All that is known at the start; what one said last of the scan and its components is pressed.
 async function listKnown() {
   const answer = await fetch(data.urls.opinions);
   if (!answer.ok) return;
   for (const told of await answer.json()) {
     list(told);
-    if (told.mine && told.kind === "component") showVerdict(told.component, told.value);
+    // the findings of an earlier result had other numbers
+    if (!told.mine || told.result !== data.result) continue;
+    if (told.kind === "component") showVerdict(told.component, told.value);
+    if (told.kind === "scan") byId("whole").elements.value.value = told.value;
   }
 }
 
@@ -73,8 +88,14 @@ function connectComponents() {
 
 // ---- drawing -------------------------------------------------------------------------------
 
+let unsaved = false;
+window.addEventListener("beforeunload", (event) => {
+  if (unsaved) event.preventDefault(); // the browser asks whether to leave the drawing
+});
+
 function startDrawing() {
   if (nv.drawBitmap) return;
+  nv.onDrawingChanged = () => { unsaved = true; };
   nv.setDrawingEnabled(true);
   nv.setDrawOpacity(0.5);
   nv.setDrawColormap(PENCIL);
@@ -103,12 +124,14 @@ function takeMask() {
   layers.mask.img = currentMask();
   nv.drawBitmap.set(layers.mask.img2RAS());
   layers.mask.img = shown;
+  unsaved = true;
   nv.drawAddUndoBitmap();
   nv.refreshDrawing(true);
 }
 
 function clearDrawing() {
   nv.drawBitmap.fill(0);
+  unsaved = true;
   nv.drawAddUndoBitmap();
   nv.refreshDrawing(true);
 }
@@ -126,6 +149,7 @@ async function saveDrawing() {
     form.append("seconds", secondsSpent());
     if (threshold() !== null) form.append("threshold", threshold());
     list(await send(data.urls.corrections, form));
+    unsaved = false;
     say(t("Saved."));
   } catch (error) {
     say(error.message, true);

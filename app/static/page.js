@@ -6,8 +6,18 @@ const texts = JSON.parse(document.getElementById("texts").textContent);
 export const t = (key) => texts[key] ?? key;
 export const byId = (id) => document.getElementById(id);
 
-// Three digits are enough of a score, and of a place in millimetres none behind the point.
-export const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)) : "–");
+// The browser's own kind of a language where it has one: English days come before months in Britain.
+const language = document.documentElement.lang;
+export const locale = navigator.languages.find((one) => one.startsWith(language)) ?? language;
+
+// Numbers as the language of the page writes them: three digits are enough of a score.
+const written = (value, form) => value.toLocaleString(language, { useGrouping: false, ...form });
+export const short = (value) => (
+  Number.isFinite(value) ? written(value, { maximumSignificantDigits: 3 }) : "–"
+);
+export const fixed = (value, digits) => written(value, {
+  minimumFractionDigits: digits, maximumFractionDigits: digits,
+});
 
 export async function send(path, body) {
   const headers = { "X-CSRF-Token": data.csrf };
@@ -17,14 +27,20 @@ export async function send(path, body) {
     method: "POST", headers, body: isForm ? body : JSON.stringify(body),
   });
   const told = await answer.json().catch(() => ({ detail: answer.statusText }));
-  if (!answer.ok) throw new Error(told.detail);
+  if (!answer.ok) throw new Error(t(sentence(told.detail)));
   return told;
 }
 
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+// What went well goes after a while, so that the next one is seen to be new.
+let last = 0;
 export function say(text, isError = false) {
   const line = byId("said");
   line.textContent = text;
   line.classList.toggle("error", isError);
+  clearTimeout(last);
+  if (!isError) last = setTimeout(() => { line.textContent = ""; }, 4000);
 }
 
 // Seconds that the page was in view: a reader who does something else is not reading.

@@ -25,7 +25,7 @@ export async function plotScore() {
   const high = Math.max(...all);
   const x = (score) => MARGIN + ((score - low) / (high - low || 1)) * (WIDTH - 2 * MARGIN);
 
-  const said = `${t("Score")} ${short(data.report.score)}; ${t("healthy scans")}: `
+  const said = `${t("Score")} ${short(data.report.score)}; ${t("healthy scans")}${t(":")} `
     + `${scores.length}, ${short(Math.min(...scores))} – ${short(Math.max(...scores))}`;
   const plot = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": said });
   plot.append(draw("line", { x1: MARGIN, x2: WIDTH - MARGIN, y1: LINE, y2: LINE, class: "axis" }));

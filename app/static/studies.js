@@ -14,20 +14,25 @@ const LOOK = 2000; // ms between two looks while anything waits
 const waiting = [];
 let sending = 0;
 
-function enqueue(files) {
+function enqueue(files, folders = new Set()) {
   for (const file of files) {
     const line = document.createElement("li");
     const bar = document.createElement("progress");
     bar.max = 1;
     bar.value = 0;
     bar.setAttribute("aria-label", file.name);
-    line.append(`${file.name} `, bar);
+    const words = document.createElement("span");
+    line.append(`${file.name} `, bar, " ", words);
     outcome.append(line);
+    if (folders.has(file)) {
+      tell(file, line, [failure(form.dataset.folder)]);
+      continue;
+    }
     if (file.size > Number(form.dataset.most)) {
       tell(file, line, [failure(form.dataset.large)]);
       continue;
     }
-    waiting.push({ file, line, bar });
+    waiting.push({ file, line, bar, words });
   }
   pump();
 }
@@ -43,7 +48,8 @@ function pump() {
   }
 }
 
-function send({ file, line, bar }) {
+function send({ file, line, bar, words }) {
+  words.textContent = form.dataset.sending;
   const body = new FormData();
   body.append("run", form.elements.run.value);
   body.append("label", form.elements.label.value);
@@ -53,7 +59,10 @@ function send({ file, line, bar }) {
     request.open("POST", form.getAttribute("action"));
     request.setRequestHeader("X-CSRF-Token", csrf);
     request.upload.onprogress = (event) => { bar.value = event.loaded / event.total; };
-    request.upload.onload = () => { bar.removeAttribute("value"); };
+    request.upload.onload = () => {
+      bar.removeAttribute("value");
+      words.textContent = form.dataset.reading;
+    };
     request.onload = () => { tell(file, line, answerOf(request)); resolve(); };
     request.onerror = () => { tell(file, line, [failure(form.dataset.failed)]); resolve(); };
     request.send(body);
@@ -108,7 +117,15 @@ document.addEventListener("drop", (event) => {
   if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   form.classList.remove("over");
-  enqueue(event.dataTransfer.files);
+  const files = [];
+  const folders = new Set(); // which a browser hands over as a file that cannot be read
+  for (const item of event.dataTransfer.items) {
+    const file = item.getAsFile();
+    if (!file) continue;
+    files.push(file);
+    if (item.webkitGetAsEntry?.()?.isDirectory) folders.add(file);
+  }
+  enqueue(files, folders);
 });
 
 // start and cancel
@@ -116,8 +133,13 @@ document.addEventListener("drop", (event) => {
 table.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-action]");
   if (!button) return;
+  const choice = button.closest("td").querySelector("select");
+  const run = choice?.value;
+  if (run === "") {
+    choice.focus(); // nobody knows yet what this scan is
+    return;
+  }
   button.disabled = true;
-  const run = button.closest("td").querySelector("select")?.value;
   const answer = await fetch(`/api/studies/${button.dataset.study}/${button.dataset.action}`, {
     method: "POST",
     headers: { "X-CSRF-Token": csrf, "Content-Type": "application/json" },
@@ -141,7 +163,9 @@ async function refresh() {
   const own = document.activeElement?.closest("tr")?.dataset.study;
   if (document.activeElement?.closest("#studies select")) return; // somebody is choosing
   table.tBodies[0].replaceWith(page.querySelector("#studies tbody"));
-  document.getElementById("count").replaceWith(page.getElementById("count"));
+  for (const id of ["count", "forsaken"]) {
+    document.getElementById(id).replaceChildren(...page.getElementById(id).childNodes);
+  }
   if (own) table.querySelector(`tr[data-study="${own}"] a`)?.focus();
 }
 

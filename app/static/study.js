@@ -1,5 +1,5 @@
 // Start, cancel, removal and progress of a study. The viewer is a file of its own.
-import { say, send } from "./page.js";
+import { say, send, t } from "./page.js";
 
 const start = document.getElementById("start");
 start?.addEventListener("submit", async (event) => {
@@ -15,7 +15,7 @@ start?.addEventListener("submit", async (event) => {
 const progress = document.getElementById("progress");
 if (progress) {
   const id = progress.dataset.study;
-  document.getElementById("cancel").addEventListener("click", async () => {
+  document.getElementById("cancel")?.addEventListener("click", async () => {
     try {
       await send(`/api/studies/${id}/cancel`, {});
       location.reload();
@@ -23,11 +23,15 @@ if (progress) {
       say(error.message, true);
     }
   });
+  const state = document.querySelector(".bar .state");
   setInterval(async () => {
-    const study = await (await fetch(`/api/studies/${id}`)).json();
+    const answer = await fetch(`/api/studies/${id}`).catch(() => null); // a server that starts anew
+    if (!answer?.ok) return;
+    const study = await answer.json();
     if (!["queued", "running"].includes(study.state)) location.reload();
+    state.textContent = t(study.state);
     progress.querySelector("progress").value = study.progress;
-    progress.querySelector("span").textContent = study.stage;
+    progress.querySelector("span").textContent = t(study.stage);
   }, 1500);
 }
 

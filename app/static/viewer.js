@@ -1,6 +1,7 @@
 // The viewer: scan, map and mask by NiiVue, in radiological convention (the patient's right is left).
 
-import { byId, data, say, short, t } from "./page.js";
+import { byId, data, fixed, say, short, t } from "./page.js";
+import { onRightDrag, onShiftWheel, zoom } from "./pointer.js";
 import { outline, recut } from "./recut.js";
 
 const { Niivue, NVImage, DRAG_MODE, SLICE_TYPE } = globalThis.niivue;
@@ -22,6 +23,10 @@ const PLANES = {
   sagittal: SLICE_TYPE.SAGITTAL,
   render: SLICE_TYPE.RENDER,
 };
+// The step, in voxels, that leads to the next slice of a view; of all planes the axial one is large.
+const UP = { coronal: [0, 1, 0], sagittal: [1, 0, 0] };
+const AXIAL_UP = [0, 0, 1];
+const NEARER = 1.25;
 const OVERVIEW = [
   { sliceType: SLICE_TYPE.AXIAL, position: [0, 0, 0.61, 1] },
   { sliceType: SLICE_TYPE.CORONAL, position: [0.63, 0, 0.37, 0.33] },
@@ -39,6 +44,7 @@ const OPTIONS = {
   showAllOrientationMarkers: true,
   sagittalNoseLeft: true,
   multiplanarForceRender: false,
+  isOrientCube: true, // sides of the 3-D picture
   backColor: [0, 0, 0, 1],
   fontColor: [0.8, 0.83, 0.86, 1],
   fontMinPx: 14,
@@ -51,7 +57,7 @@ const OPTIONS = {
   measureLineColor: [1, 0.85, 0.3, 1],
   measureTextColor: [1, 0.85, 0.3, 1],
   rulerWidth: 2,
-  measureTextHeight: 0.03,
+  measureTextHeight: 0.07,
   dragAndDropEnabled: false,
   viewModeHotKey: "",
   clipPlaneHotKey: "",
@@ -72,6 +78,7 @@ let other = null; // the viewer of the reconstruction
 let stored = null; // voxels of the mask as the report has it
 let marked = null; // voxels of the mask as it is cut
 let overview = OVERVIEW;
+let shownView = "overview";
 let first = true; // until the first picture stands
 
 // ---- layers --------------------------------------------------------------------------------
@@ -93,6 +100,7 @@ export async function open() {
   nv.setVolume(layers.scan, 0);
   jumpToFirst();
   first = false;
+  onRightDrag(byId("canvas"), () => [layers.scan.cal_min, layers.scan.cal_max], setOwnWindow);
   const { gl } = nv;
   gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits for the picture
   byId("viewer").dataset.seconds = seconds(performance.now()); // since the page was asked for
@@ -202,7 +210,7 @@ function showCut(cut) {
   const voxel = sides[0] * sides[1] * sides[2];
   const ml = (cut ? cut.voxels * voxel : report.anomalous_mm3 ?? 0) / 1000;
   const pieces = cut ? cut.pieces : report.n_components ?? 0;
-  byId("cut").textContent = `${ml.toFixed(1)} ml, ${t("pieces")}: ${pieces}`;
+  byId("cut").textContent = `${fixed(ml, 1)} ml, ${t("pieces")}${t(":")} ${pieces}`;
   byId("threshold-value").textContent = short(threshold());
   byId("threshold-back").hidden = cut === null;
 }
@@ -236,9 +244,30 @@ function applyWindow(value) {
     layers.scan.cal_max = centre + width / 2;
   }
   if (first) return;
+  refreshScan();
+}
+
+function refreshScan() {
   nv.refreshLayers(layers.scan, 0);
   refreshOverlays();
   nv.drawScene();
+}
+
+// A window of one's own has a line in the list, so that every other one can be chosen again.
+function setOwnWindow(low, high) {
+  const choice = byId("window");
+  let own = choice.querySelector('[data-own="true"]');
+  if (!own) {
+    own = new Option("");
+    own.dataset.own = "true";
+    choice.append(own);
+  }
+  own.value = `${(low + high) / 2},${high - low}`;
+  own.textContent = `${t("own")} ${short((low + high) / 2)}/${short(high - low)}`;
+  own.selected = true;
+  layers.scan.cal_min = low;
+  layers.scan.cal_max = high;
+  soon(refreshScan);
 }
 
 // ---- views and tools -----------------------------------------------------------------------
@@ -247,14 +276,26 @@ function setView(view) {
   const plane = PLANES[view];
   const layout = plane === undefined ? overview : [{ sliceType: plane, position: [0, 0, 1, 1] }];
   for (const one of [nv, other]) one?.setCustomLayout(layout);
+  shownView = view;
   press("view", view);
+}
+
+function zoomAll(factor) {
+  for (const one of [nv, other]) if (one?.volumes.length) zoom(one, factor);
+}
+
+// The whole picture, in the window that is listed first.
+function startAgain() {
+  zoomAll(0);
+  byId("window").selectedIndex = 0;
+  applyWindow(byId("window").value);
 }
 
 export function setTool(tool) {
   const left = { look: DRAG_MODE.crosshair, measure: DRAG_MODE.measurement }[tool];
   nv.setMouseEventConfig({
     leftButton: { primary: left ?? DRAG_MODE.crosshair, withShift: DRAG_MODE.pan },
-    rightButton: DRAG_MODE.windowing,
+    rightButton: DRAG_MODE.none, // see onRightDrag
     centerButton: DRAG_MODE.pan,
   });
   if (tool !== "measure") nv.clearMeasurements();
@@ -314,7 +355,7 @@ async function toggleReconstruction() {
 }
 
 function step(direction) {
-  nv.moveCrosshairInVox(0, 0, direction);
+  nv.moveCrosshairInVox(...(UP[shownView] ?? AXIAL_UP).map((one) => one * direction));
 }
 
 // ---- controls ------------------------------------------------------------------------------
@@ -367,6 +408,9 @@ function connectTools() {
   byId("screenshot").addEventListener("click", () => nv.saveScene(`norma-${data.study.id}.png`));
   byId("side-by-side")?.addEventListener("click", toggleReconstruction);
   nv.onLocationChange = showLocation;
+  onShiftWheel(byId("viewer"), (turn) => zoomAll(NEARER ** turn));
+  // NiiVue would set a window of its own
+  byId("viewer").addEventListener("dblclick", (event) => event.stopImmediatePropagation(), true);
 }
 
 function goTo(direction) {
@@ -386,13 +430,16 @@ const KEYS = {
   3: () => setView("coronal"),
   4: () => setView("sagittal"),
   5: () => setView("render"),
+  "+": () => zoomAll(NEARER),
+  "-": () => zoomAll(1 / NEARER),
+  0: startAgain,
 };
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, select, textarea")) return;
   const work = KEYS[event.key];
-  if (!work) return;
+  if (!work || first) return;
   event.preventDefault();
   work();
 }

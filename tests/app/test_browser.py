@@ -194,6 +194,61 @@ def test_the_views_differ(study):
     assert changed(picture(study), seen[0]) == 0
 
 
+def test_the_arrows_step_through_the_plane_that_is_shown(study):
+    for key, axis in (("1", 2), ("2", 2), ("3", 1), ("4", 0)):
+        study.locator("body").press(key)
+        before = place(study)
+        study.locator("body").press("ArrowUp")
+        moved = np.abs(np.array(place(study)) - before)
+        assert moved.argmax() == axis and 2 <= moved[axis] <= 4  # a voxel has about 3 mm
+        study.locator("body").press("ArrowDown")
+        assert place(study) == before
+    study.locator("body").press("1")
+
+
+def place(page):
+    """The crosshair in whole mm."""
+    return [int(mm) for mm in re.findall(r"[xyz] (-?\d+)", page.inner_text("#location"))]
+
+
+def test_it_is_zoomed_about_the_crosshair_and_back(study):
+    before = picture(study)
+    study.hover("#canvas", position={"x": 200, "y": 300})
+    study.keyboard.down("Shift")
+    study.mouse.wheel(0, -100)
+    study.mouse.wheel(0, -100)
+    study.keyboard.up("Shift")
+    near = picture(study)
+    assert changed(before, near) > 5000
+    assert study.evaluate(
+        "import('/static/viewer.js').then(({nv}) => nv.scene.pan2Dxyzmm[3])"
+    ) == pytest.approx(1.25**2)
+    study.locator("body").press("-")
+    study.locator("body").press("-")
+    assert changed(before, picture(study)) == 0
+
+
+def test_a_window_of_ones_own_is_dragged_and_left_again(study):
+    before = picture(study)
+    shown = study.evaluate("document.querySelector('#window').value")
+    study.hover("#canvas", position={"x": 300, "y": 300})
+    study.mouse.down(button="right")
+    box = study.locator("#canvas").bounding_box()
+    study.mouse.move(box["x"] + 500, box["y"] + 300, steps=3)
+    study.mouse.up(button="right")
+    # 200 pixels to the right: twice the width of brain 40/80
+    assert study.locator("#window option:checked").inner_text() == "own 40/160"
+    centre = (slice(200, 450), slice(150, 400))  # brain of 35 HU
+    assert np.median(picture(study)[centre]) == pytest.approx(255 * (35 + 40) / 160, abs=5)
+    study.select_option("#window", shown)
+    assert changed(before, picture(study)) == 0
+    study.dblclick("#canvas", position={"x": 20, "y": 20})
+    assert study.evaluate(
+        "import('/static/viewer.js').then(({nv}) => [nv.volumes[0].cal_min, nv.volumes[0].cal_max])"
+    ) == [0, 80]
+    study.click(".jump[data-component='0']")
+
+
 def test_the_reconstruction_stands_beside(study):
     study.click("#side-by-side")
     study.wait_for_selector("#screen-healthy[data-ready]")
@@ -210,7 +265,10 @@ def test_opinions_are_kept(study, served):
     study.wait_for_selector("[data-verdict='1'] button[aria-pressed=true]")
     study.check("#whole [value=agree]")
     study.fill("#whole textarea", "left one is real")
+    study.locator(".panel").evaluate("panel => { panel.scrollTop = panel.scrollHeight; }")
     study.click("#whole button")
+    says(study, "#said", "Saved.")
+    playwright.expect(study.locator("#said")).to_be_in_viewport()
     has_opinions(study, 2)
     of_component, of_scan = opinions(served)
     assert (of_component.kind, of_component.value, of_component.component) == (
@@ -283,6 +341,16 @@ def test_the_marks_can_be_what_a_drawing_begins_with(study):
     study.click("[data-tool=look]")
 
 
+def test_a_drawing_that_is_not_saved_is_not_left_without_a_question(study):
+    asked = []
+    address = study.url
+    study.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    study.evaluate("setTimeout(() => location.assign('/'))")
+    study.wait_for_timeout(1000)
+    assert asked == ["beforeunload"]
+    assert study.url == address
+
+
 def test_a_distance_is_measured(study):
     before = picture(study)
     study.click("[data-tool=measure]")
@@ -298,6 +366,30 @@ def test_a_picture_is_saved(study):
     shot = Image.open(coming.value.path())
     assert shot.format == "PNG"
     assert np.asarray(shot.convert("L")).std() > 10
+
+
+# a folder cannot be dropped by a program: the browser's answer to what a file is stands for it
+DROP = """isFolder => {
+  DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: isFolder });
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File(["no scan"], "dropped"));
+  document.getElementById("upload").dispatchEvent(
+    new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_file_is_dropped_and_a_folder_is_said_to_be_one(study, context):
+    page = context.new_page()
+    page.goto("/")
+    page.evaluate(DROP, True)
+    says(page, "#upload-outcome li", "dropped: Not taken. A folder; put it into a zip file. ")
+    page.reload()
+    page.evaluate(DROP, False)
+    refused = "dropped: Not taken. Not a readable NIfTI file"
+    playwright.expect(page.locator("#upload-outcome li")).to_contain_text(refused, timeout=LONG)
+    page.close()
+    (told,) = [fault for fault in context.faults if "422" in fault]  # as it should be
+    context.faults.remove(told)
 
 
 def test_the_report_is_shown_and_printed(study, context):

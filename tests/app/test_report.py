@@ -3,14 +3,17 @@
 import base64
 import hashlib
 import io
+import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from sqlmodel import Session, select
 
 from app import report
 from app.pictures import MARK_COLOUR
+from app.store import Result
 from tests.app.conftest import Site, upload
 from tests.app.heads import AFFINE, detect_head, head_file, head_mask
 
@@ -28,6 +31,7 @@ def scored(tmp_path):
         client = site.client(headers={"Accept": "text/html"})
         (arrived,) = upload(client, head_file(), run="ct", label="Bed 7").json()
         assert site.work(detect_head) == 1
+        client.site = site
         return client, f"/studies/{arrived['study']['id']}"
 
     return make
@@ -52,6 +56,8 @@ def test_the_report_says_all_that_it_should(scored):
     ):
         assert said in page.text, said
     assert "Date of birth" not in page.text
+    captions = re.findall(r"<figcaption>(.+), z", page.text)
+    assert captions == ["1. left frontal lobe, 12 mm deep", "2. right cerebellum, 3 mm deep"]
     assert page.text.count("<img") == 4  # two peaks, without and with marks
 
 
@@ -62,6 +68,24 @@ def test_the_site_says_which_patient_fields_a_report_has(scored):
     assert "Bed 7</td>" not in page
 
 
+def test_opinions_of_an_earlier_result_are_not_of_this_one(scored):
+    client, study = scored()
+    for said in (
+        {"kind": "component", "value": "unsure", "component": 0},
+        {"kind": "scan", "value": "agree", "comment": "clear"},
+    ):
+        assert client.post(f"/api{study}/opinions", json=said).status_code == 201
+    page = client.get(f"{study}/report").text
+    assert "<td>unsure</td>" in page
+    assert "agree: clear" in page
+    again = client.site.client().post(f"/api{study}/start", json={"run": "ct"})
+    assert again.status_code == 200
+    assert client.site.work(detect_head) == 1
+    page = client.get(f"{study}/report").text
+    assert "unsure" not in page
+    assert "None was given." in page
+
+
 @pytest.mark.slow
 @needs_pango
 def test_the_pdf_is_one_page(scored):
@@ -69,7 +93,35 @@ def test_the_pdf_is_one_page(scored):
     pdf = client.get(f"{study}/report.pdf")
     assert pdf.content.startswith(b"%PDF")
     assert pdf.headers["Content-Type"] == "application/pdf"
-    assert len(report.laid_out(client.get(f"{study}/report").text).pages) == 1
+    assert pages_of(client, study) == 1
+
+
+@pytest.mark.slow
+@needs_pango
+def test_a_report_with_much_to_say_is_one_page_too(scored):
+    client, study = scored()
+    flag = "distance of the intensity histogram 0.0499 is unlike the training scans (0.002 to 0.02)"
+    with Session(client.app.state.engine) as session:
+        result = session.exec(select(Result)).one()
+        told = json.loads(result.report)
+        told["flags"] = [f"as a whole unlike the training scans: {flag}", *[flag] * 7]
+        third = told["components"][0] | {"peak_voxel": [30, 30, 25]}
+        told["components"] = [*told["components"], *[third] * 7]
+        told["n_components"] = 12
+        told["promise"] = "At most one in 10 healthy scans shows any finding. " * 6
+        result.report = json.dumps(told)
+        session.add(result)
+        session.commit()
+    opinion = {"kind": "scan", "value": "disagree", "comment": "no lesion " * 20}
+    assert client.post(f"/api{study}/opinions", json=opinion).status_code == 201
+    page = client.get(f"{study}/report").text
+    assert page.count("<img") == 6
+    assert page.count(flag) == 8
+    assert pages_of(client, study) == 1
+
+
+def pages_of(client, study):
+    return len(report.laid_out(client.get(f"{study}/report").text).pages)
 
 
 def test_without_pango_the_page_says_to_print(scored, monkeypatch):

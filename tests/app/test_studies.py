@@ -1,6 +1,7 @@
 """A scan from its upload to its result, and the list of studies."""
 
 import gzip
+import re
 
 from sqlmodel import Session, update
 
@@ -73,3 +74,55 @@ def test_the_list_says_when_no_worker_takes_what_waits(solo):
     assert said in client.get("/").text
     solo.work()
     assert said not in client.get("/").text
+
+
+def test_no_run_is_chosen_for_a_scan_that_nothing_is_known_of(solo):
+    client = solo.client(headers={"Accept": "text/html"})
+    (unknown,) = upload(client, scan_bytes(0)).json()
+    (named,) = upload(client, scan_bytes(1), name="sub-1_T1w.nii").json()
+    empty = '<option value="">please choose</option>'
+    assert client.get("/").text.count(empty) == 1
+    assert empty in client.get(f"/studies/{unknown['study']['id']}").text
+    page = client.get(f"/studies/{named['study']['id']}").text
+    assert empty not in page
+    assert '<option value="t1" selected>' in page
+
+
+def test_a_scan_that_looks_otherwise_than_its_run_waits_to_be_confirmed(solo):
+    client = solo.client()
+    files = [
+        ("file", (f"sub-1_{ending}.nii", scan_bytes(seed)))
+        for seed, ending in enumerate(("T1w", "T2w", "ct", "x"))
+    ]
+    answer = client.post("/api/studies", files=files, data={"run": "t1"})
+    told = [(one["status"], one["study"]["state"]) for one in answer.json()]
+    waits = ("received", "received")
+    queued = ("queued", "queued")
+    assert told == [queued, waits, waits, queued]
+    other = answer.json()[1]["study"]["id"]
+    assert (
+        client.post(f"/api/studies/{other}/start", json={"run": "t1"}).json()["state"] == "queued"
+    )
+
+
+def test_a_page_beyond_the_end_is_the_last_one(solo):
+    client = solo.client(headers={"Accept": "text/html"})
+    upload(client, scan_bytes(), label="Bed 7")
+    page = client.get("/?page=9").text
+    assert "Bed 7" in page
+    assert "<span>1 / 1</span>" in page
+
+
+def test_a_wrong_address_is_a_sentence_in_ones_own_language(solo):
+    client = solo.client(headers={"Accept": "text/html"})
+    for path, said in (
+        ("/absent", "page"),
+        ("/studies/zzz", "study"),
+        (f"/studies/{20 * 'a'}", "study"),
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert f"There is no such {said}." in answer.text
+    token = re.search(r'csrf-token" content="(\w+)"', client.get("/").text)[1]
+    client.post("/account/language", data={"language": "fr", "csrf": token})
+    assert "Cette page n’existe pas." in client.get("/absent").text

@@ -1,13 +1,14 @@
 """Who may do what: logins, sessions, tokens, roles, other sites, and where the server binds."""
 
 import re
+import socket
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from sqlmodel import Session, col, select
 
-from app import users
+from app import main, users
 from app.settings import Settings, SettingsError
 from app.store import Audit, Login, Token, User, now
 from tests.app.conftest import PASSWORD, Site, scan_bytes, upload
@@ -200,6 +201,9 @@ def test_a_reader_cancels_the_own_uploads_alone(site):
     bob = site.program("bob", "reader")
     study = upload(ann, scan_bytes(), run="t1").json()[0]["study"]["id"]
     assert bob.post(f"/api/studies/{study}/cancel").status_code == 403
+    for path, mark in (("/", 'data-action="cancel"'), (f"/studies/{study}", 'id="cancel"')):
+        assert mark in ann.get(path, headers=HTML).text
+        assert mark not in bob.get(path, headers=HTML).text
     assert ann.post(f"/api/studies/{study}/cancel").json()["state"] == "received"
     assert ann.post(f"/api/studies/{study}/cancel").status_code == 409
 
@@ -270,7 +274,49 @@ def test_it_does_not_start_open_to_a_network(tmp_path, changes, said):
         replace(Settings(data=tmp_path), **changes).check()
     replace(Settings(data=tmp_path), host="0.0.0.0", behind_proxy=True).check()
     replace(Settings(data=tmp_path), host="::1", solo=True).check()
-    replace(Settings(data=tmp_path), host="0.0.0.0", certificate="a", key="b").check()
+    pem = tmp_path / "both.pem"
+    pem.touch()
+    replace(Settings(data=tmp_path), host="0.0.0.0", certificate=pem, key=pem).check()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--inbox", "absent"], "INBOX=absent is no folder"),
+        (["--runs", "absent"], "RUNS=absent is no folder"),
+        (["--certificate", "a.pem", "--key", "a.pem"], "--certificate a.pem is no file"),
+        (["--port", "99999"], "PORT=99999: expected a number"),
+        (["--workers", "-1"], "WORKERS=-1: expected 0 or more"),
+        (["--max-upload-mb", "-5"], "--max-upload-mb, --max-gb and"),
+        (["--database", "nonsense"], "DATABASE is no address that is known"),
+        (["--database", "postgresql+psycopg://a:b@127.0.0.1:1/c"], "the data base cannot be used"),
+        (["--host", "192.0.2.1", "--behind-proxy"], "HOST=192.0.2.1 PORT=8000 cannot be"),
+        (["--data", "file"], "DATA: the folder file"),
+    ],
+)
+def test_a_server_that_cannot_start_says_so_in_a_sentence(
+    tmp_path, monkeypatch, capsys, line, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["app.main", "--workers", "0", "--data", "site", *line])
+    if "--host" not in line:
+        monkeypatch.setattr("app.main.check_free", lambda settings: None)
+    monkeypatch.setattr("app.main.uvicorn.run", lambda *args, **rest: pytest.fail("it started"))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said}")
+    assert told.count("\n") == 1
+
+
+def test_an_address_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = Settings(data=tmp_path, port=other.getsockname()[1])
+        with pytest.raises(SettingsError, match=rf"PORT={settings.port} cannot be listened on"):
+            main.check_free(settings)
+    main.check_free(settings)
 
 
 def test_the_first_admin_is_made_on_the_server(tmp_path, monkeypatch, capsys):
