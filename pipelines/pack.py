@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
     pack(run_dir, out, again)
     change = check_packed(run_dir, out, cases)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-    print(f"{out}: {size:.1f} MB; maps differ by {change:.3%} of the threshold at most")
+    print(f"{out}: {size:.1f} MB; maps differ by {change:.3%} at most")
     if arguments.ready:
         print(f"{register(arguments.ready, out)}: names it and its digest")
     return cli.OK

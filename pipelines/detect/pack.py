@@ -28,7 +28,7 @@ from preprocessing.scans import InputError
 SMALL = (
     4096  # numbers that stay float32: they weigh nothing, and the knots of an ensemble lie close
 )
-MOST = 0.01  # of the outline threshold: what a map may change by
+MOST = 0.01  # what a map may change by
 
 
 def pack(run_dir: Path, out: Path, again: bool = False) -> None:
@@ -66,13 +66,23 @@ def _history(run_dir: Path) -> dict[str, Any]:
 
 
 def largest_change(run: Run, packed: Run, cases: Sequence[Case]) -> float:
-    """By how much the maps of cases differ at most, as a share of the run's outline threshold."""
+    """`change_of` the maps of cases at most."""
     apart = 0.0
     for case in cases:
         prepared = load(case)
-        maps = [r.detector.atlas_map(prepared.image, prepared.brain) for r in (run, packed)]
-        apart = max(apart, float(np.abs(maps[0] - maps[1]).max()))
-    return apart / run.threshold
+        values, other = (
+            r.detector.atlas_map(prepared.image, prepared.brain) for r in (run, packed)
+        )
+        apart = max(apart, change_of(values, other, run.threshold))
+    return apart
+
+
+def change_of(values: np.ndarray, packed: np.ndarray, threshold: float) -> float:
+    """By how much a map changes at most, as a share of its value.
+
+    Below the outline threshold, where nothing is marked, it is a share of that.
+    """
+    return float((np.abs(packed - values) / np.maximum(values, threshold)).max())
 
 
 def check_packed(run_dir: Path, out: Path, cases: Sequence[Case]) -> float:
@@ -80,8 +90,8 @@ def check_packed(run_dir: Path, out: Path, cases: Sequence[Case]) -> float:
     change = largest_change(load_run(run_dir, "cpu"), load_run(out, "cpu"), cases)
     if change > MOST:
         raise InputError(
-            f"{out}: maps differ from those of {run_dir} by {change:.1%} of the threshold, more "
-            f"than {MOST:.0%}; keep the run as it is."
+            f"{out}: maps differ from those of {run_dir} by {change:.1%}, more than {MOST:.0%}; "
+            "keep the run as it is."
         )
     packed = {"largest_change": round(change, 6), "scans": [case.id for case in cases]}
     write_history(out, read_history(out) | {"packed": packed})

@@ -41,7 +41,7 @@ class Ready(Closed):
 
 
 def ready_names() -> list[str]:
-    """The ready-made runs by name, which is their modality."""
+    """The ready-made runs by name; the first choice for a modality bears its name."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 

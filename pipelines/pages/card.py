@@ -232,7 +232,7 @@ def _made(run: Run) -> str:
     ]
     packed = history.get("packed")
     if packed:
-        change = f"{packed['largest_change']:.2%} of the threshold at most"
+        change = f"{packed['largest_change']:.2%} at most"
         about = f"maps of {len(packed['scans'])} scans change by {change}"
         rows.append(["half precision", about])
     return markdown_table(["what", "value"], rows)

@@ -156,8 +156,16 @@ def test_what_half_precision_changes_is_noted_and_too_much_is_refused(
     pack(tiny_run, packed)  # the note makes it no other run
     assert "packed" not in read_history(packed)
     monkeypatch.setattr(small, "largest_change", lambda *_: 0.04)
-    with pytest.raises(InputError, match=r"by 4.0% of the threshold, more than 1%"):
+    with pytest.raises(InputError, match=r"by 4.0%, more than 1%"):
         small.check_packed(tiny_run, packed, cases)
+
+
+def test_a_change_is_a_share_of_the_map_and_below_the_threshold_of_that():
+    values = np.array([0.0, 0.5, 2.0, 10.0])
+    packed = values + np.array([0.01, 0.0, -0.01, 0.2])
+    assert small.change_of(values, packed, 1.0) == pytest.approx(0.02)  # 0.2 of 10
+    assert small.change_of(values[:3], packed[:3], 1.0) == pytest.approx(0.01)  # 0.01 of 1
+    assert small.change_of(values[2:3], packed[2:3], 1.0) == pytest.approx(0.005)
 
 
 def test_a_ready_made_run_is_made_again_in_its_own_place_alone(tiny_run, shipped):

@@ -45,7 +45,7 @@ def test_front_matter_data_and_point(run):
         "| healthy scans to train on | 2 |",
         "19 to 55 years",
         "set by hand for the tests",
-        "maps of 3 scans change by 0.12% of the threshold at most",
+        "maps of 3 scans change by 0.12% at most",
     ):
         assert said in body
     assert "Nothing yet" in body and "No picture of a test scan" in body
