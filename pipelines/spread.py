@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.config import ConfigError
@@ -27,6 +29,8 @@ log = logging.getLogger("norma")
 AHEAD = 1000
 # Times that a scan may lose its worker before it is left out.
 DEATHS = 2
+# Seconds without any local worker process after which none is waited for.
+PATIENCE = 60.0
 # Of one job, where dask's own jobqueue.slurm config says nothing.
 SLURM = {"cores": 4, "processes": 4, "memory": "16GB"}
 # Threads of a worker; ITK keeps to one, see preprocessing/register.py.
@@ -49,7 +53,8 @@ def each(
 
     A lost worker costs no other item: another worker takes up the one that it had. An item that
     loses its worker again and again is left out. An exception of `function` is tried once more,
-    then raised. ConfigError where no scheduler answers or it goes away.
+    then raised. ConfigError where no scheduler answers or it goes away, and where all processes of
+    this machine ended and no other can be started.
     """
     if executor or workers > 1:
         yield from _each_on_workers(function, iter(items), executor or "local", workers)
@@ -65,8 +70,8 @@ def _each_on_workers(
     from distributed.comm import CommClosedError
 
     folder = os.getcwd()
-    with _client(executor, workers) as client:
-        running: dict[Any, T] = {}
+    running: dict[Any, T] = {}
+    with _client(executor, workers) as client, _watched(client, executor, running) as alone:
         done = as_completed(raise_errors=False)
 
         def send(count: int) -> None:
@@ -88,13 +93,44 @@ def _each_on_workers(
             except KilledWorker:
                 yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
             except (CancelledError, CommClosedError):
+                what = "the scheduler went away"
+                if alone.is_set():
+                    what = "all worker processes ended, and no other starts (out of memory?)"
                 raise ConfigError(
-                    f"EXECUTOR={executor}: the scheduler went away; what was finished is kept, "
-                    "run the same command again."
+                    f"EXECUTOR={executor}: {what}; what was finished is kept, run the same command "
+                    "again."
                 ) from None
             else:
                 yield item, result, ""
             send(1)
+
+
+@contextmanager
+def _watched(client: Client, executor: str, running: dict[Any, Any]) -> Iterator[Event]:
+    """Cancels what is `running` where no local process has been left for `PATIENCE`; then is set.
+
+    Dask waits for ever where a process that ended cannot be started again. Workers of SLURM and of
+    other schedulers may come late, and are waited for.
+    """
+    ended = Event()
+    alone = Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not ended.wait(PATIENCE / 10):
+            if client.scheduler_info(n_workers=-1)["workers"]:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > PATIENCE:
+                alone.set()
+                client.cancel(list(running))
+                return
+
+    if executor == "local":
+        Thread(target=watch, daemon=True).start()
+    try:
+        yield alone
+    finally:
+        ended.set()
 
 
 def one_ahead(

@@ -70,6 +70,31 @@ def test_workers_answer_what_this_process_does_and_share_the_cores(tmp_path, mon
     assert len(set.union(*processes)) == 2
 
 
+def test_where_no_process_can_be_started_again_the_command_ends_and_keeps_what_is_done(
+    tmp_path, monkeypatch
+):
+    from distributed.nanny import WorkerProcess
+
+    start = WorkerProcess.start
+    begun = []
+
+    async def start_once(process):
+        begun.append(process)
+        if len(begun) > 1:
+            raise OSError("cannot allocate memory")
+        return await start(process)
+
+    monkeypatch.setattr(WorkerProcess, "start", start_once)
+    monkeypatch.setattr(spread, "PATIENCE", 1.0)
+    kept = []
+    with pytest.raises(ConfigError, match="EXECUTOR=local: all worker processes ended"):
+        for item, *_ in spread.each(
+            partial(work, folder=tmp_path, deadly=3, deaths=9), range(6), "local", 1
+        ):
+            kept.append(item)
+    assert kept == [0, 1, 2] and len(begun) > 1
+
+
 def test_one_worker_is_one_process_and_threads_that_the_user_set_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert [
