@@ -235,11 +235,12 @@ def test_a_shipped_run_is_whole_small_described_and_finds_a_spot(name):
     assert "not a medical device" in card.lower() and f"license: {known.licence.lower()}" in card
 
     run = load_run(folder, "cpu")
-    assert run.recipe.name == name and run.typical and len(run.reference.scans) >= 9
+    assert run.recipe.name == name.partition("_")[0]
+    assert run.typical and len(run.reference.scans) >= 9
     assert "at most one in 10 shows any finding" in run.point().promise
     atlas = register.load_atlas(run.recipe.template, run.recipe.grid)
     grey = atlas.image / np.percentile(atlas.image[atlas.brain], 95) * 0.75
-    if name == "ct":
+    if run.recipe.name == "ct":
         grey = 0.4 + 0.02 * np.random.default_rng(0).normal(size=atlas.brain.shape)
     image = (np.clip(grey, 0, 1) * atlas.brain).astype(np.float32)
     middle = np.argwhere(atlas.brain).mean(0).round().astype(int)

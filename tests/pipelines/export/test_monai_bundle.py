@@ -299,7 +299,7 @@ def test_the_scoring_code_needs_nothing_of_norma():
     assert tops - OWN <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", ["t1", "ct"])
+@pytest.mark.parametrize("name", ["t1", "ct_atlas"])
 def test_a_ready_made_run_can_be_exported(name, tmp_path):
     traced.write_torchscript(load_run(ready_run(name), "cpu"), tmp_path / "model.ts")
 
