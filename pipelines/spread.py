@@ -87,11 +87,10 @@ def _each_on_workers(
                 done.add(future)
                 continue
 
-            item = running.pop(future)
             try:
-                result = future.result()
+                outcome = future.result(), ""
             except KilledWorker:
-                yield item, None, f"the worker process died {DEATHS + 1} times (out of memory?)."
+                outcome = None, f"the worker process died {DEATHS + 1} times (out of memory?)."
             except (CancelledError, CommClosedError):
                 what = "the scheduler went away"
                 if alone.is_set():
@@ -100,8 +99,9 @@ def _each_on_workers(
                     f"EXECUTOR={executor}: {what}; what was finished is kept, run the same command "
                     "again."
                 ) from None
-            else:
-                yield item, result, ""
+            # until here it can be cancelled: its worker may have gone before it answered
+            item = running.pop(future)
+            yield item, *outcome
             send(1)
 
 
