@@ -274,7 +274,7 @@ def cancel(request: Request, visitor: Reader, study_id: StudyId) -> StudyOut:
     """Take a study out of the queue, or end its computation: by its uploader or a reviewer."""
     with database(request) as session:
         study = study_or_404(session, study_id)
-        if study.uploader_id != visitor.user.id and not users.may(visitor.user, "reviewer"):
+        if not users.may_cancel(visitor.user, study.uploader_id):
             raise HTTPException(403, "Who uploaded it may cancel it, or a reviewer.")
     try:
         studies.cancel(request.app.state.engine, study_id)

@@ -55,6 +55,7 @@ def page(
         "notice": norma.NOTICE,
         "version": norma.__version__,
         "is_admin": visitor is not None and users.may(visitor.user, "admin"),
+        "may_cancel": users.may_cancel,
         "is_reviewer": visitor is not None and users.may(visitor.user, "reviewer"),
     }
     return templates.TemplateResponse(request, name, shared | values, status_code=status)

@@ -204,6 +204,11 @@ def may(user: User, role: str) -> bool:
     return ranks.index(user.role) >= ranks.index(role)
 
 
+def may_cancel(user: User, uploader_id: int | None) -> bool:
+    """Whether a user may cancel a study: the own one, or as a reviewer any."""
+    return uploader_id == user.id or may(user, "reviewer")
+
+
 def same(one: str, other: str) -> bool:
     """Whether two secrets are the same, in a time that tells nothing."""
     return hmac.compare_digest(one.encode(), other.encode())
