@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from sqlmodel import Session
 
-from app.store import Study, now, open_store, upgrade
+from app.store import Study, now, open_current
 from benchmarks.app_server import Server
 from pipelines import cli
 
@@ -36,8 +36,7 @@ PAGES = {
 def fill(address: str, count: int, seed: int = 0) -> None:
     """Studies as they stand after a year: most are done, some wait or were refused."""
     rng = np.random.default_rng(seed)
-    engine = open_store(address)
-    upgrade(engine)
+    engine = open_current(address)
     begin = now() - timedelta(days=365)
     with Session(engine) as session:
         for i in range(count):

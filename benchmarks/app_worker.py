@@ -16,7 +16,7 @@ import numpy as np
 from app.detect import save, write
 from app.jobs import Job, Say, Scored
 from app.settings import add_arguments, settings_of
-from app.store import open_store, upgrade
+from app.store import open_current
 from app.studies import sync_folder
 from app.worker import work
 
@@ -53,8 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.app_worker", description=__doc__)
     add_arguments(parser)
     settings = settings_of(parser.parse_args())
-    engine = open_store(settings.address)
-    upgrade(engine)
+    engine = open_current(settings.address)
     work(engine, settings, stand_in)
 
 
