@@ -10,13 +10,7 @@ from preprocessing.scans import NOTICE, SUFFIXES, InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import (
-        Options,
-        all_reports,
-        detect_all,
-        listed,
-        make_job,
-    )
+    from pipelines.detect.batch import Options, all_reports, detect_all, listed, make_job
     from pipelines.detect.ready import ready_run, run_folder
     from pipelines.detect.table import Table
     from pipelines.pages.batch import NAME, batch_page

@@ -11,11 +11,7 @@ from pipelines.config import DEMO, ConfigError, load_recipe
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.demo import demo_table
-    from pipelines.cohort.preprocess import (
-        Workers,
-        list_input,
-        preprocess_cohort,
-    )
+    from pipelines.cohort.preprocess import Workers, list_input, preprocess_cohort
     from pipelines.pages.quality import quality_page
     from preprocessing import register
     from preprocessing.tables import existing_input
