@@ -7,6 +7,9 @@ from scipy import ndimage
 
 from preprocessing.images import outer_planes
 
+WIDE = 2**20  # between the least and the most of whole numbers that are counted one by one
+MOST = 2**30
+
 
 def off_background(data: np.ndarray) -> np.ndarray:
     """What has another value than the background, bool.
@@ -43,5 +46,29 @@ def _background(data: np.ndarray) -> float:
 
     Not that of the border: there a frame or a blank slice may be burnt in.
     """
-    values, counts = np.unique(data[::2, ::2, ::2], return_counts=True)
+    values, counts = distinct(data[::2, ::2, ::2])
     return float(values[counts.argmax()])
+
+
+def distinct(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of an array in rising order, and how often each is there; NaN comes last.
+
+    As `np.unique`, many times as fast for whole numbers that lie close together, as scanners store
+    them.
+    """
+    if not _countable(data):
+        return np.unique(data, return_counts=True)
+    low = int(data.min())
+    counts = np.bincount((data.astype(np.int32) - np.int32(low)).ravel())
+    found = np.flatnonzero(counts)
+    return (found + low).astype(data.dtype), counts[found]
+
+
+def _countable(data: np.ndarray) -> bool:
+    """Whether an array holds whole numbers alone, which lie close together."""
+    if data.size == 0:
+        return False
+    low = data.min()
+    high = data.max()
+    near = -MOST < low <= high < MOST and float(high) - float(low) < WIDE  # not so with NaN
+    return near and (data.dtype.kind != "f" or np.array_equal(data, np.rint(data)))

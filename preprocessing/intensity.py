@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage, signal
 
+from preprocessing.background import distinct
 from preprocessing.scans import ScanError
 
 TISSUE = (10, 60)  # HU between which the mode of brain tissue is looked for; CSF and bone are not
@@ -66,12 +67,13 @@ def grey_levels(data: np.ndarray) -> np.ndarray:
     other scan is returned as it is: one whose values are continuous, or unevenly spaced.
     """
     # continuous values hardly ever repeat; that is seen in a part of the scan
-    part = data.ravel()[:: max(1, data.size // PART)]
+    part = data.ravel(order="K")[:: max(1, data.size // PART)]
     is_whole = np.issubdtype(data.dtype, np.integer)
     if not is_whole and len(np.unique(part)) > MOST_LEVELS:
         return data
-    finite = np.s_[...] if is_whole else np.isfinite(data)
-    found = np.unique(data[finite]).astype(np.float64)
+    finite = np.isfinite(data)
+    values = data if finite.all() else data[finite]
+    found = distinct(values)[0].astype(np.float64)
     if not 2 <= len(found) <= MOST_LEVELS:
         return data
 
@@ -82,8 +84,11 @@ def grey_levels(data: np.ndarray) -> np.ndarray:
     levels = (found - found[0]) / step
     if count > MOST_LEVELS or np.abs(levels - np.round(levels)).max() > OFF_LEVEL:
         return data
+    whole = np.round((values.astype(np.float64) - found[0]) / step)
+    if values is data:
+        return whole.astype(np.float32)
     result = data.astype(np.float32)
-    result[finite] = np.round((data[finite].astype(np.float64) - found[0]) / step)
+    result[finite] = whole
     return result
 
 

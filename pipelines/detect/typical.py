@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from scipy.ndimage import binary_erosion, convolve
 from scipy.stats import wasserstein_distance
 
+from evaluation.checks import bounding_box
 from pipelines.cohort.cases import Case, load
 from preprocessing.files import read_json, write_json
 from preprocessing.prepare import Prepared
@@ -68,15 +69,21 @@ def histogram(prepared: Prepared) -> np.ndarray:
     return counts / max(int(counts.sum()), 1)
 
 
+def _near_brain(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """The first channel and the brain in the box around it, with a voxel on each side."""
+    box = bounding_box(prepared.brain, margin=1) or ()
+    return prepared.channels[0][box], prepared.brain[box]
+
+
 def noise(prepared: Prepared) -> float:
     """Standard deviation of the noise in units of the scaled intensity, from the axial slices.
 
     Median over slices of the mean absolute Laplacian inside the brain (Immerkaer 1996).
     """
-    image = prepared.channels[0]
+    image, brain = _near_brain(prepared)
     found: list[float] = []
-    for z in np.flatnonzero(prepared.brain.sum((0, 1)) >= 500):
-        inside = prepared.brain[:, :, z]
+    for z in np.flatnonzero(brain.sum((0, 1)) >= 500):
+        inside = brain[:, :, z]
         edges = convolve(image[:, :, z].astype(float), LAPLACE)
         found.append(float(np.abs(edges[inside]).mean()) * np.sqrt(np.pi / 2) / 6)
     return float(np.median(found)) if found else 0.0
@@ -90,9 +97,10 @@ def spread(values: np.ndarray) -> float:
 
 def sharpness(prepared: Prepared) -> float:
     """Median slope inside the brain per millimetre over the spread of its intensity."""
-    image = prepared.channels[0].astype(float)
-    inner = prepared.brain & binary_erosion(prepared.brain)
-    scale = spread(image[prepared.brain])
+    image, brain = _near_brain(prepared)
+    image = image.astype(float)
+    inner = brain & binary_erosion(brain)
+    scale = spread(image[brain])
     if not inner.any() or scale == 0:
         return 0.0
     steps = [np.gradient(image, prepared.grid.spacing[axis], axis=axis)[inner] for axis in (0, 1)]

@@ -13,6 +13,27 @@ def ellipsoid(shape, centre, radii):
     return sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) <= 1
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.array([[3, -2], [3, 32767], [-32768, 0]], np.int16),  # differences exceed the type
+        np.array([[4.0, 4.0], [-8.0, 2e6]], np.float32),  # too wide to count one by one
+        np.array([[4.0, 4.0], [-8.0, 12.0]], np.float32),
+        np.array([[0.5, 4.0], [4.0, np.inf]], np.float32),
+        np.array([[2.0, np.nan], [2.0, 1.0]]),
+        np.array([[2**31 + 5, 2**31 + 5, 7]], np.uint32),
+        np.array([[True, False, True]]),
+        np.zeros((0, 3)),
+    ],
+)
+def test_distinct_values_are_those_of_numpy(data):
+    values, counts = background.distinct(data)
+    wanted, wanted_counts = np.unique(data, return_counts=True)
+    np.testing.assert_array_equal(values, wanted)
+    np.testing.assert_array_equal(counts, wanted_counts)
+    assert values.dtype == data.dtype
+
+
 def ct_phantom(hole=False):
     """A 2 mm head in HU: air, scalp, skull, brain with a calcified plexus and a bleed.
 
