@@ -153,7 +153,7 @@ def detect_all(
     try:
         writable_folder(out)
         with listed(source, job, shared=bool(executor)) as (scans, lost):
-            return detect_all(scans, lost, job, executor, workers, progress=False)
+            return detect_all(scans, lost, job, (executor, workers), progress=False)
     finally:
         release()
 

@@ -13,7 +13,7 @@ from preprocessing.scans import NOTICE, InputError
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.batch import detect_all, listed, loaded_run, make_job
-    from pipelines.detect.ready import ready_run, run_folder
+    from pipelines.detect.ready import asked_run
     from pipelines.export.bids import (
         WORK,
         group_table,
@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     if not arguments.skip_bids_validation:
         validate(source)
-    run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
+    run_dir = asked_run(arguments.run, arguments.modality)
     # a person's T1w and FLAIR have one id
     modality = loaded_run(run_dir, "auto").recipe.name
     work = cli.writable_folder((arguments.work_dir or out / WORK) / modality)
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     write_dataset(source, out)
     with listed(source, job) as (scans, lost):
         chosen = of_people(scans, arguments.participant_label, arguments.session_label)
-        reports = detect_all(chosen, lost, job, workers=arguments.n_cpus)
+        reports = detect_all(chosen, lost, job, ("", arguments.n_cpus))
     scored = [report for report in reports if report.scored]
     for report in reports:
         if report.scored:

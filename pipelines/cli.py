@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -31,6 +33,9 @@ ADVICE = {
     errno.EACCES: "; choose a folder you may write to",
 }
 NO_SCANS_FAULT = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+# New objects between two looks for garbage. Python's 700 make it look hundreds of times while torch
+# and MONAI are loaded, which takes a sixth of that time.
+MANY_OBJECTS = 100_000
 LOG = "norma.log"
 LOCK = ".norma.lock"
 
@@ -69,6 +74,8 @@ def leave(main: Callable[[], int | None], debug: bool = False) -> NoReturn:
 
     `debug`: a user's mistake has a traceback too.
     """
+    gc.set_threshold(MANY_OBJECTS)
+    atexit.register(gc.freeze)  # else Python ends by looking through all objects, for a second
     _log_to_stderr()
     _bear_any_name()
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -135,10 +142,10 @@ def log_to(folder: Path) -> None:
     root.addHandler(handler)
     logging.captureWarnings(True)
     logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
-    _divert_libraries(path)
+    divert_libraries(path)
 
 
-def _divert_libraries(path: Path) -> None:
+def divert_libraries(path: Path) -> None:
     """What C++ libraries print on descriptor 2 goes to a file; Python's stderr stays where it was.
 
     ITK, which fits scans, and decoders of pictures write there past Python's logging.

@@ -6,41 +6,25 @@ import argparse
 from pathlib import Path
 
 from pipelines import cli, spread
-from preprocessing.scans import NOTICE, SUFFIXES, InputError
+from preprocessing.scans import NOTICE, SUFFIXES
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.detect.batch import Options, all_reports, detect_all, listed, make_job
-    from pipelines.detect.ready import ready_run, run_folder
-    from pipelines.detect.table import Table
-    from pipelines.pages.batch import NAME, batch_page
-    from preprocessing.files import write_atomic
-    from preprocessing.tables import existing_input
+    from pipelines.detect.ahead import begin_one_scan, preparing_ahead
 
-    if not (arguments.run or arguments.modality):
-        raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")
-    run_dir = run_folder(arguments.run) if arguments.run else ready_run(arguments.modality)
-    source = existing_input(Path(arguments.input))
-    out = Path(arguments.out)
-    options = Options(arguments.keep_nifti, arguments.overwrite, arguments.refuse_unlike)
-    job = make_job(run_dir, source, out, arguments.point, arguments.accelerator, options)
-    cli.writable_folder(out)
-    with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
-        if arguments.dry_run:
-            print(spread.preview(arguments.executor, arguments.workers, len(scans)))
-            return cli.OK
-        spread_over = (arguments.executor, arguments.workers)
-        reports = detect_all(scans, lost, job, *spread_over, tell=Table(scans).say)
-        unwritten = 0
-        if arguments.dicom:
-            from pipelines.export.dicom import write_all  # highdicom takes a second to load
+    here = not (arguments.executor or arguments.workers > 1 or arguments.dry_run)
+    with preparing_ahead(here) as ahead:
+        from pipelines.detect.ready import asked_run
+        from preprocessing.tables import existing_input
 
-            unwritten = write_all(scans, job, *spread_over)
-    write_atomic(out / NAME, batch_page(all_reports(out), out))
-    failed = sum(not report.scored for report in reports)
-    scored = len(reports) - failed
-    print(f"{out}: {scored} scans scored, {failed} not scored; see scores.tsv and {NAME}. {NOTICE}")
-    return cli.exit_code(failed, len(reports)) or (cli.SOME_FAILED if unwritten else cli.OK)
+        run_dir = asked_run(arguments.run, arguments.modality)
+        source = existing_input(Path(arguments.input))
+        if ahead:
+            begin_one_scan(ahead, run_dir, source, Path(arguments.out), arguments.overwrite)
+
+        from pipelines.detect.command import score  # loads torch, while the scan is prepared
+
+        return score(arguments, run_dir, source, ahead)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ def main(arguments: argparse.Namespace) -> int:
         job = make_job(run_folder(arguments.run), source, work)
         with listed(source, job) as (scans, lost):
             check_names(scans, source)
-            reports = detect_all(scans, lost, job, workers=arguments.n_cpus)
+            reports = detect_all(scans, lost, job, ("", arguments.n_cpus))
         of_id = {scan.id: scan for scan in scans}
         for report in reports:
             if report.scored:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 T = TypeVar("T")
+U = TypeVar("U")
 log = logging.getLogger("norma")
 
 # Scans that a scheduler knows of at a time: its memory does not grow with the cohort.
@@ -141,17 +142,20 @@ def one_ahead(
     The function runs in a thread, one item ahead of the one that the caller works on.
     """
     with ThreadPoolExecutor(1) as thread:
-        started: deque[tuple[T, Future[Any]]] = deque()
         try:
-            for item in items:
-                started.append((item, thread.submit(function, item)))
-                if len(started) > 1:
-                    before, future = started.popleft()
-                    yield before, future.result
-            for item, future in started:
-                yield item, future.result
+            yield from begun_ahead(lambda item: thread.submit(function, item).result, items)
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+
+
+def begun_ahead(begin: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
+    """Each item with begin(item), called one item ahead of the one that the caller works on."""
+    begun: deque[tuple[T, U]] = deque()
+    for item in items:
+        begun.append((item, begin(item)))
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun
 
 
 def _on_worker(function: Callable[[T], Any], item: T, folder: str) -> Any:

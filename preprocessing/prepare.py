@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -124,6 +125,10 @@ class RefusedScan(ScanError):
         self.checks = checks
         self.picture = picture
         self.brain_method = brain_method
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What makes it again in another process."""
+        return type(self), (str(self), self.checks, self.picture, self.brain_method)
 
 
 def prepare(scan: Scan, recipe: Recipe) -> Prepared:

@@ -1,5 +1,6 @@
 """Shared fixtures: a small oblique brain scan, an untrained run, commands as a user runs them."""
 
+import gc
 import importlib
 import logging
 import os
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 from tests.shared import draw_nothing, make_chain, make_pictures, own_copy
+
+gc.set_threshold(100_000)  # as commands do, see pipelines/cli.py
 
 
 def case_of(name, data, **columns):
@@ -225,6 +228,8 @@ class Done:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command("infer", "--run", ...)`: `python -m pipelines.<verb>` in this process."""
+    import torch  # noqa: F401 (where it is loaded, infer prepares no scan in another process)
+
     from pipelines import cli
 
     def call(verb, *arguments):

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.cohort.store import fingerprint
+from pipelines.detect.ahead import Ahead, has_report
+from pipelines.detect.folder import MEMORY
 from pipelines.detect.gate import gate_flags, refusal
 from pipelines.detect.identity import figures_digest
-from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.points import Point
 from pipelines.detect.report import COLUMNS, DICOM_FILES, Report, of_scan
 from pipelines.detect.run import Run, load_run
@@ -215,21 +216,23 @@ def detect_all(
     scans: Sequence[Scan],
     lost: dict[str, str],
     job: Job,
-    executor: str = "",
-    workers: int = 1,
+    spread_over: tuple[str, int] = ("", 1),
     progress: bool = True,
     tell: Callable[[Report], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> list[Report]:
     """Score every scan; write its results and scores.tsv, also where the work is interrupted.
 
-    `tell` gets each report as it comes. Gives the reports in the order of the scans, then one for
-    each DICOM series that was `lost`.
+    `spread_over` is the executor and the number of workers. `tell` gets each report as it comes.
+    `ahead` prepares the scans, where they are not spread over workers. Gives the reports in the
+    order of the scans, then one for each DICOM series that was `lost`.
     """
     reports: list[Report] = []
+    executor, workers = spread_over
     if executor or workers > 1:
         results = spread.each(partial(try_detect, job=job), scans, executor, workers)
     else:
-        results = _one_after_the_other(scans, job)
+        results = _one_after_the_other(scans, job, ahead)
     cli.log_to(job.out)  # before the bar, which keeps the stderr that it begins with
     bar = tqdm(results, total=len(scans), desc="infer", unit="scan", disable=not progress)
     try:
@@ -265,15 +268,29 @@ def write_scores(out: Path, reports: Sequence[Report]) -> None:
 
 
 def _one_after_the_other(
-    scans: Sequence[Scan], job: Job
+    scans: Sequence[Scan], job: Job, ahead: Ahead | None
 ) -> Iterator[tuple[Scan, Report | None, str]]:
-    """In this process: the next scan is prepared while this one is scored."""
-    for scan, begun in spread.one_ahead(partial(begin_scan, job=job), scans):
-        yield scan, try_detect(scan, job, begun), ""
+    """In this process: the next scan is prepared, elsewhere or in a thread, while one is scored."""
+
+    def begin(scan: Scan) -> Callable[[], Begun]:
+        assert ahead
+        if job.options.overwrite or not has_report(scan, job.out):
+            ahead.begin(scan, job.run.recipe, job.out)
+        return partial(begin_scan, scan, job, ahead)
+
+    if ahead:
+        begun = spread.begun_ahead(begin, scans)
+    else:
+        begun = spread.one_ahead(partial(begin_scan, job=job), scans)
+    for scan, result in begun:
+        yield scan, try_detect(scan, job, result), ""
 
 
-def begin_scan(scan: Scan, job: Job) -> Begun:
-    """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError."""
+def begin_scan(scan: Scan, job: Job, ahead: Ahead | None = None) -> Begun:
+    """A scan's earlier report where it stands, or else what `prepare` makes; raises ScanError.
+
+    `ahead` prepares it, or else this process.
+    """
     recipe = job.run.recipe
     # the template counts by its bytes, in the job's digest, and not by its place
     way = fingerprint(scan, recipe.model_copy(update={"template": None}))
@@ -282,6 +299,9 @@ def begin_scan(scan: Scan, job: Job) -> Begun:
     again = job.options.overwrite or not report or report.fingerprint != key
     if report and not again and _stands(report, job.out):
         return Begun(key, 0.0, report=report)
+    if ahead:
+        prepared, seconds = ahead.result(scan, recipe, job.out)
+        return Begun(key, seconds, prepared=prepared)
     started = time.perf_counter()
     prepared = prepare(scan, recipe)
     return Begun(key, time.perf_counter() - started, prepared=prepared)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.config import CONFIGS, ROOT, read_recipe, read_yaml
-
-FINISHED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
+from pipelines.detect.folder import FINISHED
 
 
 def listed_runs(folder: Path | None = None) -> dict[str, str]:

@@ -20,12 +20,12 @@ from skimage.measure import label
 from evaluation.postprocess import components
 from pipelines.detect.config import Postprocess
 from pipelines.detect.detector import NativeMap, cut
+from pipelines.detect.folder import MEMORY
 from pipelines.detect.points import Point
 from preprocessing.files import plain, read_json, write_json
 from preprocessing.scans import InputError
 from preprocessing.warp import Map, carry, inverse
 
-NAME = "memory.json"
 MOST = 500  # entries
 NEAREST = 3  # readers err: one opinion alone does not silence a place
 DAMPING = 0.5  # by one entry that is the very same
@@ -246,12 +246,12 @@ def _because(entries: Sequence[Entry], alike: np.ndarray) -> list[Because]:
 
 def write_memory(memory: Memory, run_dir: Path) -> None:
     """Write memory.json of a run."""
-    write_json(run_dir / NAME, memory.model_dump())
+    write_json(run_dir / MEMORY, memory.model_dump())
 
 
 def read_memory(run_dir: Path) -> Memory | None:
     """memory.json of a run; None for a run without one. InputError where it is damaged."""
-    path = run_dir / NAME
+    path = run_dir / MEMORY
     if not path.is_file():
         return None
     try:

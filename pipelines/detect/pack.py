@@ -13,15 +13,8 @@ import numpy as np
 import torch
 
 from pipelines.cohort.cases import Case, load
-from pipelines.detect.run import (
-    SEALED,
-    Run,
-    demand_place,
-    load_run,
-    read_history,
-    seal,
-    write_history,
-)
+from pipelines.detect.folder import SEALED, demand_place, read_history, seal, write_history
+from pipelines.detect.run import Run, load_run
 from preprocessing.files import write_atomic
 from preprocessing.scans import InputError
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipelines.cohort.public import dataset_of
 from pipelines.config import CONFIGS, ROOT, read_config
-from pipelines.detect.run import SEALED, load_run, read_history
+from pipelines.detect.folder import SEALED, read_history
 from preprocessing.download import download
 from preprocessing.files import file_digest, nearest, write_atomic
 from preprocessing.recipe import Closed
@@ -86,6 +86,8 @@ def fetch(name: str, address: str | None = None, digest: str | None = None) -> P
     """
     if not re.fullmatch("[a-z0-9_-]+", name):
         raise InputError(f"READY={name}: expected lower-case letters, digits, '_' and '-'.")
+    from pipelines.detect.run import load_run  # loads torch
+
     known = ready(name) if name in ready_names() else None
     if known:
         _demand_same(name, known, address, digest)
@@ -126,6 +128,8 @@ def _demand_same(name: str, known: Ready, address: str | None, digest: str | Non
 
 def _unpack(archive: Path, address: str, folder: Path) -> None:
     """Unpack a run, and put it in its place once it can be loaded; InputError for anything else."""
+    from pipelines.detect.run import load_run
+
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as temporary:
         found = Path(temporary) / folder.name
         found.mkdir()
@@ -180,3 +184,12 @@ def run_folder(run: str | Path) -> Path:
     if not path.exists() and str(run) in ready_names():
         return ready_run(str(run))
     return path
+
+
+def asked_run(run: str | None, modality: str | None) -> Path:
+    """The folder of the run that a command names, or else of the ready-made one of a modality."""
+    if run:
+        return run_folder(run)
+    if modality:
+        return ready_run(modality)
+    raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")

@@ -22,9 +22,8 @@ from pipelines.config import ConfigError, read_config, read_recipe
 from pipelines.detect.build import build_run, pick_device
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, to_native
+from pipelines.detect.folder import demand_finished, demand_own_files, read_history, seal
 from pipelines.detect.gate import Gate, gate_flags, judge
-from pipelines.detect.listing import FINISHED
-from pipelines.detect.memory import NAME as MEMORY
 from pipelines.detect.memory import Memory, Recalled, read_memory, recall
 from pipelines.detect.points import (
     NAMES,
@@ -55,17 +54,6 @@ from preprocessing.scans import NOTICE, InputError, Scan
 from preprocessing.warp import Map
 
 GZIP = b"\x1f\x8b"
-FORMAT = 1  # of a run folder; raise when an older Norma could not read it
-SEALED = (
-    "config.yaml",
-    "recipe.yaml",
-    "threshold.json",
-    "reference.json",
-    "healthy_voxels.npz",
-    "typical.json",
-    MEMORY,
-    "weights.pt",
-)
 
 
 class HealthyReference(BaseModel):
@@ -335,16 +323,8 @@ def _numbers(text: str) -> list[float]:
 def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:
     """Read a run folder; InputError names what is missing or damaged, or that it is too new."""
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise InputError(f"{run_dir}: no such run folder; train one with 'make train'.")
-    _check_format(run_dir)
-    for name in FINISHED:
-        if not (run_dir / name).is_file():
-            raise InputError(
-                f"{run_dir}: no {name}, so this is no finished run; finish it with 'make train'."
-            )
-
-    _check_files(run_dir)
+    demand_finished(run_dir)
+    demand_own_files(run_dir)
     config = read_config(RunConfig, run_dir / "config.yaml")
     recipe = read_recipe(run_dir)
     device = pick_device(accelerator)
@@ -404,17 +384,6 @@ def _built(config: RunConfig, recipe: Recipe, run_dir: Path) -> AnomalyModel:
         ) from None
 
 
-def _check_files(run_dir: Path) -> None:
-    """InputError where a file of the run is not the one that training wrote."""
-    for name, digest in read_history(run_dir).get("files", {}).items():
-        path = run_dir / name
-        if not path.is_file() or file_digest(path) != digest:
-            raise InputError(
-                f"{path}: not the file that this run was finished with; copy the run again, or "
-                "train it again with 'make train'."
-            )
-
-
 def _check_threshold(run: Run) -> None:
     """InputError for a threshold that would mark nothing or everything, whatever the scan."""
     voxel = run.threshold if run.config.calibration.point in run.points else float("nan")
@@ -450,15 +419,6 @@ def _first_problem(error: Exception) -> str:
     return str(error)
 
 
-def _check_format(run_dir: Path) -> None:
-    found = read_history(run_dir).get("format", FORMAT)
-    if not isinstance(found, int) or found > FORMAT:
-        raise InputError(
-            f"{run_dir}: a run of format {found}; this version of Norma reads up to format "
-            f"{FORMAT}, so use a newer one."
-        )
-
-
 def _with_key(path: Path, key: str) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or key not in content:
@@ -467,20 +427,6 @@ def _with_key(path: Path, key: str) -> dict[str, Any]:
             "'make train'."
         )
     return content
-
-
-def read_history(run_dir: Path) -> dict[str, Any]:
-    """run.json of a run folder, finished or not; empty where the file is missing."""
-    path = run_dir / "run.json"
-    history = read_json(path) if path.is_file() else {}
-    if not isinstance(history, dict):
-        raise InputError(f"{path}: expected a JSON object; train the run again with 'make train'.")
-    return history
-
-
-def write_history(run_dir: Path, history: dict[str, Any]) -> None:
-    """Write run.json with the format of the folder."""
-    write_json(run_dir / "run.json", {"format": FORMAT} | history)
 
 
 def write_calibration(
@@ -514,29 +460,8 @@ def write_weights(model: AnomalyModel, run_dir: Path) -> None:
     write_atomic(run_dir / "weights.pt", buffer.getvalue())
 
 
-def seal(run_dir: Path, more: dict[str, str] | None = None) -> None:
-    """Write the digests of a run's files into its run.json; `more` are of files not there yet."""
-    names = [name for name in SEALED if (run_dir / name).is_file()]
-    digests = {name: file_digest(run_dir / name) for name in names} | (more or {})
-    write_history(run_dir, read_history(run_dir) | {"files": digests})
-
-
 def write_voxels(healthy: VoxelHistogram, run_dir: Path) -> None:
     """Store the healthy voxels, so that any other healthy operating point can be taken later."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, rows=np.array(healthy.to_rows()))
     write_atomic(run_dir / "healthy_voxels.npz", buffer.getvalue())
-
-
-def demand_place(out: Path, run_dir: Path, same: bool) -> None:
-    """InputError where a run that is made from another would take the place of a third, or its own.
-
-    `same`: what `out` holds was made from `run_dir` before, and may be made again.
-    """
-    if out.resolve() == run_dir.resolve() or (finished(out) and not same):
-        raise InputError(f"{out}: holds another run, which would be lost; give another OUT.")
-
-
-def finished(run_dir: Path) -> bool:
-    """Whether a run folder holds a finished run."""
-    return (run_dir / "weights.pt").is_file()

@@ -17,8 +17,9 @@ from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import read_config
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import ATLAS_MM, top_mean
+from pipelines.detect.folder import read_history
 from pipelines.detect.identity import figures_digest
-from pipelines.detect.run import Run, load_run, read_history
+from pipelines.detect.run import Run, load_run
 from pipelines.study.plant import Plan, in_atlas, plant_one
 from pipelines.study.planted_masks import OUTLINES, PlantedMasks
 from pipelines.versions import versions

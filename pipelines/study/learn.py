@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.detect.batch import result_digest
+from pipelines.detect.folder import MEMORY, demand_place, read_history
 from pipelines.detect.memory import MOST, Entry, Memory, write_memory
-from pipelines.detect.memory import NAME as MEMORY
-from pipelines.detect.run import Run, demand_place, read_history
+from pipelines.detect.run import Run
 from pipelines.training.calibrate import begin_child, finish_child, parent_of
 from preprocessing.scans import InputError
 

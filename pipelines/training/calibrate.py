@@ -16,20 +16,9 @@ from pipelines.cohort.cases import Case, load, read_truth
 from pipelines.config import write_recipe
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector, NativeMap, cut, scan_score, strengths
-from pipelines.detect.memory import NAME as MEMORY
+from pipelines.detect.folder import MEMORY, SEALED, demand_place, read_history, seal, write_history
 from pipelines.detect.points import Point, ScoredScan, operating_points
-from pipelines.detect.run import (
-    SEALED,
-    HealthyReference,
-    Run,
-    demand_place,
-    load_run,
-    read_history,
-    seal,
-    write_calibration,
-    write_history,
-    write_weights,
-)
+from pipelines.detect.run import HealthyReference, Run, load_run, write_calibration, write_weights
 from pipelines.detect.typical import FEWEST, describe, write_typical
 from pipelines.versions import command_line, versions
 from preprocessing.files import write_atomic

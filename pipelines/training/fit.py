@@ -33,14 +33,9 @@ from pipelines.config import ConfigError, read_config, read_recipe, write_recipe
 from pipelines.detect.build import build_detector, build_model, load_members, with_members
 from pipelines.detect.config import Loop, RunConfig
 from pipelines.detect.detector import Detector
+from pipelines.detect.folder import finished, read_history, write_history
 from pipelines.detect.identity import settings
-from pipelines.detect.run import (
-    finished,
-    read_history,
-    write_calibration,
-    write_history,
-    write_weights,
-)
+from pipelines.detect.run import write_calibration, write_weights
 from pipelines.detect.typical import describe, write_typical
 from pipelines.training.calibrate import calibrate
 from pipelines.training.data import Batches, SliceDataset

@@ -19,15 +19,9 @@ from pipelines.config import ConfigError, read_config
 from pipelines.detect.build import member_folder
 from pipelines.detect.config import RunConfig
 from pipelines.detect.detector import Detector
+from pipelines.detect.folder import finished, read_history, write_history
 from pipelines.detect.identity import settings
-from pipelines.detect.run import (
-    finished,
-    load_run,
-    read_history,
-    write_calibration,
-    write_history,
-    write_weights,
-)
+from pipelines.detect.run import load_run, write_calibration, write_weights
 from pipelines.detect.typical import describe, write_typical
 from pipelines.training.calibrate import calibrate
 from pipelines.training.fit import (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipelines.cohort.cases import read_cases
 from pipelines.config import ConfigError
-from pipelines.detect.run import load_run, seal
+from pipelines.detect.folder import seal
+from pipelines.detect.run import load_run
 from preprocessing import slices
 from preprocessing.files import read_table, write_json, write_table
 from preprocessing.scans import InputError, ScanError

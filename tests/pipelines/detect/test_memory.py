@@ -8,6 +8,7 @@ import pytest
 from pipelines.detect.batch import result_digest
 from pipelines.detect.config import Postprocess
 from pipelines.detect.detector import NativeMap, cut
+from pipelines.detect.folder import seal
 from pipelines.detect.memory import (
     Entry,
     Memory,
@@ -19,7 +20,7 @@ from pipelines.detect.memory import (
     write_memory,
 )
 from pipelines.detect.points import Point
-from pipelines.detect.run import load_run, seal
+from pipelines.detect.run import load_run
 from preprocessing.files import file_digest
 from preprocessing.images import Grid
 from preprocessing.scans import InputError

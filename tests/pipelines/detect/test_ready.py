@@ -13,8 +13,9 @@ import torch
 from pipelines import infer
 from pipelines.detect import pack as small
 from pipelines.detect import ready
+from pipelines.detect.folder import read_history, write_history
 from pipelines.detect.pack import pack
-from pipelines.detect.run import load_run, read_history, read_weights, write_history
+from pipelines.detect.run import load_run, read_weights
 from preprocessing import register
 from preprocessing.files import file_digest
 from preprocessing.scans import InputError

@@ -11,8 +11,9 @@ from skimage.measure import label
 
 from pipelines.config import load_recipe, read_recipe, write_recipe
 from pipelines.detect.detector import cut
+from pipelines.detect.folder import FORMAT, seal, write_history
 from pipelines.detect.report import findings
-from pipelines.detect.run import FORMAT, load_run, seal, write_calibration, write_history
+from pipelines.detect.run import load_run, write_calibration
 from pipelines.detect.typical import Typical, write_typical
 from pipelines.training.calibrate import calibrate
 from preprocessing.scans import InputError

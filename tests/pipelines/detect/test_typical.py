@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import iqr
 
 from pipelines import cli
-from pipelines.detect.run import seal
+from pipelines.detect.folder import seal
 from pipelines.detect.typical import (
     Typical,
     compare_with,

@@ -20,8 +20,9 @@ from models.base import AnomalyModel
 from pipelines.config import load_recipe, write_yaml
 from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import Detector, NativeMap, cut
+from pipelines.detect.folder import seal
 from pipelines.detect.ready import ready_run
-from pipelines.detect.run import load_run, seal
+from pipelines.detect.run import load_run
 from pipelines.export import bundle_scoring as scoring
 from pipelines.export import monai_bundle, traced
 from pipelines.export.monai_bundle import MAP_TOLERANCE, atlas_grid, inference

@@ -14,7 +14,8 @@ from pipelines.cohort.cases import people_in
 from pipelines.cohort.public import Dataset, dataset_of
 from pipelines.config import CONFIGS
 from pipelines.detect.detector import Detector
-from pipelines.detect.run import load_run, read_history, write_history
+from pipelines.detect.folder import read_history, write_history
+from pipelines.detect.run import load_run
 from pipelines.pages.card import write_card
 from preprocessing.files import write_json
 from preprocessing.scans import InputError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from pipelines.detect.run import seal
+from pipelines.detect.folder import seal
 from preprocessing.files import read_json, read_table
 from tests.shared import run
 

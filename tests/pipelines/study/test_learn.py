@@ -13,8 +13,9 @@ from pipelines.cohort.cases import load, read_cases
 from pipelines.detect.batch import result_digest
 from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import cut
+from pipelines.detect.folder import seal
 from pipelines.detect.memory import Memory, read_memory, write_memory
-from pipelines.detect.run import load_run, seal
+from pipelines.detect.run import load_run
 from pipelines.study.measure import evaluate_scan
 from pipelines.study.memory_loss import Loss, demand_small, measure_loss, planted
 from pipelines.study.rejected import read_opinions

@@ -9,7 +9,8 @@ import pytest
 
 from evaluation import shifts
 from pipelines.cohort.cases import load
-from pipelines.detect.run import load_run, read_history, seal, write_history
+from pipelines.detect.folder import read_history, seal, write_history
+from pipelines.detect.run import load_run
 from pipelines.study import stress
 from pipelines.study.stress import NONE, Row, summary
 from preprocessing.scans import ScanError

@@ -1,0 +1,198 @@
+"""Scans are prepared by a process of their own, while this one loads torch and scores others.
+
+A thread would have to wait: ANTs keeps Python's lock as long as it fits.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging.handlers import QueueHandler
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pipelines import cli
+from pipelines.config import read_recipe
+from pipelines.detect.folder import demand_finished
+from preprocessing.recipe import Recipe
+from preprocessing.scans import Scan, ScanError
+
+if TYPE_CHECKING:
+    from preprocessing.prepare import Prepared
+
+Order = tuple[Scan, Recipe, Path]  # a scan, how it is prepared, and where norma.log is
+
+
+class Ahead:
+    """A process that prepares scans in the order in which they are begun.
+
+    What it logs is logged here, once its results are asked for. It ends with this process.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Order] = {}
+        self._done: dict[str, tuple[Prepared | Exception, float]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        here, there = get_context("spawn").Pipe()
+        self._connection = here
+        self._process = get_context("spawn").Process(target=_work, args=(there,), daemon=True)
+        self._process.start()
+        there.close()  # so that its end is seen here
+
+    def begin(self, scan: Scan, recipe: Recipe, out: Path) -> None:
+        """Have a scan prepared, unless it is already; `out` is the folder of norma.log."""
+        if scan.id not in self._waiting and scan.id not in self._done:
+            self._waiting[scan.id] = (scan, recipe, out)
+            self._send(self._waiting[scan.id])
+
+    def _send(self, order: Order) -> None:
+        with suppress(OSError):  # the process has ended: `result` sees that, and sends again
+            self._connection.send(order)
+
+    def result(self, scan: Scan, recipe: Recipe, out: Path) -> tuple[Prepared, float]:
+        """What `prepare` made of a scan, and the seconds that it took.
+
+        Raises what `prepare` raised, and ScanError where the process ended at this scan.
+        """
+        self.begin(scan, recipe, out)
+        while scan.id not in self._done:
+            try:
+                self._take(self._connection.recv())
+            except (EOFError, OSError):
+                self._begin_again()
+        answer, seconds = self._done.pop(scan.id)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, seconds
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, logging.LogRecord):
+            logging.getLogger(message.name).handle(message)
+            return
+        name, answer, seconds = message
+        del self._waiting[name]
+        self._done[name] = (answer, seconds)
+
+    def _begin_again(self) -> None:
+        """After the process ended: the scan that it had is given up, the others are sent again."""
+        name = next(iter(self._waiting))
+        image = self._waiting.pop(name)[0].image
+        why = f"{image}: the process that prepared it ended (out of memory?)."
+        self._done[name] = (ScanError(why), 0.0)
+        self.close()
+        self._start()
+        for order in self._waiting.values():
+            self._send(order)
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def has_report(scan: Scan, out: Path) -> bool:
+    """Whether a report of that name stands in a folder, so that the scan may be done."""
+    return (out / f"{scan.id}_report.json").is_file()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: fewer in a SLURM job or a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def preparing_ahead(wanted: bool = True) -> Iterator[Ahead | None]:
+    """An `Ahead` where it is wanted and saves time.
+
+    There is none on one core, nor where torch is loaded already: what the new process loads would
+    take longer than it saves.
+    """
+    if not wanted or "torch" in sys.modules or cores() == 1:
+        yield None
+        return
+    ahead = Ahead()
+    try:
+        yield ahead
+    finally:
+        ahead.close()
+
+
+def begin_one_scan(ahead: Ahead, run_dir: Path, source: Path, out: Path, overwrite: bool) -> None:
+    """Have an input that is one volume prepared for a run, unless its report stands in `out`.
+
+    Scans of folders and tables are begun later, when all else has been looked at.
+    """
+    from preprocessing.folders import is_volume  # slow to load, while the process begins
+    from preprocessing.tables import list_scans
+
+    demand_finished(run_dir)
+    if not is_volume(source):
+        return
+    cli.writable_folder(out)
+    recipe = read_recipe(run_dir)
+    for scan in list_scans(source, recipe.name, out)[0]:
+        if overwrite or not has_report(scan, out):
+            ahead.begin(scan, recipe, out)
+
+
+class _Sent(QueueHandler):
+    """Sends log records through a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(SimpleQueue())
+        self._connection = connection
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._connection.send(record)
+
+
+def _work(connection: Connection) -> None:
+    """Prepare what comes through a connection, until its other end is closed."""
+    gc.set_threshold(cli.MANY_OBJECTS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one
+    logging.basicConfig(level=logging.WARNING, handlers=[_Sent(connection)], format="%(message)s")
+    logging.getLogger("norma").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+    # beside this process the other one works, and torch's threads wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from preprocessing.prepare import prepare  # loads ANTs, before the first scan is there
+
+    logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
+    with suppress(EOFError, OSError):
+        while True:
+            scan, recipe, out = connection.recv()
+            cli.divert_libraries(out / cli.LOG)
+            started = time.perf_counter()
+            answer: Prepared | Exception
+            try:
+                answer = prepare(scan, recipe)
+            except Exception as error:
+                answer = _sendable(error)
+            connection.send((scan.id, answer, time.perf_counter() - started))
+
+
+def _sendable(error: Exception) -> Exception:
+    """An exception with its traceback as a note, or its text where it cannot be pickled."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a foreign class does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,159 @@
+"""Scans prepared by a process of their own: the same results, its errors and its end."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.config import ROOT, read_recipe
+from pipelines.detect import ahead as module
+from pipelines.detect.ahead import Ahead, preparing_ahead
+from preprocessing.prepare import RefusedScan, prepare
+from preprocessing.scans import Scan, ScanError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    process = Ahead()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_run):
+    return read_recipe(tiny_run)
+
+
+def scan_of(path, name="one"):
+    return Scan(id=name, image=Path(path), subject=name)
+
+
+def test_another_process_prepares_to_the_bit_what_this_one_does(
+    ahead, brain_t1, recipe, tmp_path, caplog
+):
+    scan = scan_of(brain_t1)
+    ahead.begin(scan, recipe, tmp_path)
+    with caplog.at_level(logging.INFO, "norma"):
+        found, seconds = ahead.result(scan, recipe, tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    wanted = prepare(scan, recipe)
+    for name in ("image", "brain", "scan_from_atlas", "outline"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert (found.header, found.checks) == (wanted.header, wanted.checks)
+    assert (found.grid.shape, found.home.shape) == (wanted.grid.shape, wanted.home.shape)
+    assert seconds > 0
+    # what it says is said here, once
+    assert said == ["one: already skull-stripped, taken as it is"]
+
+
+def test_a_refusal_comes_with_its_checks(ahead, brain_t1, recipe, tmp_path):
+    limits = recipe.limits.model_copy(update={"brain_ml": (1, 2)})
+    with pytest.raises(RefusedScan, match=r"brain volume is .* expected 1 to 2 ml") as here:
+        prepare(scan_of(brain_t1), recipe.model_copy(update={"limits": limits}))
+    with pytest.raises(RefusedScan) as there:
+        small = recipe.model_copy(update={"limits": limits})
+        ahead.result(scan_of(brain_t1, "small"), small, tmp_path)
+    assert str(there.value) == str(here.value)
+    assert there.value.checks == here.value.checks
+    assert there.value.brain_method == here.value.brain_method == "none"
+    np.testing.assert_array_equal(there.value.picture[1], here.value.picture[1])
+
+
+def test_an_unforeseen_error_brings_its_traceback(ahead, brain_t1, recipe, tmp_path):
+    odd = replace(scan_of(brain_t1, "odd"), image=None)
+    with pytest.raises(AttributeError) as error:
+        ahead.result(odd, recipe, tmp_path)
+    assert "Traceback" in error.value.__notes__[0] and "prepare.py" in error.value.__notes__[0]
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_text():
+    foreign = LookupError("this or that")
+    foreign.held = threading.Lock()
+    error = module._sendable(foreign)
+    assert (type(error), str(error)) == (RuntimeError, "LookupError: this or that")
+
+
+def test_the_scan_that_ends_the_process_is_given_up_and_the_next_is_prepared(
+    ahead, brain_t1, recipe, tmp_path
+):
+    first = scan_of(brain_t1, "first")
+    second = scan_of(brain_t1, "second")
+    ended = ahead._process
+    ahead.begin(first, recipe, tmp_path)
+    ahead.begin(second, recipe, tmp_path)
+    os.kill(ended.pid, signal.SIGKILL)
+    with pytest.raises(ScanError, match=r"sub-01_T1w.nii.gz: the process that prepared it ended"):
+        ahead.result(first, recipe, tmp_path)
+    prepared, _ = ahead.result(second, recipe, tmp_path)
+    assert prepared.brain.any()
+    assert ahead._process.pid != ended.pid and not ended.is_alive()
+
+
+def test_it_prepares_where_that_saves_time_alone(monkeypatch):
+    with preparing_ahead() as ahead:
+        assert ahead is None  # torch is loaded here
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    with preparing_ahead() as ahead:
+        assert ahead is None
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    with preparing_ahead(False) as ahead:
+        assert ahead is None
+    with pytest.raises(KeyboardInterrupt), preparing_ahead() as ahead:
+        process = ahead._process
+        raise KeyboardInterrupt
+    assert not process.is_alive()
+
+
+def test_a_command_of_its_own_scores_as_this_process_does(
+    tiny_run, brain_t1, command, tmp_path, quick_prepare
+):
+    """Two scans and a bad one, by `python -m`, which prepares them in another process."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(brain_t1, scans / f"{name}.nii.gz")
+    (scans / "b.nii.gz").write_bytes(b"no scan")
+    line = ["--run", str(tiny_run), "--input", str(scans), "--out"]
+    command("infer", *line, tmp_path / "here")
+    begin = [sys.executable, "-m", "pipelines.infer", *line, str(tmp_path / "there")]
+    done = subprocess.run(begin, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("already skull-stripped") == 2 and "Traceback" not in done.stderr
+    assert "not scored: " in done.stderr and "b.nii.gz" in done.stderr
+    for name in ("a_mask.nii.gz", "a_map.nii.gz", "c_map.nii.gz", "c_picture.png"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    assert "already skull-stripped" in (tmp_path / "there" / "norma.log").read_text()
+
+
+class Begun:
+    """What would prepare scans, and notes their names alone."""
+
+    def __init__(self):
+        self.names = []
+
+    def begin(self, scan, recipe, out):
+        self.names.append(scan.id)
+
+
+def test_one_volume_is_begun_unless_its_report_stands(tiny_run, brain_t1, tmp_path):
+    begun = Begun()
+    module.begin_one_scan(begun, tiny_run, brain_t1, tmp_path, False)
+    module.begin_one_scan(begun, tiny_run, brain_t1.parent, tmp_path, False)
+    assert begun.names == ["sub-01"]  # not those of a folder
+    (tmp_path / "sub-01_report.json").touch()
+    module.begin_one_scan(begun, tiny_run, brain_t1, tmp_path, False)
+    assert begun.names == ["sub-01"]
+    module.begin_one_scan(begun, tiny_run, brain_t1, tmp_path, True)
+    assert begun.names == ["sub-01", "sub-01"]
