@@ -76,7 +76,7 @@ def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
         "loading": lambda: loading(t1, repeats),
         "training": lambda: training(t1, repeats),
         "inference": lambda: inference(t1, repeats),
-        "profile": lambda: profiles(scans),
+        "profile": lambda: profiles(scans, repeats),
         "recommended": lambda: recommended(repeats),
         "scale": scale,
         "workers": lambda: workers(max(1, repeats - 1)),

@@ -5,6 +5,7 @@ Measured with every recommended run that `make reproduce` has left in runs/.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from preprocessing.files import read_json, read_table
 from preprocessing.scans import InputError
 
 PEER = "intensity"  # a threshold on brightness
+Cost = tuple[float, float]  # seconds and megabytes
 
 
 def recommended(repeats: int) -> list[Row]:
@@ -52,13 +54,13 @@ def one_choice(choice: dict[str, Any], runs: Path, repeats: int) -> list[Row]:
         return []
 
     scan = raw_scan(run_dir)
-    taken: list[tuple[float, float]] = []
-    peer_taken: list[tuple[float, float]] = []
+    taken: list[Cost] = []
+    peer_taken: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             out = Path(folder) / f"{i}"
-            taken.append(process(run_dir, scan, out))
-            peer_taken.append(process(peer_dir, scan, out))
+            taken.append(process(run_dir, scan, out / choice["model"]))
+            peer_taken.append(process(peer_dir, scan, out / PEER))
 
     rows: list[Row] = []
     measures = (("make infer of one raw scan", "s"), ("peak memory of make infer", "MB"))
@@ -83,18 +85,40 @@ def raw_scan(run_dir: Path) -> Path:
     return Path(scan)
 
 
-def process(run_dir: Path, scan: Path, out: Path) -> tuple[float, float]:
-    """Return seconds and peak memory in MB of `pipelines.infer` as a process of its own."""
-    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run_dir)]
-    command += ["--input", str(scan), "--out", str(out / run_dir.parent.name)]
+def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) -> Cost:
+    """Seconds and peak memory in MB of `pipelines.infer` as a process of its own.
+
+    The memory is that of all its processes together; what they share is counted once for each.
+    `cores`: on how many of this machine's cores; all, where left out.
+    """
+    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run)]
+    command += ["--input", str(scan), "--out", str(out)]
+    before = os.sched_getaffinity(0)
     started = time.perf_counter()
-    child = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise InputError(
-            f"python {' '.join(command[1:])} ended with {os.waitstatus_to_exitcode(status)}; "
-            "run it to see why."
+    try:
+        os.sched_setaffinity(0, sorted(before)[:cores])  # which the new process inherits
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-    return time.perf_counter() - started, used.ru_maxrss / 1024
+    finally:
+        os.sched_setaffinity(0, before)
+    most = 0
+    while child.poll() is None:
+        most = max(most, resident(child.pid))
+        time.sleep(0.05)
+    if child.returncode:
+        raise InputError(
+            f"python {' '.join(command[1:])} ended with {child.returncode}; run it to see why."
+        )
+    return time.perf_counter() - started, most / 1e6
+
+
+def resident(pid: int) -> int:
+    """Bytes in memory of a process of Linux and of those that it began; 0 once it has ended."""
+    found = 0
+    with contextlib.suppress(OSError):
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+        found += int(pages) * os.sysconf("SC_PAGE_SIZE")
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += sum(resident(int(one)) for one in children.read_text().split())
+    return found

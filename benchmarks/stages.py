@@ -7,12 +7,14 @@ Each stage is a function by its name; its seconds are those between its call and
 from __future__ import annotations
 
 import pstats
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Row, row
+from benchmarks.recommended import Cost, process
 from pipelines.config import ROOT
 
 STAGES = (
@@ -47,13 +49,31 @@ print(taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def profiles(scans: dict[str, Path]) -> list[Row]:
+def profiles(scans: dict[str, Path], repeats: int) -> list[Row]:
     """Measure a scan of each modality that has a ready-made run."""
     rows: list[Row] = []
     for modality in READY:
         if modality in scans:
             with tempfile.TemporaryDirectory() as folder:
+                rows += one_command(modality, scans[modality], Path(folder), repeats)
                 rows += one_profile(modality, scans[modality], Path(folder))
+    return rows
+
+
+def one_command(modality: str, scan: Path, folder: Path, repeats: int) -> list[Row]:
+    """Seconds and memory of `make infer` on all cores, and in turn on one."""
+    scan = scan.resolve()
+    many: list[Cost] = []
+    one: list[Cost] = []
+    for i in range(repeats):
+        many.append(process(modality, scan, folder / f"many-{i}"))
+        one.append(process(modality, scan, folder / f"one-{i}", cores=1))
+    rows: list[Row] = []
+    for i, (what, unit) in enumerate((("seconds", "s"), ("peak memory", "MB"))):
+        value = statistics.median(cost[i] for cost in many)
+        other = statistics.median(cost[i] for cost in one)
+        name = f"make infer of a raw {modality}: {what}"
+        rows.append(row(name, value, unit, "on one core", other))
     return rows
 
 

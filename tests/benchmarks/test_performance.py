@@ -3,6 +3,8 @@
 import cProfile
 import json
 import pstats
+import subprocess
+import sys
 import time
 
 import pytest
@@ -212,6 +214,24 @@ def test_a_process_that_fails_is_no_measurement(tmp_path):
         InputError, match=r"pipelines.infer --run .*nowhere.* ended with 2; run it to see why"
     ):
         recommended.process(tmp_path / "nowhere" / "seed-0", tmp_path / "scan.nii.gz", tmp_path)
+
+
+def test_memory_is_that_of_a_process_and_its_children():
+    """Each of two Python processes holds 200 MB of its own."""
+    hold = "held = b'1' * 200_000_000; print('held', flush=True)"
+    inner = f"import sys; {hold}; sys.stdin.read()"
+    outer = (
+        f"import subprocess, sys; {hold}; "
+        f"subprocess.run([sys.executable, '-c', {inner!r}], stdin=sys.stdin)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", outer], **pipes) as child:
+        for _ in range(2):
+            assert child.stdout.readline() == b"held\n"
+        held = recommended.resident(child.pid)
+        child.stdin.close()
+    assert 400e6 < held < 500e6
+    assert recommended.resident(child.pid) == 0
 
 
 def test_stages_are_found_by_their_functions(monkeypatch):
