@@ -229,6 +229,18 @@ def froc(
     }
 
 
+def level_at(candidates: Sequence[dict[str, Any]], n_scans: int, rate: float) -> float:
+    """Return the lowest score that at most `rate` false candidates per scan exceed.
+
+    It is 0 where there are no more of them than that. ValueError without a scan.
+    """
+    if n_scans < 1:
+        raise ValueError(f"at least 1 scan is needed, got {n_scans}")
+    false = sorted((c["score"] for c in candidates if not c["true"]), reverse=True)
+    allowed = int(rate * n_scans + 1e-9)
+    return float(false[allowed]) if allowed < len(false) else 0.0
+
+
 def precision(candidates: Sequence[dict[str, Any]]) -> float:
     """Return the share of candidates in 0..1 that are true; NaN if there is none."""
     return share(sum(candidate["true"] for candidate in candidates), len(candidates))

@@ -67,6 +67,9 @@ LABELS = {
     "peak_mm": "distance of the map's highest voxel from a lesion, mm, median over scans",
     "lesion_sensitivity": "lesions found (at least 10 % covered)",
     "lesion_precision": "marked components that are lesions",
+    "found_at_1": "lesions found at one false finding per scan (read off the test scans)",
+    "found_at_1_from_1_ml": "lesions from 1 ml on found at one false finding per scan",
+    "found_at_0_1": "lesions found at 0.1 false findings per scan",
     "abnormal_with_finding": "abnormal scans with a finding at the operating point",
     "healthy_with_finding": "healthy scans with a finding at the operating point",
     "false_findings": "false findings per healthy scan",
@@ -147,6 +150,11 @@ def summarise(
         | _figures_of_masks(with_lesion, voxels)
         | {"pixel_ap": _pixel_ap(with_lesion, voxels, others)}
         | _figures_of_findings(scans)
+        | {
+            "found_at_1": found_at(scans, 1.0),
+            "found_at_1_from_1_ml": found_at(scans, 1.0, least_ml=1.0),
+            "found_at_0_1": found_at(scans, 0.1),
+        }
         | _figures_of_healthy(healthy)
     )
 
@@ -222,6 +230,35 @@ def _figures_of_peaks(with_lesion: Sequence[Row]) -> dict[str, float]:
     if known.size == 0:
         return {"peak_in_lesion": float("nan"), "peak_mm": float("nan")}
     return {"peak_in_lesion": float((known == 0).mean()), "peak_mm": float(np.median(known))}
+
+
+def found_at(scans: Sequence[Row], rate: float, least_ml: float = 0.0) -> float:
+    """Return the share of lesions found where `rate` false findings per scan are let through.
+
+    It is a point of the free-response ROC of all scans whose lesions are known, healthy ones too:
+    outlines stay, and the level that a finding must exceed is lowered. A lesion has the strength of
+    the strongest finding that touches it, 0 where findings cover too little of it. Lesions smaller
+    than `least_ml` do not count. NaN without lesions, and for files of before this was measured.
+    """
+    lesions = strong_above(scans, rate)
+    return _mean([float(found["score"] > 0) for found in lesions if found["volume_ml"] >= least_ml])
+
+
+def strong_above(scans: Sequence[Row], rate: float) -> list[dict[str, Any]]:
+    """Return all lesions, with score 0 where `found_at` does not find them."""
+    known = [scan for scan in scans if scan.get("truth_voxels") is not None]
+    lesions: list[dict[str, Any]] = []
+    outlined: list[dict[str, Any]] = []
+    for scan in known:
+        lesions += scan.get("lesions", [])
+        outlined += scan.get("outlined", [])
+    if not lesions or any(lesion.get("strength") is None for lesion in lesions):
+        return []
+    level = lesion_metrics.level_at(outlined, len(known), rate)
+    return [
+        lesion | {"score": lesion["strength"] if lesion["strength"] > level else 0.0}
+        for lesion in lesions
+    ]
 
 
 def _figures_of_findings(scans: Sequence[Row]) -> dict[str, float]:

@@ -80,6 +80,9 @@ GROUPS = {
     "Figures per finding": (
         "lesion_sensitivity",
         "lesion_precision",
+        "found_at_1",
+        "found_at_1_from_1_ml",
+        "found_at_0_1",
         "abnormal_with_finding",
         "healthy_with_finding",
         "false_findings",

@@ -54,6 +54,9 @@ GROUPS = {
         "oracle_dice_pooled": "oracle Dice, pooled",
         "lesion_sensitivity": "lesions found",
         "lesion_precision": "marked components that are lesions",
+        "found_at_1": "lesions found at 1 false finding per scan",
+        "found_at_1_from_1_ml": "of 1 ml or more",
+        "found_at_0_1": "at 0.1 false findings per scan",
         "hd95_mean": "HD95, mm",
         "hd95_undefined": "scans with nothing marked",
         "peak_in_lesion": "highest voxel in a lesion",
@@ -131,7 +134,16 @@ def sizes_text(results: Results) -> str:
     dice = _of_scans_by_volume(results, lambda case: case["dice"])
     ap = _of_scans_by_volume(results, lambda case: case["voxel_ap"])
     tables = [
-        model_table(results, "#### Share of lesions found", _found_by_size(results)),
+        model_table(
+            results,
+            "#### Share of lesions found",
+            _found_by_size(results, lambda run: run.lesions_by_size),
+        ),
+        model_table(
+            results,
+            "#### Share of lesions found at 1 false finding per scan",
+            _found_by_size(results, lambda run: run.found_at_1_by_size),
+        ),
         model_table(results, f"#### Dice, {by_volume}", dice),
         model_table(results, f"#### Voxel AP, {by_volume}", ap),
     ]
@@ -139,15 +151,22 @@ def sizes_text(results: Results) -> str:
     return "\n\n".join(["### By size", *parts]) if parts else ""
 
 
-def _found_by_size(results: Results) -> dict[str, list[str]]:
-    """The share of lesions found, mean over runs, by model; a column per size that has lesions."""
+def _found_by_size(
+    results: Results, sizes_of: Callable[[RunSummary], list[SizeFigures]]
+) -> dict[str, list[str]]:
+    """The share of lesions found, mean over runs, by model; a column per size that has lesions.
+
+    Nothing where a run has no such sizes, as those of before they were measured.
+    """
     columns: dict[str, list[str]] = {}
-    for i, size in enumerate(results.summary.runs[0].lesions_by_size):
+    if not all(sizes_of(run) for run in results.summary.runs):
+        return columns
+    for i, size in enumerate(sizes_of(results.summary.runs[0])):
         if not size.n:
             continue
         cells: list[str] = []
         for model in results.names():
-            found = [run.lesions_by_size[i].sensitivity for run in results.runs(model)]
+            found = [sizes_of(run)[i].sensitivity for run in results.runs(model)]
             cells.append(mean_text(found))
         columns[f"{_range_text(size)}, {counted(size.n, 'lesion')}"] = cells
     return columns

@@ -50,6 +50,7 @@ class ScanRow(TypedDict, total=False):
     false_positive_ml: float
     lesions: list[dict[str, Any]]
     candidates: list[dict[str, Any]]
+    outlined: list[dict[str, Any]]
 
 
 class SliceRow(TypedDict, total=False):
@@ -100,6 +101,7 @@ class Evaluation(BaseModel):
     healthy_groups: dict[str, list[dict[str, Any]]] = {}
     lesions_by_size: list[dict[str, Any]] = []
     precision_by_size: list[dict[str, Any]] = []
+    found_at_1_by_size: list[dict[str, Any]] = []
     froc: dict[str, Any] = {}
 
     @classmethod
@@ -128,6 +130,7 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
         found += scan["lesions"]
         candidates += scan["candidates"]
 
+    at_one = protocol.strong_above(result.scans, 1.0)
     voxels = VoxelHistogram.from_rows(result.voxels)
     others = VoxelHistogram.from_rows([[*row, 0] for row in result.others])
     columns = result.protocol["by"]
@@ -146,5 +149,6 @@ def all_figures(result: Evaluation) -> dict[str, Any]:
         "healthy_groups": {c: healthy_groups(result.scans, c) for c in measured},
         "lesions_by_size": lesions.by_size(found) if with_lesion else [],
         "precision_by_size": lesions.precision_by_size(candidates) if with_lesion else [],
+        "found_at_1_by_size": lesions.by_size(at_one) if at_one else [],
         "froc": lesions.froc(found, candidates, len(with_lesion)) if with_lesion else {},
     }

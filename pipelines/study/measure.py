@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from skimage.measure import label
 
 from evaluation import lesions as lesion_metrics
 from evaluation.metrics import VoxelHistogram, dice, false_positive_ml
@@ -59,6 +60,8 @@ def evaluate_scan(
     if labels is not None and lesions is not None:
         voxels.update(native.map[native.brain], lesions[native.brain])
         row |= _against_truth(native, marked, labels, voxels)
+        weak = marked_in(run, case, native, at.model_copy(update={"component": None}))
+        row |= _by_strength(native, weak, labels, at, row["lesions"])
     slices = _slice_rows(run, case, native, lesions, by)
     return row, slices, voxels, elsewhere(case, native, lesions)  # type: ignore[return-value]
 
@@ -109,6 +112,24 @@ def _against_truth(
     for kind, found in matched.items():
         figures[kind] = [_short_digits(finding) for finding in found]
     return figures
+
+
+def _by_strength(
+    native: NativeMap, weak: np.ndarray, labels: np.ndarray, at: Point, lesions: list[Any]
+) -> dict[str, Any]:
+    """Every component of a mask (bool) by its strength, whatever level that must pass; `lesions`.
+
+    The score of a component is its strength by the rule of the point. A lesion gets as "strength"
+    that of the strongest component that touches it, 0 where too little of it is covered.
+    """
+    pieces = label(weak, connectivity=3)
+    painted = np.append(0.0, strengths(native, weak, at))[pieces]
+    found = lesion_metrics.match(weak, painted, labels, native.spacing)
+    with_strength: list[dict[str, Any]] = []
+    for lesion, one in zip(lesions, found["lesions"], strict=True):
+        with_strength.append(lesion | {"strength": _digits(one["score"])})
+    outlined = [_short_digits(piece) for piece in found["candidates"]]
+    return {"lesions": with_strength, "outlined": outlined}
 
 
 def _slice_rows(

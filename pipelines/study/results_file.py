@@ -36,8 +36,9 @@ SUMMARY = "summary.json"
 TABLES = ("cases", "slices", "lesions", "voxels")
 
 KEYS = ["model", "run"]
-FINDINGS = {"lesion": "lesions", "marked": "candidates"}  # kind in lesions.csv.gz, key of a ScanRow
-LESIONS = [*KEYS, "id", "kind", "volume_ml", "covered", "score", "true"]
+# Kind in lesions.csv.gz, and key of a ScanRow.
+FINDINGS = {"lesion": "lesions", "marked": "candidates", "outlined": "outlined"}
+LESIONS = [*KEYS, "id", "kind", "volume_ml", "covered", "score", "true", "strength"]
 VOXELS = [*KEYS, "edge", "healthy", "lesion", "other"]
 
 
@@ -105,6 +106,7 @@ class RunSummary(BaseModel):
     classes: dict[str, list[ClassFigures]]
     lesions_by_size: list[SizeFigures]
     precision_by_size: list[dict[str, int | float | None]]
+    found_at_1_by_size: list[SizeFigures] = []
     failures: list[Failure]
 
 
@@ -275,6 +277,7 @@ def number_columns(row_type: type) -> set[str]:
 def _finding(row: dict[str, Any]) -> dict[str, Any]:
     """A lesion or a marked component as evaluation/lesions.py takes it."""
     if row["kind"] == "lesion":
-        return {key: row[key] for key in ("volume_ml", "covered", "score")}
+        measured = ("volume_ml", "covered", "score", "strength")
+        return {key: row[key] for key in measured if row.get(key) is not None}
     true = {"true": bool(row["true"])}
     return {key: row[key] for key in ("volume_ml", "score")} | true

@@ -177,3 +177,34 @@ def test_a_flipped_map_scores_badly():
 def test_mean_and_sd():
     assert protocol.mean_and_sd([1.0, 3.0, None, float("nan")]) == (2.0, pytest.approx(2**0.5))
     assert protocol.mean_and_sd([5.0]) == (5.0, 0.0) and np.isnan(protocol.mean_and_sd([])[0])
+
+
+def findings(*scores, true=False):
+    return [{"volume_ml": 1.0, "score": score, "true": true} for score in scores]
+
+
+def found(volume_ml, strength):
+    return {"volume_ml": volume_ml, "covered": 0.5, "score": strength, "strength": strength}
+
+
+def test_lesions_found_at_a_rate_of_false_findings_by_hand():
+    """Four scans: false findings of strength 9, 8, 7, 6, 5 and 4; lesions of 8.5, 6, 3 and 0."""
+    ill = lesion("a", 1.0, 0.5, 10, 20, 20)
+    ill |= {"lesions": [found(0.5, 8.5), found(2.0, 6.0)]}
+    ill |= {"outlined": findings(9, 5) + findings(8.5, 6, true=True)}
+    also = lesion("b", 1.0, 0.5, 10, 20, 20)
+    also |= {"lesions": [found(4.0, 3.0), found(1.0, 0.0)], "outlined": findings(8, 4, 6)}
+    well = scan("c", "healthy", 0.1, truth_voxels=0, lesions=[], candidates=[])
+    scans = [ill, also, well | {"outlined": findings(7)}, well | {"id": "d", "outlined": []}]
+    # let through at most: 0 of 4 scans' findings, 2, 4, and all
+    assert [protocol.found_at(scans, rate) for rate in (0.1, 0.5, 1.0, 5)] == [0, 0.25, 0.5, 0.75]
+    assert protocol.found_at(scans, 1.0, least_ml=1.0) == pytest.approx(1 / 3)
+    shown = summary(scans)
+    assert (shown["found_at_1"], shown["found_at_0_1"]) == (0.5, 0)
+    assert [one["score"] for one in protocol.strong_above(scans, 1.0)] == [8.5, 6.0, 0, 0]
+
+
+def test_lesions_found_at_a_rate_are_unknown_to_older_files():
+    old = lesion("a", 1.0, 0.5, 10, 20, 20) | {"lesions": [{"volume_ml": 1.0, "score": 2.0}]}
+    for scans in ([old], [], [scan("c", "healthy", 0.1, truth_voxels=0, lesions=[])]):
+        assert np.isnan(protocol.found_at(scans, 1.0))
