@@ -92,7 +92,7 @@ def ready_commands(name: str, plan: Plans) -> list[Command]:
         listed.append([*trained, "--out", run_dir, *splits])
 
     packed = f"ready/{name}"
-    evaluated = f"runs/ready/{name}_evaluation"
+    evaluated = f"runs/ready_{name}"
     tested = ["--data", f"work/{plan['test']}"]
     measured: Command = []
     if "results" in plan:
@@ -191,6 +191,7 @@ def results_command(chosen: dict[str, Plans]) -> Command:
     """Return the command that writes the results page, with every folder once."""
     folders = [f"runs/{plan['data']}" for plan in chosen["compare"].values()]
     folders += [f"work/{name}" for name in (*chosen["preprocess"], *chosen["synthesise"])]
+    folders += [f"runs/ready_{name}" for name in chosen["ready"]]
     command = ["pipelines.results"]
     for folder in dict.fromkeys(folders):
         command += ["--add", folder]

@@ -216,13 +216,18 @@ def _link(data: str) -> str:
 
 
 def add(folder: Path) -> None:
-    """Copy the results of a comparison's OUT, or a cohort's preprocess.json, into docs/results."""
+    """Copy the results in a command's OUT into docs/results.
+
+    They are those of a comparison, the preprocess.json of a cohort, or the evaluation.json of a
+    run, which gets the name of its folder.
+    """
     found = sorted(folder.glob(f"*{ENDING}/{SUMMARY}"))
     cohort = folder / "preprocess.json"
-    if not found and not cohort.is_file():
+    evaluation = folder / "evaluation.json"
+    if not found and not cohort.is_file() and not evaluation.is_file():
         raise InputError(
-            f"{folder}: neither a *{ENDING} folder of 'make compare' nor a preprocess.json of "
-            "'make preprocess' in it."
+            f"{folder}: neither a *{ENDING} folder of 'make compare', nor a preprocess.json of "
+            "'make preprocess', nor an evaluation.json of 'make evaluate' in it."
         )
     for path in found:
         results = Results.read(path.parent)
@@ -231,6 +236,8 @@ def add(folder: Path) -> None:
             _copy(path.parent / name, FOLDER / results.summary.name / name)
     if cohort.is_file():
         _copy(cohort, FOLDER / folder.name / cohort.name)
+    if evaluation.is_file():
+        _copy(evaluation, FOLDER / f"{folder.name}.json")
 
 
 def _copy(source: Path, target: Path) -> None:

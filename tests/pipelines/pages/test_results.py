@@ -333,7 +333,12 @@ def test_results_are_copied_as_they_are_and_other_folders_refused(tmp_path, monk
     (cohort / "preprocess.json").write_text('{"n_scans": 3}')
     results.add(cohort)
     assert (tmp_path / "docs" / "ct" / "preprocess.json").read_text() == '{"n_scans": 3}'
-    with pytest.raises(InputError, match=r"neither a \*_results folder of 'make compare' nor a"):
+    evaluated = tmp_path / "runs" / "ready_ct"
+    evaluated.mkdir()
+    (evaluated / "evaluation.json").write_text('{"model": "atlas"}')
+    results.add(evaluated)
+    assert (tmp_path / "docs" / "ready_ct.json").read_text() == '{"model": "atlas"}'
+    with pytest.raises(InputError, match=r"neither a \*_results folder of 'make compare', nor a"):
         results.add(tmp_path / "work")
 
     made_results(source / "cut_results", {"pca": [made_run(voxels=[[0.0, 1, 0]])]}, name="cut")
