@@ -60,6 +60,7 @@ COLUMNS = (
     "false_positive_ml",
     "voxel_ap",
 )
+EVALUATIONS = 2  # raise when an evaluation of the same maps holds more than before
 COARSER = 15  # neighbouring bins of the pooled voxels that a results file merges
 
 Page = Callable[[Evaluation, Run, Images], str]
@@ -254,7 +255,7 @@ def _key(run: Run, weights: str, cases: Sequence[Case], at: Point, protocol: Pro
     shaping = [settings(protocol, "figures"), at.as_json(), prints]
     if run.memory:
         shaping.append(run.memory.model_dump())
-    return figures_digest(weights, run.config, *shaping)
+    return figures_digest(weights, run.config, EVALUATIONS, *shaping)
 
 
 def oracle_point(

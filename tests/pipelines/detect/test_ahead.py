@@ -58,10 +58,10 @@ def test_another_process_prepares_to_the_bit_what_this_one_does(
 
 def test_a_refusal_comes_with_its_checks(ahead, brain_t1, recipe, tmp_path):
     limits = recipe.limits.model_copy(update={"brain_ml": (1, 2)})
+    small = recipe.model_copy(update={"limits": limits, "brain": "none"})
     with pytest.raises(RefusedScan, match=r"brain volume is .* expected 1 to 2 ml") as here:
-        prepare(scan_of(brain_t1), recipe.model_copy(update={"limits": limits}))
+        prepare(scan_of(brain_t1), small)
     with pytest.raises(RefusedScan) as there:
-        small = recipe.model_copy(update={"limits": limits})
         ahead.result(scan_of(brain_t1, "small"), small, tmp_path)
     assert str(there.value) == str(here.value)
     assert there.value.checks == here.value.checks
