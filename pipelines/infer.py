@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
         if ahead:
             begin_one_scan(ahead, run_dir, source, Path(arguments.out), arguments.overwrite)
 
-        from pipelines.detect.command import score  # loads torch, while the scan is prepared
+        from pipelines.export.infer import score  # loads torch, while the scan is prepared
 
         return score(arguments, run_dir, source, ahead)
 

@@ -253,7 +253,7 @@ def figures_of(found, model):
 
 
 def test_a_results_folder_reads_as_it_was_written(tmp_path):
-    lesion = {"volume_ml": 1.25, "covered": 0.1, "score": 0.0}
+    lesion = {"volume_ml": 1.25, "covered": 0.1, "score": 0.0, "strength": 2.5}
     marked = {"volume_ml": 0.206, "score": 0.4070925, "true": False}
     healthy = {"id": "001", "subject": "001", "label": "healthy", "pathology": "", "score": 1e-07}
     ill = {
@@ -269,6 +269,7 @@ def test_a_results_folder_reads_as_it_was_written(tmp_path):
         "dice": None,
         "lesions": [lesion],
         "candidates": [marked, marked | {"true": True}],
+        "outlined": [marked | {"score": 0.2}],
     }
     slices = [{"id": "001/18", "label": None, "score": 0.0}, {"id": "001/2", "label": 1}]
     voxels = [[0.0, 7573744, 1440], [5.768602262534728e-10, 1, 0]]
