@@ -5,6 +5,7 @@ A column without any figure is left out, and so is a table without columns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
 
@@ -103,9 +104,11 @@ def figures_text(results: Results, title: str, heads: dict[str, str]) -> str:
 def classes_text(results: Results, column: str) -> str:
     """Figures by class, each against all healthy scans; means over runs."""
     classes: dict[str, int] = {}
-    for run in results.summary.runs:
-        for found in run.classes.get(column, []):
-            classes[found.name] = max(found.n, classes.get(found.name, 0))
+    for model in results.names():
+        counts: Counter[str] = Counter()
+        for run in results.once(model):
+            counts.update({found.name: found.n for found in run.classes.get(column, [])})
+        classes = {name: max(n, classes.get(name, 0)) for name, n in (classes | counts).items()}
 
     parts: list[str] = []
     for title, value in OF_CLASSES.items():
@@ -154,21 +157,24 @@ def sizes_text(results: Results) -> str:
 def _found_by_size(
     results: Results, sizes_of: Callable[[RunSummary], list[SizeFigures]]
 ) -> dict[str, list[str]]:
-    """The share of lesions found, mean over runs, by model; a column per size that has lesions.
+    """The share of lesions found in all runs, by model; a column per size that has lesions.
 
     Nothing where a run has no such sizes, as those of before they were measured.
     """
     columns: dict[str, list[str]] = {}
     if not all(sizes_of(run) for run in results.summary.runs):
         return columns
-    for i, size in enumerate(sizes_of(results.summary.runs[0])):
-        if not size.n:
+    once = results.once(results.names()[0])
+    for i, size in enumerate(sizes_of(once[0])):
+        count = sum(sizes_of(run)[i].n for run in once)
+        if not count:
             continue
         cells: list[str] = []
         for model in results.names():
-            found = [sizes_of(run)[i].sensitivity for run in results.runs(model)]
-            cells.append(mean_text(found))
-        columns[f"{_range_text(size)}, {counted(size.n, 'lesion')}"] = cells
+            found = [sizes_of(run)[i] for run in results.runs(model)]
+            total = sum(one.n for one in found)
+            cells.append(mean_text([sum(one.detected for one in found) / total] if total else []))
+        columns[f"{_range_text(size)}, {counted(count, 'lesion')}"] = cells
     return columns
 
 

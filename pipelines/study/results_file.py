@@ -193,6 +193,15 @@ class Results:
         """The runs of a model, in order."""
         return [run for run in self.summary.runs if run.model == name]
 
+    def once(self, name: str) -> list[RunSummary]:
+        """The runs of a model that test every scan once: all folds of the first repeat, or one."""
+        runs = self.runs(name)
+        return (
+            [run for run in runs if run.repeat == runs[0].repeat]
+            if runs[0].fold is not None
+            else runs[:1]
+        )
+
     def setup(self, run: RunSummary) -> Setup:
         return self.summary.setups[run.setup]
 

@@ -373,7 +373,7 @@ def test_what_is_recommended_is_what_was_measured():
 def test_classes_and_sizes_of_the_page_are_means_over_runs_by_hand(tmp_path):
     def run(found, dice, voxel_ap, scans):
         sizes = [
-            {"from_ml": 1.0, "to_ml": 5.0, "n": 4, "detected": 1, "sensitivity": found},
+            {"from_ml": 1.0, "to_ml": 5.0, "n": 4, "detected": 4 * found, "sensitivity": found},
             {"from_ml": 5.0, "to_ml": None, "n": 0, "detected": 0, "sensitivity": None},
         ]
         kind = {
@@ -417,3 +417,28 @@ def test_classes_and_sizes_of_the_page_are_means_over_runs_by_hand(tmp_path):
         "| `m` | 0.400 |",
         "| `m` | 0.100 |",
     ]
+
+
+def test_scans_and_lesions_of_all_folds_are_counted_once(tmp_path):
+    """Two repeats of two folds: 4 and 1 lesions, of which 1 and 1, then 3 and 0 are found."""
+
+    def run(repeat, fold, n, detected):
+        sizes = [{"from_ml": 0.0, "to_ml": None, "n": n, "detected": detected}]
+        sizes[0]["sensitivity"] = detected / n
+        kind = dict.fromkeys(("scan_auroc", "slicewise_auroc", "dice_mean", "voxel_ap_mean"), 0.5)
+        kind |= {"class": "dark", "n": n, "n_slices": 0}
+        return made_run(
+            repeat=repeat,
+            fold=fold,
+            lesions_by_size=sizes,
+            found_at_1_by_size=sizes,
+            classes={"pathology": [kind]},
+        )
+
+    runs = [run(0, 0, 4, 1), run(0, 1, 1, 1), run(1, 0, 4, 3), run(1, 1, 1, 0)]
+    found = made_results(tmp_path / "set", {"m": runs})
+    text = sizes_text(found)
+    assert text.count("| model | from 0 ml, 5 lesions |") == 2
+    assert text.count("| `m` | 0.500 |") == 2  # 5 of 10, where the mean of the shares is 0.5625
+    assert "#### Share of lesions found at 1 false finding per scan" in text
+    assert "| model | dark, 5 scans |" in classes_text(found, "pathology")
