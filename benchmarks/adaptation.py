@@ -49,7 +49,8 @@ NONE = "none"  # the parent as it is
 class Asked:
     """What is measured: ways, numbers of scans, draws of each, and the lesions to plant.
 
-    `source` is the cohort that the run learned from, for "fada".
+    `source` is the cohort that the run learned from, for "fada". With `splits`, a table (id,
+    split), the scans are those of split "test" there.
     """
 
     target: Path
@@ -60,6 +61,7 @@ class Asked:
     sensitivities: tuple[float, ...]
     planting: Planting
     source: Path | None = None
+    splits: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class Seen:
     found: list[bool]
 
 
-def healthy_cases(data: Path) -> list[Case]:
-    """The healthy scans of a cohort, one of a person each."""
-    return [case for case in read_cases(data) if case.label == "healthy" and not case.is_part]
+def healthy_cases(data: Path, splits: Path | None = None) -> list[Case]:
+    """The healthy scans of a cohort, one of a person each; of a table of splits its test scans."""
+    cases = [case for case in read_cases(data, splits) if case.label == "healthy"]
+    return [c for c in cases if not c.is_part and (not splits or c.split == "test")]
 
 
 def draws_of(total: int, asked: Asked) -> Iterator[Draw]:
@@ -97,6 +100,15 @@ def draws_of(total: int, asked: Asked) -> Iterator[Draw]:
             rng = np.random.default_rng([asked.planting.seed, count, number])
             order = tuple(rng.permutation(total).tolist())
             yield Draw(count, number, order[:count], order[count:][: asked.held_out])
+
+
+def left_out(total: int, asked: Asked) -> Iterator[str]:
+    """What is asked and cannot be measured, and why."""
+    for count in asked.counts:
+        if count >= total:
+            yield f"k = {count}: not measured, as {total} scans leave none to test on."
+        elif count < FEWEST and "calibration" in asked.ways:
+            yield f"calibration, k = {count}: not measured, as it needs {FEWEST} scans."
 
 
 def look(run: Run, cases: Sequence[Case], number: int, asked: Asked) -> Seen:
@@ -157,9 +169,11 @@ def figures(run: Run, seen: Sequence[Seen], sensitivities: Sequence[float]) -> R
 
 def measured(run: Run, asked: Asked, known: Sequence[Row]) -> Iterator[list[Row]]:
     """All rows so far, after every draw of a way; `known` are those of an earlier call."""
-    cases = healthy_cases(asked.target)
+    cases = healthy_cases(asked.target, asked.splits)
     rows = list(known)
     done = {(row["how"], row["k"], row["draw"]) for row in rows}
+    for reason in left_out(len(cases), asked):
+        print(reason, flush=True)
     parent: dict[int, Seen] = {}
     jobs: list[tuple[str, Draw]] = []
     for draw in draws_of(len(cases), asked):
@@ -198,7 +212,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         entry: Row = {"k": k, "how": how, "draws": len(own), "equal": []}
         by_row = [row["equal"] for row in own]
         for levels in zip(*by_row, strict=True):
-            entry["equal"].append(means(levels, ("sensitivity", "ml", "findings")))
+            asked = {"sensitivity": levels[0]["sensitivity"]}
+            entry["equal"].append(asked | means(levels, ("ml", "findings")))
         entry["own"] = means([row["own"] for row in own], ("ml", "findings", "found"))
         found.append(entry)
     return found
@@ -214,10 +229,11 @@ def means(rows: Sequence[Row], names: Sequence[str]) -> Row:
 
 def about(run: Run, asked: Asked) -> Row:
     """What rows depend on but way, number and draw."""
-    prints = [[case.id, case.fingerprint] for case in healthy_cases(asked.target)]
+    prints = [[case.id, case.fingerprint] for case in healthy_cases(asked.target, asked.splits)]
     return {
         "learned_from": run.history.get("data"),
         "target": asked.target.name,
+        "splits": asked.splits.name if asked.splits else None,
         "scans": len(prints),
         "kinds": list(asked.planting.kinds),
         "volumes_ml": list(asked.planting.volumes),
@@ -248,6 +264,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the run in the file; its folder's where left out")
     parser.add_argument("--target", required=True, type=Path, help="OUT of preprocess, healthy")
     parser.add_argument("--source", type=Path, help="for fada: OUT of preprocess of the run's data")
+    parser.add_argument("--splits", type=Path, help="table (id, split): its test scans alone")
     parser.add_argument("--ways", nargs="+", default=["harmonise"], help="HOW of make adapt")
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 5, 10, 20])
     parser.add_argument("--draws", type=int, default=2, help="of each number of scans")
@@ -266,6 +283,7 @@ def main() -> None:
         sensitivities=tuple(arguments.sensitivities),
         planting=Planting(kinds_of(arguments.kinds), volumes_of(arguments.volumes)),
         source=arguments.source,
+        splits=arguments.splits,
     )
     run = load_run(run_folder(arguments.run))
     measure(arguments.name or run.folder.name, run, asked, arguments.out)

@@ -5,7 +5,8 @@ synthetic lesions, the ranking behind each default, comparisons, results page. W
 is not done again.
 
 `--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, with
-"ready" the ready-made runs, with "calibration" what `make calibrate` and `make adapt` do.
+"ready" the ready-made runs, with "calibration" what `make calibrate` and `make adapt` do on another
+scanner; or one of the halvings, such as "soop_contrast", for `make adapt` between them.
 `--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
@@ -123,6 +124,26 @@ def calibration_commands(plan: Plans) -> list[Command]:
     ]
 
 
+def adaptation_commands(name: str, plan: Plans) -> list[Command]:
+    """Return the commands that adapt runs of one half of a set to the other."""
+    data = f"work/{plan['data']}"
+    splits = f"work/tables/{name}.tsv"
+    halved = ["benchmarks.halves", "--data", data, "--by", plan["by"], "--out", splits]
+    asked = ["--target", data, "--splits", splits, "--source", data]
+    asked += ["--counts", *map(str, plan["counts"]), "--draws", str(plan["draws"])]
+    asked += ["--held-out", str(plan["held_out"])]
+    asked += ["--kinds", plan["kinds"], "--volumes", plan["volumes"]]
+    listed = [halved]
+    for model, own in plan["runs"].items():
+        run_dir = f"runs/{name}/{model}"
+        trained = ["pipelines.train", "--model", model, "--data", data, "--out", run_dir]
+        listed.append([*trained, "--splits", splits, *own["settings"]])
+        measured = ["benchmarks.adaptation", "--run", run_dir, "--name", f"{name}_{model}"]
+        measured += ["--ways", *own["ways"], *asked]
+        listed.append([*measured, "--out", "docs/results/adaptation.json"])
+    return listed
+
+
 def preprocess_command(source: str, modality: str, name: str) -> Command:
     """Return the command that preprocesses a source into work/<name>."""
     command = ["pipelines.preprocess", "--input", source, "--modality", modality]
@@ -152,7 +173,7 @@ def selected(plans: Plans, only: str | None) -> dict[str, Plans]:
     """
     chosen: dict[str, Plans] = {}
     data: set[str] = set()
-    for kind in ("choose", "compare"):
+    for kind in ("choose", "compare", "adaptation"):
         chosen[kind] = {name: plan for name, plan in plans[kind].items() if only in (None, name)}
     chosen["ready"] = plans["ready"] if only in (None, "ready") else {}
     shown = only in (None, "calibration")
@@ -182,6 +203,8 @@ def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Com
         listed += ready_commands(name, plan)
     for plan in chosen["calibration"].values():
         listed += calibration_commands(plan)
+    for name, plan in chosen["adaptation"].items():
+        listed += adaptation_commands(name, plan)
     for name, plan in chosen["compare"].items():
         listed.append(compare_command(name, plan, full))
     return [*listed, results_command(chosen)]
@@ -201,15 +224,18 @@ def results_command(chosen: dict[str, Plans]) -> Command:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the public sets")
-    parser.add_argument("--only", help="one comparison or ranking of benchmarks/reproduce.yaml")
+    parser.add_argument(
+        "--only", help="one comparison, ranking or halving of benchmarks/reproduce.yaml"
+    )
     parser.add_argument("--budget", choices=["cpu", "full"], default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
     arguments = parser.parse_args()
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
-    known = [*plans["choose"], *plans["compare"], "ready", "calibration"]
+    known = [*plans["choose"], *plans["compare"], *plans["adaptation"], "ready", "calibration"]
     if arguments.only and arguments.only not in known:
+        listed = ", ".join(known)
         parser.error(
-            f"--only {arguments.only}: no such comparison or ranking; known: {', '.join(known)}"
+            f"--only {arguments.only}: no such comparison, ranking or halving; known: {listed}"
         )
     for command in commands(plans, arguments.data, arguments.only, arguments.budget == "full"):
         print("python -m " + shlex.join(command), flush=True)

@@ -80,9 +80,23 @@ def test_figures_by_hand(run, asked):
     assert found["lesions"] == 4
 
 
-def test_rows_stand_and_no_scan_adapts_and_is_tested(run, asked, tmp_path, monkeypatch):
+def test_with_a_table_of_splits_its_test_scans_are_the_target(tmp_path, monkeypatch):
+    cases = [
+        case_of(name, tmp_path, label=label, split=split)
+        for name, label, split in (
+            ("a", "healthy", "train"),
+            ("b", "healthy", "test"),
+            ("c", "abnormal", "test"),
+        )
+    ]
+    monkeypatch.setattr(adaptation, "read_cases", lambda data, splits: cases)
+    assert [case.id for case in adaptation.healthy_cases(tmp_path)] == ["a", "b"]
+    assert [case.id for case in adaptation.healthy_cases(tmp_path, tmp_path / "s.tsv")] == ["b"]
+
+
+def test_rows_stand_and_no_scan_adapts_and_is_tested(run, asked, tmp_path, monkeypatch, capsys):
     cases = [case_of(f"s{i}", tmp_path, label="healthy", fingerprint=str(i)) for i in range(4)]
-    monkeypatch.setattr(adaptation, "healthy_cases", lambda data: cases)
+    monkeypatch.setattr(adaptation, "healthy_cases", lambda *given: cases)
     monkeypatch.setattr(adaptation, "demand_way", lambda *given: None)
     made = []
 
@@ -97,6 +111,8 @@ def test_rows_stand_and_no_scan_adapts_and_is_tested(run, asked, tmp_path, monke
 
     out = tmp_path / "adaptation.json"
     measure("tiny", run, asked, out)
+    said = capsys.readouterr().out
+    assert "k = 9: not measured, as 4 scans" in said and "calibration, k = 2: not" in said
     first = read_json(out)
     assert [(how, len(given)) for how, given in made] == [("harmonise", k) for k in (1, 1, 2, 2)]
     entries = first["runs"]["tiny"]["summary"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.halves import MEASURES
 from benchmarks.reproduce import choose_commands, commands, overrides
 from pipelines import choose, compare, train
 from pipelines.config import ROOT, load_recipe, read_yaml
@@ -12,6 +13,7 @@ from pipelines.detect.config import load_run_config
 from pipelines.pages.results import CHOICES as CHOICES_FILE
 from pipelines.study.compare import configs as configs_of
 from pipelines.study.plant import kinds_of, volumes_of
+from pipelines.training.adapt import WAYS
 from preprocessing.files import read_json
 
 PLANS = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")
@@ -61,6 +63,22 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
     assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= {
         folder for folder in made if not folder.startswith("work/synthetic/")
     }
+
+
+def test_each_halving_trains_on_one_half_and_adapts_to_the_other():
+    for name, plan in PLANS["adaptation"].items():
+        listed = commands(PLANS, Path("sets"), name, False)
+        (halved,) = [c for c in listed if c[0] == "benchmarks.halves"]
+        assert halved[halved.index("--by") + 1] in MEASURES
+        trained = [c for c in listed if c[0] == "pipelines.train"]
+        adapted = [c for c in listed if c[0] == "benchmarks.adaptation"]
+        assert len(trained) == len(adapted) == len(plan["runs"])
+        for command, later in zip(trained, adapted, strict=True):
+            arguments = train.build_parser().parse_args(command[1:])
+            load_run_config(arguments.model, arguments.overrides, arguments.preset)
+            assert arguments.splits == halved[-1] and later[2] == arguments.out
+            ways = later[later.index("--ways") + 1 : later.index("--target")]
+            assert set(ways) <= {"calibration", *WAYS}
 
 
 def test_one_comparison_takes_its_own_data_alone():
