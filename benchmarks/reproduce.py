@@ -128,19 +128,20 @@ def adaptation_commands(name: str, plan: Plans) -> list[Command]:
     """Return the commands that adapt runs of one half of a set to the other."""
     data = f"work/{plan['data']}"
     splits = f"work/tables/{name}.tsv"
-    halved = ["benchmarks.halves", "--data", data, "--by", plan["by"], "--out", splits]
-    asked = ["--target", data, "--splits", splits, "--source", data]
-    asked += ["--counts", *map(str, plan["counts"]), "--draws", str(plan["draws"])]
-    asked += ["--held-out", str(plan["held_out"])]
-    asked += ["--kinds", plan["kinds"], "--volumes", plan["volumes"]]
-    listed = [halved]
+    target = ["--target", data, "--splits", splits, "--held-out", str(plan["held_out"])]
+    target += ["--kinds", plan["kinds"], "--volumes", plan["volumes"]]
+    listed = [["benchmarks.halves", "--data", data, "--by", plan["by"], "--out", splits]]
     for model, own in plan["runs"].items():
         run_dir = f"runs/{name}/{model}"
         trained = ["pipelines.train", "--model", model, "--data", data, "--out", run_dir]
         listed.append([*trained, "--splits", splits, *own["settings"]])
-        measured = ["benchmarks.adaptation", "--run", run_dir, "--name", f"{name}_{model}"]
-        measured += ["--ways", *own["ways"], *asked]
-        listed.append([*measured, "--out", "docs/results/adaptation.json"])
+        for asked in own["measured"]:
+            command = ["benchmarks.adaptation", "--run", run_dir, "--name", f"{name}_{model}"]
+            command += ["--ways", *asked["ways"], "--counts", *map(str, asked["counts"])]
+            command += ["--draws", str(asked["draws"]), *target]
+            if "fada" in asked["ways"]:
+                command += ["--source", data]
+            listed.append([*command, "--out", "docs/results/adaptation.json"])
     return listed
 
 

@@ -1,6 +1,7 @@
 """Every command of `make reproduce` is one that Norma takes."""
 
 import shlex
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.reproduce import choose_commands, commands, overrides
 from pipelines import choose, compare, train
 from pipelines.config import ROOT, load_recipe, read_yaml
 from pipelines.detect.config import load_run_config
+from pipelines.detect.typical import FEWEST
 from pipelines.pages.results import CHOICES as CHOICES_FILE
 from pipelines.study.compare import configs as configs_of
 from pipelines.study.plant import kinds_of, volumes_of
@@ -70,15 +72,34 @@ def test_each_halving_trains_on_one_half_and_adapts_to_the_other():
         listed = commands(PLANS, Path("sets"), name, False)
         (halved,) = [c for c in listed if c[0] == "benchmarks.halves"]
         assert halved[halved.index("--by") + 1] in MEASURES
-        trained = [c for c in listed if c[0] == "pipelines.train"]
-        adapted = [c for c in listed if c[0] == "benchmarks.adaptation"]
-        assert len(trained) == len(adapted) == len(plan["runs"])
-        for command, later in zip(trained, adapted, strict=True):
-            arguments = train.build_parser().parse_args(command[1:])
-            load_run_config(arguments.model, arguments.overrides, arguments.preset)
-            assert arguments.splits == halved[-1] and later[2] == arguments.out
-            ways = later[later.index("--ways") + 1 : later.index("--target")]
-            assert set(ways) <= {"calibration", *WAYS}
+        trained = {}
+        for command in listed:
+            if command[0] == "pipelines.train":
+                arguments = train.build_parser().parse_args(command[1:])
+                load_run_config(arguments.model, arguments.overrides, arguments.preset)
+                trained[arguments.out] = arguments.splits
+            if command[0] == "benchmarks.adaptation":
+                ways = command[command.index("--ways") + 1 : command.index("--counts")]
+                assert set(ways) <= {"calibration", *WAYS}
+                assert trained[command[2]] == command[command.index("--splits") + 1] == halved[-1]
+        assert len(trained) == len(plan["runs"])
+
+
+@pytest.mark.parametrize("name", PLANS["adaptation"])
+def test_the_committed_adaptations_are_the_planned_ones(name):
+    measured = read_json(CHOICES_FILE.parent / "adaptation.json")["runs"]
+    plan = PLANS["adaptation"][name]
+    for model, own in plan["runs"].items():
+        entry = measured[f"{name}_{model}"]
+        assert (entry["target"], entry["splits"]) == (plan["data"], f"{name}.tsv")
+        assert entry["most_held_out"] == plan["held_out"]
+        assert ",".join(entry["kinds"]) == plan["kinds"]
+        assert entry["volumes_ml"] == [float(v) for v in plan["volumes"].split(",")]
+        wanted = set()
+        for asked in own["measured"]:
+            rows = product(("none", *asked["ways"]), asked["counts"], range(asked["draws"]))
+            wanted |= {row for row in rows if row[0] != "calibration" or row[1] >= FEWEST}
+        assert {(row["how"], row["k"], row["draw"]) for row in entry["rows"]} == wanted
 
 
 def test_one_comparison_takes_its_own_data_alone():
