@@ -88,7 +88,7 @@ def raw_scan(run_dir: Path) -> Path:
 def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) -> Cost:
     """Seconds and peak memory in MB of `pipelines.infer` as a process of its own.
 
-    The memory is that of all its processes together; what they share is counted once for each.
+    The memory is that of all its processes together; what they share is counted once.
     `cores`: on how many of this machine's cores; all, where left out.
     """
     command = [sys.executable, "-m", "pipelines.infer", "--run", str(run)]
@@ -114,11 +114,14 @@ def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) ->
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory of a process of Linux and of those that it began; 0 once it has ended."""
+    """Bytes in memory of a process of Linux and of those that it began; 0 once it has ended.
+
+    Of pages that several processes share each has its part.
+    """
     found = 0
     with contextlib.suppress(OSError):
-        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-        found += int(pages) * os.sysconf("SC_PAGE_SIZE")
+        rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        found += sum(1024 * int(row.split()[1]) for row in rows if row.startswith("Pss:"))
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             found += sum(resident(int(one)) for one in children.read_text().split())
     return found
