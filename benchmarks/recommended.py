@@ -23,6 +23,7 @@ from preprocessing.files import read_json, read_table
 from preprocessing.scans import InputError
 
 PEER = "intensity"  # a threshold on brightness
+LOOK = 0.5  # seconds between two looks at the memory, each of which costs 10 ms or more
 Cost = tuple[float, float]  # seconds and megabytes
 
 
@@ -103,9 +104,10 @@ def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) ->
     finally:
         os.sched_setaffinity(0, before)
     most = 0
-    while child.poll() is None:
+    while child.returncode is None:
         most = max(most, resident(child.pid))
-        time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(LOOK)
     if child.returncode:
         raise InputError(
             f"python {' '.join(command[1:])} ended with {child.returncode}; run it to see why."
