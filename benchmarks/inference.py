@@ -15,12 +15,13 @@ import torch
 from benchmarks.measure import Row, alternate, peak_memory, row, seconds
 from models.base import AnomalyModel
 from pipelines.config import load_recipe
+from pipelines.detect.ahead import Ahead
 from pipelines.detect.build import build_model
 from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import Detector, slicewise
 from pipelines.detect.points import Point, ScoredScan
 from pipelines.detect.run import HealthyReference, Run
-from pipelines.spread import one_ahead
+from pipelines.spread import begun_ahead
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import Scan
@@ -104,13 +105,21 @@ def one_scan(run: Run, raw: Scan, start: Start, out: Path, repeats: int) -> list
 
 
 def four_scans(run: Run, scan: Path, start: Start, out: Path, repeats: int) -> Row:
-    """Measure a folder of scans, one prepared ahead and one after the other."""
+    """Measure a folder of scans, one prepared ahead by another process and one after the other."""
     four = [Scan(f"f{i}", scan, "s") for i in range(4)]
+    ahead = Ahead()
+
+    def begin(scan: Scan) -> Callable[[], Prepared]:
+        ahead.begin(scan, run.recipe, out)
+        return lambda: ahead.result(scan, run.recipe, out)[0]
+
+    begin(four[0])()  # the process is there, and has loaded what it needs
     ways: dict[str, Callable[[], Any]] = {
-        "streamed": lambda: score_all(run, one_ahead(start, four), out),
+        "streamed": lambda: score_all(run, begun_ahead(begin, four), out),
         "in turn": lambda: score_in_turn(run, four, start, out),
     }
     taken = alternate(ways, repeats)
+    ahead.close()
     name = "folder of four raw T1 scans, one prepared ahead"
     return row(name, taken["streamed"], "s", "one after the other", taken["in turn"])
 
