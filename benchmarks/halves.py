@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.adaptation import healthy_cases
 from pipelines import cli
-from pipelines.cohort.cases import Case, load, read_cases
+from pipelines.cohort.cases import Case, load
 from pipelines.detect.typical import spread
 from preprocessing.files import write_table
 from preprocessing.scans import InputError
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--by", required=True, choices=list(MEASURES))
     parser.add_argument("--out", required=True, type=Path, help="table")
     arguments = parser.parse_args()
-    healthy = [c for c in read_cases(arguments.data) if c.label == "healthy" and not c.is_part]
+    healthy = healthy_cases(arguments.data)
     found = {case.id: value_of(case, arguments.by) for case in healthy}
     by_subject: dict[str, list[float]] = {}
     for case in healthy:

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from logging.handlers import QueueHandler
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -104,9 +104,9 @@ class Ahead:
         self._process.join()
 
 
-def has_report(scan: Scan, out: Path) -> bool:
-    """Whether a report of that name stands in a folder, so that the scan may be done."""
-    return (out / f"{scan.id}_report.json").is_file()
+def may_be_done(scan: Scan, out: Path, overwrite: bool) -> bool:
+    """Whether a report of that name stands in a folder and counts: it is looked at first."""
+    return not overwrite and (out / f"{scan.id}_report.json").is_file()
 
 
 def cores() -> int:
@@ -126,11 +126,8 @@ def preparing_ahead(wanted: bool = True) -> Iterator[Ahead | None]:
     if not wanted or "torch" in sys.modules or cores() == 1:
         yield None
         return
-    ahead = Ahead()
-    try:
+    with closing(Ahead()) as ahead:
         yield ahead
-    finally:
-        ahead.close()
 
 
 def begin_one_scan(ahead: Ahead, run_dir: Path, source: Path, out: Path, overwrite: bool) -> None:
@@ -147,7 +144,7 @@ def begin_one_scan(ahead: Ahead, run_dir: Path, source: Path, out: Path, overwri
     cli.writable_folder(out)
     recipe = read_recipe(run_dir)
     for scan in list_scans(source, recipe.name, out)[0]:
-        if overwrite or not has_report(scan, out):
+        if not may_be_done(scan, out, overwrite):
             ahead.begin(scan, recipe, out)
 
 

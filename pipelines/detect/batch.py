@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipelines import cli, spread
 from pipelines.cohort.store import fingerprint
-from pipelines.detect.ahead import Ahead, has_report
+from pipelines.detect.ahead import Ahead, may_be_done
 from pipelines.detect.folder import MEMORY
 from pipelines.detect.gate import gate_flags, refusal
 from pipelines.detect.identity import figures_digest
@@ -271,19 +271,19 @@ def _one_after_the_other(
     scans: Sequence[Scan], job: Job, ahead: Ahead | None
 ) -> Iterator[tuple[Scan, Report | None, str]]:
     """In this process: the next scan is prepared, elsewhere or in a thread, while one is scored."""
-
-    def begin(scan: Scan) -> Callable[[], Begun]:
-        assert ahead
-        if job.options.overwrite or not has_report(scan, job.out):
-            ahead.begin(scan, job.run.recipe, job.out)
-        return partial(begin_scan, scan, job, ahead)
-
     if ahead:
-        begun = spread.begun_ahead(begin, scans)
+        begun = spread.begun_ahead(partial(begin_elsewhere, job=job, ahead=ahead), scans)
     else:
         begun = spread.one_ahead(partial(begin_scan, job=job), scans)
     for scan, result in begun:
         yield scan, try_detect(scan, job, result), ""
+
+
+def begin_elsewhere(scan: Scan, job: Job, ahead: Ahead) -> Callable[[], Begun]:
+    """A call that waits for `begin_scan`; a scan that has no report yet is begun at once."""
+    if not may_be_done(scan, job.out, job.options.overwrite):
+        ahead.begin(scan, job.run.recipe, job.out)
+    return partial(begin_scan, scan, job, ahead)
 
 
 def begin_scan(scan: Scan, job: Job, ahead: Ahead | None = None) -> Begun:

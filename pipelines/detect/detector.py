@@ -340,6 +340,11 @@ def cut(native: NativeMap, point: Point, config: Postprocess) -> np.ndarray:
         config.closing_mm,
         config.min_volume_mm3,
     )
+    return only_strong(native, marked, point)
+
+
+def only_strong(native: NativeMap, marked: np.ndarray, point: Point) -> np.ndarray:
+    """The components of `marked` (bool) that are strong enough, where the point has a level."""
     if point.component is None:
         return marked
     found = strengths(native, marked, point)

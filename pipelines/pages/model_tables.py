@@ -108,7 +108,8 @@ def classes_text(results: Results, column: str) -> str:
         counts: Counter[str] = Counter()
         for run in results.once(model):
             counts.update({found.name: found.n for found in run.classes.get(column, [])})
-        classes = {name: max(n, classes.get(name, 0)) for name, n in (classes | counts).items()}
+        for name, n in counts.items():
+            classes[name] = max(n, classes.get(name, 0))
 
     parts: list[str] = []
     for title, value in OF_CLASSES.items():

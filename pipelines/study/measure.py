@@ -12,7 +12,14 @@ from evaluation import lesions as lesion_metrics
 from evaluation.metrics import VoxelHistogram, dice, false_positive_ml
 from evaluation.thresholds import percentile_of
 from pipelines.cohort.cases import Case, load, read_truth
-from pipelines.detect.detector import NativeMap, cut, scan_score, slice_scores, strengths
+from pipelines.detect.detector import (
+    NativeMap,
+    cut,
+    only_strong,
+    scan_score,
+    slice_scores,
+    strengths,
+)
 from pipelines.detect.points import Point
 from pipelines.detect.run import Run
 from pipelines.study.evaluation import ScanRow, SliceRow
@@ -29,7 +36,10 @@ def evaluate_scan(
     file has no voxel truth: where it is labelled healthy everything marked is false. `by` are
     columns of the table.
     """
-    marked = marked_in(run, case, native, at)
+    weak = marked_in(run, case, native, at.model_copy(update={"component": None}))
+    marked = only_strong(native, weak, at)
+    if run.memory:
+        marked = marked_in(run, case, native, at)
     labels = read_truth(case, native.grid)
     lesions = None if labels is None else labels > 0
     score = _digits(scan_score(native, run.config.calibration.score_fraction))
@@ -60,7 +70,6 @@ def evaluate_scan(
     if labels is not None and lesions is not None:
         voxels.update(native.map[native.brain], lesions[native.brain])
         row |= _against_truth(native, marked, labels, voxels)
-        weak = marked_in(run, case, native, at.model_copy(update={"component": None}))
         row |= _by_strength(native, weak, labels, at, row["lesions"])
     slices = _slice_rows(run, case, native, lesions, by)
     return row, slices, voxels, elsewhere(case, native, lesions)  # type: ignore[return-value]

@@ -196,11 +196,9 @@ class Results:
     def once(self, name: str) -> list[RunSummary]:
         """The runs of a model that test every scan once: all folds of the first repeat, or one."""
         runs = self.runs(name)
-        return (
-            [run for run in runs if run.repeat == runs[0].repeat]
-            if runs[0].fold is not None
-            else runs[:1]
-        )
+        if runs[0].fold is None:
+            return runs[:1]
+        return [run for run in runs if run.repeat == runs[0].repeat]
 
     def setup(self, run: RunSummary) -> Setup:
         return self.summary.setups[run.setup]
