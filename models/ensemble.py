@@ -28,13 +28,16 @@ class Ensemble(AnomalyModel):
     pass (jackknife-minmax, Barber et al. 2021).
 
     Members get slices at their own resolution. Given volumes on the grid of the scans, each gets
-    slices of its own plane: one network per plane is three-plane aggregation.
+    slices of its own plane, with the neighbours that it was trained with: one network per plane is
+    three-plane aggregation.
 
     Args:
         members: trained detectors.
         sizes: height and width of the slices that each member gets.
         planes: of each member, the axes of a volume (X, Y, Z) in the order that puts that of its
             slices last; axial where left out.
+        around: offsets of the slices that each member gets as further channels; none where left
+            out.
     """
 
     stages = ()
@@ -45,11 +48,13 @@ class Ensemble(AnomalyModel):
         members: Sequence[AnomalyModel] = (),
         sizes: Sequence[tuple[int, int]] = (),
         planes: Sequence[tuple[int, int, int]] | None = None,
+        around: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.sizes: list[tuple[int, int]] = [(s[0], s[1]) for s in sizes]
         self.planes = list(planes or [(0, 1, 2)] * len(members))
+        self.around = list(around or [()] * len(members))
         self.register_buffer("knots", torch.linspace(0, 1, len(TAILS)).repeat(len(members), 1))
 
     def fit_reference(self, batches: Iterable[Batch]) -> None:
@@ -76,9 +81,8 @@ class Ensemble(AnomalyModel):
 
     def with_knots(self, knots: Tensor) -> Ensemble:
         """Return an ensemble of the same members by another scale, (members, K)."""
-        other = Ensemble(
-            [m for m in self.members if isinstance(m, AnomalyModel)], self.sizes, self.planes
-        )
+        members = [m for m in self.members if isinstance(m, AnomalyModel)]
+        other = Ensemble(members, self.sizes, self.planes, self.around)
         other.knots = knots
         return other.train(self.training)
 
@@ -102,13 +106,13 @@ class Ensemble(AnomalyModel):
 
     def _maps(self, x: Tensor, mask: Tensor, z: Tensor | None) -> list[Tensor]:
         """Return each member's map at the resolution of x, (B, 1, H, W) or (B, 1, X, Y, Z)."""
+        if x.dim() == 4:
+            pairs = zip(self.members, self.sizes, strict=True)
+            return [_of_slices(member, size, x, mask, z) for member, size in pairs]
+        volumes = list(zip(x.split(1), mask.split(1), strict=True))
         maps = []
-        for member, size, axes in zip(self.members, self.sizes, self.planes, strict=True):
-            if x.dim() == 4:
-                maps.append(_of_slices(member, size, x, mask, z))
-            else:
-                volumes = zip(x.split(1), mask.split(1), strict=True)
-                maps.append(torch.cat([_of_volume(member, size, axes, v, m) for v, m in volumes]))
+        for view in zip(self.members, self.sizes, self.planes, self.around, strict=True):
+            maps.append(torch.cat([_of_volume(*view, v, m) for v, m in volumes]))
         return maps
 
 
@@ -126,7 +130,12 @@ def _of_slices(
 
 
 def _of_volume(
-    member: nn.Module, size: tuple[int, ...], axes: tuple[int, int, int], x: Tensor, mask: Tensor
+    member: nn.Module,
+    size: tuple[int, ...],
+    axes: tuple[int, int, int],
+    around: tuple[int, ...],
+    x: Tensor,
+    mask: Tensor,
 ) -> Tensor:
     """Return a member's map of one volume (1, C, X, Y, Z), slice by slice of its plane."""
     result = torch.zeros_like(mask, dtype=torch.float32)
@@ -134,8 +143,19 @@ def _of_volume(
     # Views: what is written to `shown` stands in `result`.
     slices, inside, shown = (v[0].permute(order) for v in (x, mask, result))
     for indices in inside.flatten(1).any(1).nonzero().flatten().split(AT_ONCE):
-        shown[indices] = _of_slices(member, size, slices[indices], inside[indices], indices)
+        seen = _with_neighbours(slices, indices, around)
+        shown[indices] = _of_slices(member, size, seen, inside[indices], indices)
     return result
+
+
+def _with_neighbours(slices: Tensor, indices: Tensor, around: tuple[int, ...]) -> Tensor:
+    """Return slices of a stack (S, C, H, W), those `around` each as more channels; 0 beyond it."""
+    parts = [slices[indices]]
+    for offset in around:
+        places = indices + offset
+        stored = (places >= 0) & (places < len(slices))
+        parts.append(slices[places.clamp(0, len(slices) - 1)] * stored[:, None, None, None])
+    return torch.cat(parts, 1)
 
 
 def improbability(values: Tensor, knots: Tensor) -> Tensor:

@@ -149,7 +149,9 @@ def _combined(config: RunConfig, kind: type[AnomalyModel], recipe: Recipe | None
     configs = [validate(RunConfig, m["config"], f"member {m['run']}") for m in members]
     _check_members(config, [m["run"] for m in members], configs)
     detectors = [build_detector(c, build_model(c, recipe)) for c in configs]
-    return kind(detectors, [c.image_size for c in configs], [PLANES[c.plane] for c in configs])
+    sizes = [c.image_size for c in configs]
+    planes = [PLANES[c.plane] for c in configs]
+    return kind(detectors, sizes, planes, [c.around for c in configs])
 
 
 def _check_members(config: RunConfig, runs: list[str], members: list[RunConfig]) -> None:
@@ -160,22 +162,25 @@ def _check_members(config: RunConfig, runs: list[str], members: list[RunConfig])
                 f"model of {config.name}: member '{run}' is adapted to another scanner; give its "
                 "parent, and adapt the whole."
             )
-        if member.patch_size or member.around or len(member.image_size) != 2:
+        if member.patch_size or len(member.image_size) != 2:
             raise ConfigError(
-                f"model of {config.name}: member '{run}' works on patches, volumes or several "
-                "slices; give runs on whole slices."
+                f"model of {config.name}: member '{run}' works on patches or volumes; give runs on "
+                "whole slices."
             )
     if config.around or config.plane != "axial":
         raise ConfigError(
             f"{config.name}: each member sees the slices that it was trained on; leave out around "
             "and plane."
         )
-    plane = next((m.plane for m in members if m.plane != "axial"), None)
-    if plane and len(config.image_size) != 3:
-        raise ConfigError(
-            f"image_size of {config.name}: a member sees {plane} slices; give three numbers, "
-            "the grid of the scans."
-        )
+    if len(config.image_size) == 3:
+        return
+    for run, member in zip(runs, members, strict=True):
+        if member.around or member.plane != "axial":
+            seen = "the slices around each" if member.around else f"{member.plane} slices"
+            raise ConfigError(
+                f"image_size of {config.name}: member '{run}' sees {seen}; give three numbers, "
+                "the grid of the scans."
+            )
 
 
 def member_folder(run_dir: Path, name: str) -> Path:

@@ -13,7 +13,11 @@ from torch.nn import functional as F
 
 from models.base import AnomalyModel
 from models.ensemble import Ensemble, improbability
+from pipelines.config import ConfigError
+from pipelines.detect import build
+from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import Detector
+from pipelines.detect.inputs import with_neighbours
 from pipelines.detect.run import load_run
 from preprocessing.files import read_table
 from preprocessing.slices import PLANES, SliceStore, in_plane, turned, write_arrays, write_index
@@ -128,6 +132,50 @@ def test_an_ensemble_of_volumes_shows_each_member_its_own_plane():
     assert (model.knots[:, -1] >= torch.stack([m.max() for m in maps])).all()
 
 
+class Beside(AnomalyModel):
+    """The second of the further channels."""
+
+    stages = ()
+
+    def anomaly_map(self, x, mask, z=None):
+        assert x.shape[1] == 3
+        return x[:, 2:] * mask
+
+
+def test_an_ensemble_of_volumes_shows_a_member_the_slices_that_it_knows():
+    """Against the slices that a run of its own gets; beyond the volume there is nothing."""
+    torch.manual_seed(1)
+    x = torch.rand(1, 1, 6, 7, 8)
+    mask = (torch.rand(1, 1, 6, 7, 8) > 0.2).float()
+    x = x * mask
+    planes = [PLANES[p] for p in ("axial", "coronal")]
+    around = [(-1, 2), (3, -2)]
+    model = Ensemble([Beside(), Beside()], [(6, 7), (6, 8)], planes, around)
+    volume = x[0, 0].numpy()
+    brain = mask[0, 0].numpy()
+    expected = []
+    for plane, offsets in zip(("axial", "coronal"), around, strict=True):
+        cut = turned(volume, plane)
+        shown = np.zeros_like(volume)
+        seen = with_neighbours(cut, np.arange(cut.shape[2]), offsets)
+        turned(shown, plane)[:] = seen[..., 2] * turned(brain, plane)
+        expected.append(shown)
+    found = model._maps(x, mask, None)
+    for mapped, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mapped[0, 0].numpy(), wanted)
+    model.fit_reference([{"image": x, "mask": mask, "z": torch.zeros(1, dtype=torch.long)}])
+    other = model.with_knots(model.knots)
+    torch.testing.assert_close(other.anomaly_map(x, mask), model.anomaly_map(x, mask))
+
+
+def test_an_ensemble_of_slices_has_no_neighbours_to_show():
+    member = load_run_config("vae", ["around=[-4,4]"])
+    flat, whole = (load_run_config("ensemble", [f"image_size={s}"]) for s in ("[9,9]", "[9,9,9]"))
+    with pytest.raises(ConfigError, match="member 'vae' sees the slices around each; give three"):
+        build._check_members(flat, ["vae"], [member])
+    build._check_members(whole, ["vae"], [member])
+
+
 def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsys):
     """`intensity` sees one pixel at a time, so its map hardly depends on the plane.
 
@@ -155,7 +203,7 @@ def test_a_run_on_another_plane_and_an_ensemble_of_planes(chain, tmp_path, capsy
     given = ("train", "--model", "ensemble", "--data", data, "--out", tmp_path / "both", *members)
     assert (
         run(*given, "image_size=[48,48]") == 2
-        and "a member sees sagittal slices; give three numbers" in capsys.readouterr().err
+        and "member 'sagittal' sees sagittal slices; give three numbers" in capsys.readouterr().err
     )
     for setting, sentence in (
         ("reference.kind=z", "they do not go with three numbers in image_size"),
@@ -211,7 +259,6 @@ def test_planes_are_for_slices_of_volumes(chain, tmp_path, capsys):
 
 def test_slices_of_a_plane_are_mapped_as_the_network_sees_them(chain):
     """Inference by hand in the coronal plane: resized, mapped, resized back."""
-    from pipelines.detect.config import load_run_config
 
     row = read_table(chain / "data" / "scans.tsv")[0]
     image, brain = (
