@@ -8,9 +8,11 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Row = dict[str, Any]
 NOTES: list[str] = []
@@ -81,6 +83,11 @@ def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str
         for name, function in functions.items():
             taken[name].append(seconds(function))
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def exponent(counts: Sequence[int], values: Sequence[float]) -> float:
+    """Return the power of the count that fits the values best, least squares of logarithms."""
+    return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
 
 
 def resident_mb() -> float:

@@ -20,6 +20,7 @@ from typing import Any
 
 import nibabel as nib
 
+from benchmarks.growth import growth
 from benchmarks.inference import inference
 from benchmarks.loading import loading
 from benchmarks.measure import NOTES, Row
@@ -42,6 +43,7 @@ PARTS = (
     "profile",
     "recommended",
     "scale",
+    "growth",
     "workers",
 )
 
@@ -79,6 +81,7 @@ def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
         "profile": lambda: profiles(scans, repeats),
         "recommended": lambda: recommended(repeats),
         "scale": scale,
+        "growth": growth,
         "workers": lambda: workers(max(1, repeats - 1)),
     }
     return parts[part]()

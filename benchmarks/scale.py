@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.measure import Row, alternate, quiet, row
+from benchmarks.measure import Row, alternate, exponent, quiet, row
 from pipelines import spread
 from pipelines.cohort.attempt import try_preprocess
 from pipelines.cohort.cases import read_cases
@@ -204,6 +204,12 @@ def scale(counts: tuple[int, ...] = (1000, 3000, 10000)) -> list[Row]:
         if name not in CONSTANT:
             title = f"{EXTRAPOLATED:,} small scans, extrapolated: {name}"
             rows.append(row(title, value * EXTRAPOLATED / largest, "s"))
+    for name in costs[largest]:
+        power = exponent(counts, [costs[count][name] for count in counts])
+        expected = 0.0 if name in CONSTANT else 1.0
+        peer = "constant" if name in CONSTANT else "linear"
+        title = f"{name}, {smallest:,} to {largest:,} small scans; exponent"
+        rows.append(row(title, power, "", peer, expected))
     return rows
 
 

@@ -48,7 +48,7 @@ def _row(measured: dict[str, Any]) -> list[str]:
     """A measured row of the file as a row of the page."""
     return [
         measured["name"],
-        f"{short_number(measured['value'])} {measured['unit']}",
+        f"{short_number(measured['value'])} {measured['unit']}".strip(),
         measured["peer"] or "–",
         short_number(measured["peer_value"]),
         short_number(measured["ratio"]),

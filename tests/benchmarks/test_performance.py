@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from benchmarks import measure, recommended, scale, stages, start_up
+from benchmarks import growth, measure, recommended, scale, stages, start_up
 from benchmarks import performance as benchmark
 from pipelines import cli
 from pipelines.pages import performance, results
@@ -66,6 +66,26 @@ def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in before}
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert evaluation["summary"]["n_scans"] == 4 and not evaluation["failures"]
+
+
+def test_growth_is_the_exponent_of_what_each_size_cost(monkeypatch):
+    """Cost 3 n^1.5 by n, a cube's side to the third; the memory stays."""
+    monkeypatch.setattr(growth, "PARTS", {"voxels": (None, (2, 4, 8), 3, "voxels")})
+
+    def cost(what, side):
+        return {"step": 3 * (side**3) ** 1.5, "memory": 50.0}
+
+    monkeypatch.setattr(growth, "in_process", cost)
+    step, memory = growth.growth()
+    assert step["value"] == pytest.approx(1.5) and step["peer_value"] == 1
+    assert step["name"] == "step, 8 to 512 voxels: 67.9 to 3.48e+04 s; exponent"
+    assert memory["value"] == pytest.approx(0, abs=1e-9)
+    assert measure.exponent([1, 2, 3], [5, 5, 5]) == pytest.approx(0, abs=1e-9)
+
+
+def test_each_growing_part_runs():
+    assert set(growth.of_members(1)) == {"map", "memory"}
+    assert len(growth.of_voxels(32)) == 5
 
 
 def test_the_help_of_every_command_is_measured(monkeypatch):
