@@ -176,11 +176,12 @@ def _prepared():
 
 @pytest.fixture
 def quick_prepare(monkeypatch, _prepared):
-    """Let `prepare` work once per image and recipe in a session. Failures are not remembered."""
+    """Let `prepare` work once per image and recipe in a session; it fails again in the same way."""
     from pipelines.cohort import store
     from pipelines.detect import batch
     from pipelines.detect import run as runs
     from preprocessing.files import file_digest
+    from preprocessing.scans import ScanError
 
     real = store.prepare
 
@@ -188,8 +189,15 @@ def quick_prepare(monkeypatch, _prepared):
         if not scan.image.is_file() or scan.brain_mask or scan.sequences:
             return real(scan, recipe)
         key = (file_digest(scan.image), recipe.model_dump_json())
+        failed = (scan.image, *key)  # its sentence names the file
+        if failed in _prepared:
+            raise _prepared[failed]
         if key not in _prepared:
-            _prepared[key] = real(scan, recipe)
+            try:
+                _prepared[key] = real(scan, recipe)
+            except ScanError as error:
+                _prepared[failed] = error
+                raise
         return _prepared[key]
 
     for module in (store, batch, runs):

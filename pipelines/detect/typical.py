@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.ndimage import binary_erosion, convolve
+from scipy.ndimage import binary_erosion, convolve, gaussian_filter, white_tophat
 from scipy.stats import wasserstein_distance
 
 from evaluation.checks import bounding_box
@@ -37,6 +37,13 @@ CHECKS = {  # the name of a check of preprocessing, and the feature's
 }
 EVERY = (slice(None, None, 2),) * 3  # voxels that tell shading
 SHADING = ("left to right", "back to front", "feet to head", "middle to rim")  # of atlas space
+AXES = ("left to right", "back to front")  # of an axial slice
+THIRD = 3  # every so many axial slices tell texture
+DETAIL_MM = (0.8, 3.0)  # sigmas of the detail of a slice
+THIN_MM = 4.0
+CLIPPED = 4.0  # of the detail's median size
+FEWEST_COMMON = 0.035  # of the voxels: what fewer have in common is no echo
+ECHO_MM = {"near": (6.0, 40.0), "far": (40.0, 200.0)}  # motion rings, ghosts are whole copies
 LAPLACE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
 
 
@@ -131,6 +138,62 @@ def shading(prepared: Prepared) -> dict[str, float]:
     return found
 
 
+def texture(prepared: Prepared) -> dict[str, float]:
+    """How bright thin structures are, and how far they repeat or lean along an axis, by name.
+
+    "thin bright structures": the 99.5th percentile of what an opening by `THIN_MM` takes away from
+    axial slices, over the spread of the brain. "near echo" and "far echo": the highest correlation
+    of the detail with itself, moved along an axis; motion and ghosts repeat edges. "slopes": the
+    logarithm of the median slope along one axis over that along the other; motion blurs along one.
+    A lesion is wider than thin, and its edges are few and clipped. Empty for a brain without an
+    inner part.
+    """
+    image, brain = _near_brain(prepared)
+    image = image[:, :, ::THIRD].astype(np.float32)
+    brain = brain[:, :, ::THIRD]
+    sides = np.array(prepared.grid.spacing[:2])
+    away = round(DETAIL_MM[1] / sides.min())
+    inner = brain & binary_erosion(brain, np.ones((3, 3, 1), bool), iterations=away)
+    scale = spread(image[brain])
+    if not inner.any() or scale == 0:
+        return {}
+    fine, coarse = (gaussian_filter(image, (*(mm / sides), 0)) for mm in DETAIL_MM)
+    size = [2 * round(THIN_MM / 2 / side) + 1 for side in sides]
+    thin = white_tophat(fine, (*size, 1))[inner]
+    found = {"thin bright structures": float(np.percentile(thin, 99.5)) / scale}
+
+    detail = (fine - coarse) * inner
+    most = CLIPPED * float(np.median(np.abs(detail[inner])))
+    for axis, name in enumerate(AXES):
+        for band, value in _echoes(detail.clip(-most, most), inner, axis, sides[axis]).items():
+            found[f"{band} echo, {name}"] = value
+    slopes = [float(np.median(np.abs(np.gradient(image, axis=axis))[inner])) for axis in (0, 1)]
+    if min(slopes) > 0:
+        found["slopes, back to front"] = float(np.log(slopes[1] / slopes[0]))
+    return found
+
+
+def _echoes(detail: np.ndarray, inner: np.ndarray, axis: int, side_mm: float) -> dict[str, float]:
+    """The highest autocorrelation along an axis by band of ECHO_MM; each lag by its own voxels."""
+    values, common = (_autocorrelation(array, axis) for array in (detail, inner))
+    seen = common > FEWEST_COMMON * common[0]
+    likeness = (values / np.maximum(common, 1)) / (values[0] / common[0])
+    found: dict[str, float] = {}
+    for band, (first, last) in ECHO_MM.items():
+        lags = slice(round(first / side_mm), round(last / side_mm))
+        if seen[lags].any():
+            found[band] = float(likeness[lags][seen[lags]].max())
+    return found
+
+
+def _autocorrelation(array: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of products of an array with itself, by the steps between them along an axis."""
+    count = array.shape[axis]
+    waves = np.fft.rfft(array.astype(np.float32), n=2 * count, axis=axis)
+    power = np.moveaxis(np.abs(waves) ** 2, axis, 0).reshape(waves.shape[axis], -1).sum(1)
+    return np.fft.irfft(power)[:count]
+
+
 def features_of(
     prepared: Prepared, checks: Sequence[Mapping[str, Any]], healthy: np.ndarray
 ) -> dict[str, float]:
@@ -153,6 +216,7 @@ def features_of(
         "sharpness": sharpness(prepared),
         DISTANCE: _distance(histogram(prepared), healthy),
         **shading(prepared),
+        **texture(prepared),
     }
     for check in checks:
         if check["name"] in CHECKS and check["value"] is not None:

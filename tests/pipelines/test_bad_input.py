@@ -131,6 +131,7 @@ def results_in(out):
 # a scan that cannot be used
 
 
+@pytest.mark.usefixtures("quick_prepare")
 @pytest.mark.parametrize("name", MESSAGES)
 def test_preprocess_refuses_a_bad_scan_in_one_sentence(
     command, bad_scans, tmp_path, left_behind, name
@@ -154,6 +155,7 @@ def test_preprocess_refuses_a_bad_scan_in_one_sentence(
     assert stem(name) in page and "0 scans preprocessed, 1 left out" in page
 
 
+@pytest.mark.usefixtures("quick_prepare")
 @pytest.mark.parametrize("name", MESSAGES)
 def test_infer_reports_why_and_removes_the_old_mask(
     command, bad_scans, tiny_run, tmp_path, left_behind, name
