@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines import cli
-from preprocessing.scans import NOTICE, InputError
+from preprocessing.scans import NOTICE
+
+if TYPE_CHECKING:
+    from pipelines.detect.ahead import Ahead
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from pipelines.detect.ahead import preparing_ahead
+
+    if arguments.level == "group":
+        return group(arguments)
+    with preparing_ahead(arguments.n_cpus == 1) as ahead:
+        return participants(arguments, ahead)
+
+
+def group(arguments: argparse.Namespace) -> int:
+    """One table of all reports that were written before."""
+    from pipelines.export.bids import group_table
+    from preprocessing.tables import existing_input
+
+    existing_input(arguments.bids_dir)
+    out = cli.writable_folder(arguments.output_dir)
+    reports, damaged = group_table(out)
+    print(f"{out / 'scores.tsv'}: {len(reports)} scans, {damaged} left out. {NOTICE}")
+    return cli.exit_code(damaged, len(reports) + damaged)
+
+
+def participants(arguments: argparse.Namespace, ahead: Ahead | None) -> int:
+    """Score the scans of the participants; `ahead` prepares them, or else this process."""
     from pipelines.detect.batch import detect_all, listed, loaded_run, make_job
     from pipelines.detect.ready import asked_run
     from pipelines.export.bids import (
         WORK,
-        group_table,
         of_people,
         remove_scan,
+        validate,
         write_dataset,
         write_scan,
     )
@@ -26,11 +50,6 @@ def main(arguments: argparse.Namespace) -> int:
 
     source = existing_input(arguments.bids_dir)
     out = cli.writable_folder(arguments.output_dir)
-    if arguments.level == "group":
-        reports, damaged = group_table(out)
-        print(f"{out / 'scores.tsv'}: {len(reports)} scans, {damaged} left out. {NOTICE}")
-        return cli.exit_code(damaged, len(reports) + damaged)
-
     if not arguments.skip_bids_validation:
         validate(source)
     run_dir = asked_run(arguments.run, arguments.modality)
@@ -41,32 +60,15 @@ def main(arguments: argparse.Namespace) -> int:
     write_dataset(source, out)
     with listed(source, job) as (scans, lost):
         chosen = of_people(scans, arguments.participant_label, arguments.session_label)
-        reports = detect_all(chosen, lost, job, ("", arguments.n_cpus))
-    scored = [report for report in reports if report.scored]
+        reports = detect_all(chosen, lost, job, ("", arguments.n_cpus), ahead=ahead)
     for report in reports:
         if report.scored:
             write_scan(report, work, out)
         elif report.id not in lost:
             remove_scan(report, out)
-    failed = len(reports) - len(scored)
-    print(f"{out}: {len(scored)} scans scored, {failed} not scored. {NOTICE}")
+    failed = sum(not report.scored for report in reports)
+    print(f"{out}: {len(reports) - failed} scans scored, {failed} not scored. {NOTICE}")
     return cli.exit_code(failed, len(reports))
-
-
-def validate(source: Path) -> None:
-    """InputError where the BIDS validator finds an error in the dataset."""
-    command = [str(Path(sys.executable).parent / "bids-validator-deno"), str(source)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        print("the BIDS validator is not installed; the dataset is not checked", file=sys.stderr)
-        return
-    if done.returncode:
-        print(done.stdout, file=sys.stderr)
-        raise InputError(
-            f"{source}: the BIDS validator finds errors (above); mend them, or give "
-            "--skip-bids-validation."
-        )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines import cli
 from preprocessing.scans import NOTICE
 
+if TYPE_CHECKING:
+    from pipelines.detect.ahead import Ahead
+
 
 def main(arguments: argparse.Namespace) -> int:
+    from pipelines.detect.ahead import preparing_ahead
+
+    with preparing_ahead(arguments.n_cpus == 1) as ahead:
+        return filled(arguments, ahead)
+
+
+def filled(arguments: argparse.Namespace, ahead: Ahead | None) -> int:
+    """Score the scans and fill the form; `ahead` prepares them, or else this process."""
     from pipelines.detect.batch import detect_all, listed, make_job
     from pipelines.detect.ready import run_folder
     from pipelines.export.mood import ap_of_form, check_names, remove_form, write_form
@@ -24,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
         job = make_job(run_folder(arguments.run), source, work)
         with listed(source, job) as (scans, lost):
             check_names(scans, source)
-            reports = detect_all(scans, lost, job, ("", arguments.n_cpus))
+            reports = detect_all(scans, lost, job, ("", arguments.n_cpus), ahead=ahead)
         of_id = {scan.id: scan for scan in scans}
         for report in reports:
             if report.scored:

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,22 @@ BIDS_VERSION = "1.10.0"
 WORK = "work"  # below OUT, where the user names no other folder
 # What BIDS has no name for: an anomaly map is no probability, a report is of no standard.
 IGNORED = ("*_map.nii.gz", "*_map.json", "*_report.json", "scores.tsv", WORK)
+
+
+def validate(source: Path) -> None:
+    """InputError where the BIDS validator finds an error in the dataset."""
+    command = [str(Path(sys.executable).parent / "bids-validator-deno"), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        print("the BIDS validator is not installed; the dataset is not checked", file=sys.stderr)
+        return
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        raise InputError(
+            f"{source}: the BIDS validator finds errors (above); mend them, or give "
+            "--skip-bids-validation."
+        )
 
 
 def of_people(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,3 +158,35 @@ def test_one_volume_is_begun_unless_its_report_stands(tiny_run, brain_t1, tmp_pa
     assert begun.names == ["sub-01"]
     module.begin_one_scan(begun, tiny_run, brain_t1, tmp_path, True)
     assert begun.names == ["sub-01", "sub-01"]
+
+
+@pytest.mark.parametrize("door", ["bids_app", "mood"])
+def test_the_other_doors_score_what_is_prepared_ahead_unless_workers_do(
+    door, tiny_run, brain_t1, command, monkeypatch, tmp_path
+):
+    """What `preparing_ahead` gives reaches `detect_all`; with two workers none is wanted."""
+    from pipelines.detect import batch
+
+    folder = tmp_path / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    shutil.copy(brain_t1, folder / "sub-01_T1w.nii.gz")
+    given = []
+
+    @contextmanager
+    def stub(wanted=True):
+        yield "ahead" if wanted else None
+
+    def record(scans, lost, job, spread_over, ahead):
+        given.append((spread_over, ahead, [scan.image.name for scan in scans]))
+        return []
+
+    monkeypatch.setattr(module, "preparing_ahead", stub)
+    monkeypatch.setattr(batch, "detect_all", record)
+    more = {
+        "bids_app": ["participant", "--skip-bids-validation", "--run", tiny_run],
+        "mood": ["--task", "pixel", "--run", tiny_run],
+    }[door]
+    for cpus in ("1", "2"):
+        command(door, tmp_path, tmp_path / "out", *more, "--n-cpus", cpus)
+    names = ["sub-01_T1w.nii.gz"]
+    assert given == [(("", 1), "ahead", names), (("", 2), None, names)]
