@@ -27,8 +27,9 @@ class Restore(AnomalyModel):
     Loss: squared error to the clean slice + `weight` * binary cross-entropy of the severity, means
     over the brain.
 
-    Inference: mean over the assumed `severities`. Map: "restoration" |x - clean|, "severity" its
-    predicted probability, or their "product".
+    Inference: mean over the assumed `severities`, each undone in `steps` (DISYRE). A step takes
+    away an even share of what the network takes away at the severity that is left. Map:
+    "restoration" |x - clean|, "severity" its predicted probability, or their "product".
 
     Args:
         in_channels: image channels.
@@ -37,7 +38,8 @@ class Restore(AnomalyModel):
             "deformation".
         share: share of training slices that are changed, 0 to 1.
         weight: weight of the severity against the restoration.
-        severities: assumed at inference, each in [0, 1]; one pass of the network for each.
+        severities: assumed at inference, each in [0, 1].
+        steps: passes of the network for each of them.
         map: "restoration", "severity" or "product".
     """
 
@@ -54,6 +56,7 @@ class Restore(AnomalyModel):
         share: float = 0.8,
         weight: float = 1.0,
         severities: Sequence[float] = (0.25, 0.5, 0.75),
+        steps: int = 1,
         map: Literal["restoration", "severity", "product"] = "product",
     ) -> None:
         super().__init__()
@@ -63,11 +66,14 @@ class Restore(AnomalyModel):
             raise ValueError(f"share: expected 0 to 1, got {share}")
         if not severities or min(severities) < 0 or max(severities) > 1:
             raise ValueError(f"severities: expected numbers from 0 to 1, got {list(severities)}")
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {steps}")
         self.net = unet(in_channels + 1, in_channels + 1, width)
         self.kinds = tuple(kinds)
         self.share = share
         self.weight = weight
         self.severities = tuple(severities)
+        self.steps = steps
         self.map_kind = map
 
     def updates(self, stage: str) -> list[Update]:
@@ -108,10 +114,20 @@ class Restore(AnomalyModel):
         clean = torch.zeros_like(x)
         severity = torch.zeros_like(x[:, :1])
         for assumed in self.severities:
-            image, logits = self.predict(x, x.new_full((len(x),), assumed))
+            image, found = self._restored_from(x, assumed)
             clean = clean + image / count
-            severity = severity + logits.sigmoid() / count
+            severity = severity + found / count
         return clean, severity
+
+    def _restored_from(self, x: Tensor, assumed: float) -> tuple[Tensor, Tensor]:
+        """Return clean slices and severities, from one assumed severity down to none."""
+        severity = torch.zeros_like(x[:, :1])
+        for left in range(self.steps, 0, -1):
+            level = x.new_full((len(x),), assumed * left / self.steps)
+            clean, logits = self.predict(x, level)
+            x = clean if left == 1 else x + (clean - x) / left
+            severity = severity + logits.sigmoid() / self.steps
+        return x, severity
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.restored(x)[0]

@@ -452,9 +452,22 @@ def test_the_restoration_gets_the_severity_and_is_held_to_clean_slice_and_severi
         {"share": 1.2},
         {"severities": []},
         {"severities": [2.0]},
+        {"steps": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             create_model("restore", width=8, **bad)
+
+
+@pytest.mark.parametrize(("steps", "off", "levels"), [(1, 0.16, [0.4]), (2, 0.12, [0.4, 0.2])])
+def test_a_slice_is_restored_step_by_step(steps, off, levels):
+    """A network that takes off the square of its severity: 0.4^2, or 0.4^2 / 2 and then 0.2^2."""
+    model = create_model("restore", width=8, severities=(0.4,), steps=steps)
+    b = batch(3)
+    model.net = Fixed(lambda x: torch.cat([x[:, :1] - x[:, 1:].square(), 3 * x[:, 1:]], 1))
+    clean, severity = model.restored(b["image"])
+    torch.testing.assert_close(clean, b["image"] - off)
+    wanted = (3 * torch.tensor(levels)).sigmoid().mean()
+    torch.testing.assert_close(severity, wanted.expand_as(severity))
 
 
 @pytest.mark.parametrize("kind", ["restoration", "severity", "product"])
