@@ -9,8 +9,8 @@ folds, as a run would that had learned from them, and judges
 - the fold's healthy scans under every shift of `make stress`, in the worst severity, of `--shifted`
   scans in all: it should warn of most, where preparing does not refuse them.
 
-`--out` holds any number of cohorts. The features are in it, so that another gate can be tried on
-them. What stands there is not measured again.
+`--out` holds any number of cohorts, and the features of each scan. What has features there is
+judged again, but not prepared again: so another gate can be tried.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def folds_of(cases: Sequence[Case]) -> list[int]:
     return [fold[case.subject] for case in cases]
 
 
-def judged(case: Case, typical: Typical, shift: str, data: Path) -> Row:
-    """A row: the features of a case under a shift, or as it is (""), and the verdict on them."""
+def measured(case: Case, typical: Typical, shift: str, data: Path) -> Row:
+    """A row: the features of a case under a shift, or as it is (""), or why it is not scored."""
     row: Row = {"scan": case.id, "label": case.label, "shift": shift}
     try:
         if shift:
@@ -61,21 +61,27 @@ def judged(case: Case, typical: Typical, shift: str, data: Path) -> Row:
     except ScanError as error:
         return row | {"verdict": NOT_SCORED, "reason": str(error).partition(": ")[2]}
     features = features_of(prepared, checks, np.array(typical.histogram))
-    gate = judge(typical, features)
+    return row | {"features": {name: round(value, 6) for name, value in features.items()}}
+
+
+def judged(row: Row, typical: Typical) -> Row:
+    """A row with the verdict on its features."""
+    if "features" not in row:
+        return row
+    gate = judge(typical, row["features"])
     assert gate is not None
-    rounded = {name: round(value, 6) for name, value in features.items()}
-    return row | {
+    verdict = {
         "verdict": gate.verdict,
         "reason": ", ".join(gate.because),
         "p_value": gate.p_value,
-        "features": rounded,
     }
+    return row | verdict
 
 
-def measure(data: Path, scans: int, known: set[tuple[str, str]]) -> Iterator[Row]:
+def measure(data: Path, scans: int, known: dict[tuple[str, str], Row]) -> Iterator[Row]:
     """A row for each case of a cohort, and for some healthy ones under every shift.
 
-    `known` are scans and shifts that are not measured again.
+    `known` are rows by scan and shift; these are not measured again.
     """
     cases = [c for c in read_cases(data) if not c.is_part]
     folds = folds_of(cases)
@@ -84,17 +90,12 @@ def measure(data: Path, scans: int, known: set[tuple[str, str]]) -> Iterator[Row
     is_ct = read_recipe(data).modality == "ct"
     shifts = [s for s in SHIFTS if is_ct or s != NO_CHANGE_OF_MR]
     for fold in range(FOLDS):
-        left: list[tuple[Case, str]] = []
-        others: list[Case] = []
-        for case, number in zip(cases, folds, strict=True):
-            if number == fold:
-                wanted = ["", *(shifts if case.id in picked else [])]
-                left += [(case, shift) for shift in wanted if (case.id, shift) not in known]
-            elif case.label == "healthy":
-                others.append(case)
-        typical = describe(others if left else [])
-        for case, shift in left:
-            yield judged(case, typical, shift, data)
+        own = [case for case, number in zip(cases, folds, strict=True) if number == fold]
+        typical = describe([case for case in healthy if case not in own])
+        for case in own:
+            for shift in ["", *(shifts if case.id in picked else [])]:
+                row = known.get((case.id, shift)) or measured(case, typical, shift, data)
+                yield judged(row, typical)
 
 
 def summary(rows: Sequence[Row]) -> Row:
@@ -130,12 +131,15 @@ def main() -> None:
     arguments = parser.parse_args()
     content: Row = read_json(arguments.out) if arguments.out.is_file() else {}
     name = arguments.data.name
-    rows: list[Row] = content.get(name, {}).get("scans", [])
-    known = {(row["scan"], row["shift"]) for row in rows}
+    known: dict[tuple[str, str], Row] = {}
+    for row in content.get(name, {}).get("scans", []):
+        known[row["scan"], row["shift"]] = row
+    rows: list[Row] = []
     for row in measure(arguments.data, arguments.shifted, known):
         print(name, {key: row[key] for key in row if key != "features"}, flush=True)
+        known[row["scan"], row["shift"]] = row
         rows.append(row)
-        content[name] = {"summary": summary(rows), "scans": rows}
+        content[name] = {"summary": summary(rows), "scans": list(known.values())}
         write_json(arguments.out, content)
     print(content[name]["summary"])
 

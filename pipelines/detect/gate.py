@@ -20,7 +20,7 @@ from pipelines.detect.typical import FEWEST, Typical
 
 ALPHA = 0.05  # a scan of the same kind is called unlike no more often than that
 NAMED = 2  # features that a sentence names
-FLAT = 1e-9  # a spread below that share of the value is rounding
+FLAT = 1e-4  # a spread below that share of the value is rounding, as of voxel sides in headers
 TOLERANCE = 0.02  # of its value: how far a feature that never varied may lie without a word
 
 

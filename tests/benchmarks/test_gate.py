@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from benchmarks.gate import FOLDS, NOT_SCORED, folds_of, summary
+from benchmarks.gate import FOLDS, NOT_SCORED, folds_of, judged, summary
+from pipelines.detect.typical import Typical
 from tests.conftest import case_of
 
 
@@ -43,3 +44,17 @@ def test_warned_and_refused_scans_are_counted_with_an_exact_interval():
     assert (found["abnormal"]["n"], found["abnormal"]["rate"]) == (4, 0)
     assert found["shifted"]["rate"] == pytest.approx(2 / 3)
     assert found["by shift"]["blur"]["rate"] == 0.5 and found["by shift"]["blur"][NOT_SCORED] == 1
+
+
+def test_a_row_with_features_is_judged_again_and_one_without_stays():
+    known = Typical(features={"noise": [0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16]}, histogram=[])
+    far = {"scan": "a", "shift": "noise", "verdict": "scored", "features": {"noise": 0.9}}
+    found = judged(far, known)
+    assert (found["verdict"], found["reason"], found["p_value"]) == (
+        "scored with warning",
+        "noise",
+        0.125,
+    )
+    assert found["features"] == far["features"]
+    lost = {"scan": "b", "shift": "motion", "verdict": NOT_SCORED, "reason": "why"}
+    assert judged(lost, known) == lost

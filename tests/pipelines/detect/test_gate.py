@@ -78,6 +78,19 @@ def test_a_feature_that_never_varies_may_differ_by_rounding_and_no_more():
     assert judge(typical, same | {"voxel side": 3.0}).because[0] == "voxel side"
 
 
+def test_the_rounding_of_a_header_makes_no_scan_unlike():
+    """Voxel sides that differ by a millionth: four times that is no other scanner, 10 % is."""
+    rows = features(np.random.default_rng(4), 20)
+    rows[:, 3] = 1 + 1e-6 * (np.arange(20) % 2)
+    usual = rows.mean(0)
+    plain, odd, thick = (usual + np.array([0, 0, 0, more]) for more in (0, 4e-6, 0.1))
+    known = typical_of(rows)
+    assert judge(known, of_scan(odd)).distance == pytest.approx(
+        judge(known, of_scan(plain)).distance, abs=0.01
+    )
+    assert judge(known, of_scan(thick)).because[0] == NAMES[3]
+
+
 def test_few_scans_and_older_runs_give_what_they_can():
     rows = features(np.random.default_rng(5), 20)
     assert judge(typical_of(rows[:5]), of_scan(rows[0])) is None
