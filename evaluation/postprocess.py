@@ -22,6 +22,7 @@ from evaluation.lesions import highest_in
 
 MEDIAN_VOXELS = 50_000  # filtered at a time: 25 MB for 5 x 5 x 5
 Strength = Literal["peak", "mass", "cluster"]
+FEW = 8  # steps of a closing per voxel of the box: with more, distances everywhere take less time
 ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
@@ -226,13 +227,37 @@ def location_of_maximum(anomaly_map: np.ndarray, affine: np.ndarray) -> dict[str
 
 
 def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float) -> np.ndarray:
-    """Return the closing of `mask` by a ball: dilation, then erosion, each by a distance in mm."""
+    """Return the closing of `mask` by a ball: dilation, then erosion, each by a distance in mm.
+
+    Few marked voxels are closed one by one; else distances are taken everywhere.
+    """
     radius *= 1 + ROUNDING
-    # Room on every side, so that the closing never takes the array border for marked voxels.
     margins = [int(radius // size) + 1 for size in spacing]
-    padded = np.pad(mask, [(margin, margin) for margin in margins])
-    inner = tuple(slice(margin, -margin) for margin in margins)
-    return isotropic_closing(padded, radius, spacing=spacing)[inner]
+    # Room on every side, so that the closing never takes the array border for marked voxels.
+    padded = np.pad(mask, [(2 * margin, 2 * margin) for margin in margins])
+    inner = tuple(slice(2 * margin, -2 * margin) for margin in margins)
+    ball = _ball(margins, spacing, radius)
+    if len(ball) * np.count_nonzero(mask) > FEW * mask.size:
+        return isotropic_closing(padded, radius, spacing=spacing)[inner]
+
+    steps = ball @ (np.array(padded.strides) // padded.itemsize)
+    marked = np.flatnonzero(padded)
+    wide = np.zeros(padded.size, bool)
+    for step in steps:
+        wide[marked + step] = True
+    reached = np.flatnonzero(wide)
+    stays = np.ones(reached.size, bool)
+    for step in steps:
+        stays &= wide[reached + step]
+    closed = np.zeros(padded.size, bool)
+    closed[reached[stays]] = True
+    return closed.reshape(padded.shape)[inner]
+
+
+def _ball(margins: Sequence[int], spacing: Sequence[float], radius: float) -> np.ndarray:
+    """Return the steps (N, 3) in voxels that are no longer than `radius` mm."""
+    steps = np.indices([2 * margin + 1 for margin in margins]).reshape(3, -1).T - margins
+    return steps[np.linalg.norm(steps * np.array(spacing), axis=1) <= radius]
 
 
 def _without_small(mask: np.ndarray, min_voxels: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from evaluation import postprocess
 from evaluation.postprocess import (
     binarise,
     cluster_enhanced,
@@ -121,9 +122,11 @@ def test_binarise_marks_what_exceeds_the_threshold_in_the_brain():
     np.testing.assert_array_equal(binarise(np.ones(SHAPE), brain, SPACING, 0.5), brain)
 
 
+@pytest.mark.parametrize("few", [0, 1e9])  # distances everywhere, and voxel by voxel
 @pytest.mark.parametrize("spacing", [SPACING, (3.0, 1.0, 0.7), (0.9, 0.9, 0.9)])
 @pytest.mark.parametrize("radius", [0.0, 0.4, 1.0, 2.1, 3.0])
-def test_closing_equals_brute_force(spacing, radius):
+def test_closing_equals_brute_force(spacing, radius, few, monkeypatch):
+    monkeypatch.setattr(postprocess, "FEW", few)
     scores = ndimage.gaussian_filter(np.random.default_rng(2).random(SHAPE), 0.5)
     brain = np.ones(SHAPE, bool)
     brain[:, 8, :] = False
