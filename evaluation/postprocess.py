@@ -240,7 +240,8 @@ def _close(mask: np.ndarray, spacing: tuple[float, float, float], radius: float)
     if len(ball) * np.count_nonzero(mask) > FEW * mask.size:
         return isotropic_closing(padded, radius, spacing=spacing)[inner]
 
-    steps = ball @ (np.array(padded.strides) // padded.itemsize)
+    _, rows, columns = padded.shape
+    steps = ball @ np.array([rows * columns, columns, 1])  # as `flatnonzero` counts
     marked = np.flatnonzero(padded)
     wide = np.zeros(padded.size, bool)
     for step in steps:

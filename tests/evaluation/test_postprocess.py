@@ -136,6 +136,17 @@ def test_closing_equals_brute_force(spacing, radius, few, monkeypatch):
     assert not (start & ~closed).any()
 
 
+def test_closing_is_the_same_in_any_order_of_memory(monkeypatch):
+    """nibabel reads files with the first axis fastest."""
+    monkeypatch.setattr(postprocess, "FEW", 1e9)
+    scores = ndimage.gaussian_filter(np.random.default_rng(3).random(SHAPE), 0.5)
+    level = np.quantile(scores, 0.85)
+    brain = np.ones(SHAPE, bool)
+    turned = binarise(np.asfortranarray(scores), np.asfortranarray(brain), SPACING, level, 2.1)
+    np.testing.assert_array_equal(turned, binarise(scores, brain, SPACING, level, 2.1))
+    np.testing.assert_array_equal(turned, brute_closing(scores > level, SPACING, 2.1))
+
+
 def test_closing_bridges_along_fine_axes_only():
     for axis, bridged in enumerate(
         [True, True, False]
