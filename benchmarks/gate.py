@@ -134,12 +134,11 @@ def main() -> None:
     known: dict[tuple[str, str], Row] = {}
     for row in content.get(name, {}).get("scans", []):
         known[row["scan"], row["shift"]] = row
-    rows: list[Row] = []
     for row in measure(arguments.data, arguments.shifted, known):
         print(name, {key: row[key] for key in row if key != "features"}, flush=True)
         known[row["scan"], row["shift"]] = row
-        rows.append(row)
-        content[name] = {"summary": summary(rows), "scans": list(known.values())}
+        rows = list(known.values())
+        content[name] = {"summary": summary(rows), "scans": rows}
         write_json(arguments.out, content)
     print(content[name]["summary"])
 

@@ -6,10 +6,7 @@ part of the cost lowers an exponent; 1 is proportional.
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +16,11 @@ import torch
 from lightning_fabric import Fabric
 from scipy import ndimage
 
-from benchmarks.measure import Row, exponent, quiet, resident_mb, row, seconds
+from benchmarks.measure import Row, exponent, own_process, quiet, resident_mb, row, seconds
 from benchmarks.scale import toy_cohort
 from evaluation import lesions
 from evaluation.metrics import VoxelHistogram
 from models.ensemble import Ensemble
-from pipelines.config import ROOT
 from pipelines.detect.build import build_model
 from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import NativeMap, cut, slicewise
@@ -141,7 +137,7 @@ def growth() -> list[Row]:
     """Measure each size in turn; a row for each cost, with its exponent beside the linear one."""
     rows: list[Row] = []
     for what, (_, sizes, power, name) in PARTS.items():
-        costs = [in_process(what, size) for size in sizes]
+        costs = [own_process(CHILD, what, str(size)) for size in sizes]
         counts = [size**power for size in sizes]
         for cost in costs[0]:
             values = [each[cost] for each in costs]
@@ -150,12 +146,3 @@ def growth() -> list[Row]:
             text = f"{cost}, {span}: {values[0]:.3g} to {values[-1]:.3g} {unit}; exponent"
             rows.append(row(text, exponent(counts, values), "", "linear", 1.0))
     return rows
-
-
-def in_process(what: str, size: int) -> dict[str, float]:
-    """Return the costs of one size, from a process of its own."""
-    command = [sys.executable, "-c", CHILD, what, str(size)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(ended.stderr)
-    return json.loads(ended.stdout.splitlines()[-1])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipelines.config import ROOT
 
 Row = dict[str, Any]
 NOTES: list[str] = []
@@ -88,6 +93,18 @@ def alternate(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str
 def exponent(counts: Sequence[int], values: Sequence[float]) -> float:
     """Return the power of the count that fits the values best, least squares of logarithms."""
     return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
+
+
+def own_process(code: str, *arguments: str) -> Any:
+    """Return what Python code prints last, as JSON, from a process of its own.
+
+    SystemExit with what it wrote to stderr where it fails.
+    """
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(ended.stderr)
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def resident_mb() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -17,13 +16,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.measure import Row, alternate, exponent, quiet, row
+from benchmarks.measure import Row, alternate, exponent, own_process, quiet, row
 from pipelines import spread
 from pipelines.cohort.attempt import try_preprocess
 from pipelines.cohort.cases import read_cases
 from pipelines.cohort.preprocess import Results, write_cohort
 from pipelines.cohort.store import cohort_row, recipe_digest, sidecar_of
-from pipelines.config import ROOT, load_recipe, write_yaml
+from pipelines.config import load_recipe, write_yaml
 from pipelines.detect.config import load_run_config
 from pipelines.detect.run import load_run
 from pipelines.study.evaluate import evaluate
@@ -217,11 +216,7 @@ def costs_of(count: int) -> dict[str, float]:
     """Return `cohort_costs` of so many scans, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         toy_cohort(Path(folder) / "data", count)
-        command = [sys.executable, "-c", COSTS, folder]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
-        return json.loads(ended.stdout.splitlines()[-1])
+        return own_process(COSTS, folder)
 
 
 def workers(repeats: int) -> list[Row]:

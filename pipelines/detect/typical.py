@@ -164,8 +164,9 @@ def texture(prepared: Prepared) -> dict[str, float]:
 
     detail = (fine - coarse) * inner
     most = CLIPPED * float(np.median(np.abs(detail[inner])))
+    detail = detail.clip(-most, most)
     for axis, name in enumerate(AXES):
-        for band, value in _echoes(detail.clip(-most, most), inner, axis, sides[axis]).items():
+        for band, value in _echoes(detail, inner, axis, sides[axis]).items():
             found[f"{band} echo, {name}"] = value
     slopes = [float(np.median(np.abs(np.gradient(image, axis=axis))[inner])) for axis in (0, 1)]
     if min(slopes) > 0:

@@ -72,10 +72,10 @@ def test_growth_is_the_exponent_of_what_each_size_cost(monkeypatch):
     """Cost 3 n^1.5 by n, a cube's side to the third; the memory stays."""
     monkeypatch.setattr(growth, "PARTS", {"voxels": (None, (2, 4, 8), 3, "voxels")})
 
-    def cost(what, side):
-        return {"step": 3 * (side**3) ** 1.5, "memory": 50.0}
+    def cost(code, what, side):
+        return {"step": 3 * (int(side) ** 3) ** 1.5, "memory": 50.0}
 
-    monkeypatch.setattr(growth, "in_process", cost)
+    monkeypatch.setattr(growth, "own_process", cost)
     step, memory = growth.growth()
     assert step["value"] == pytest.approx(1.5) and step["peer_value"] == 1
     assert step["name"] == "step, 8 to 512 voxels: 67.9 to 3.48e+04 s; exponent"
