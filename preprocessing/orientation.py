@@ -42,8 +42,8 @@ def over_other_poses(
     atlas_brain = block_means(atlas.brain, atlas.grid)[0] > 0.5
 
     def likeness(pose: np.ndarray) -> float:
-        both = carry_mask(inside, coarse, atlas_grid, pose) & atlas_brain
-        there = resample(shown, coarse, atlas_grid, pose)[both]
+        both = carry_mask(inside, coarse, atlas_grid, pose, atlas_brain) & atlas_brain
+        there = resample(shown, coarse, atlas_grid, pose, within=atlas_brain)[both]
         return mutual_information(there, wanted[both], BINS) if both.any() else 0.0
 
     centres = register.centre(atlas.brain, atlas.affine), register.centre(brain, grid.affine)
@@ -111,7 +111,7 @@ def likely_turns(image: np.ndarray, grid: Grid, atlas: register.Atlas) -> list[n
     found = []
     for turn, end in zip(turns, ends, strict=True):
         if end is not None:
-            there = resample(shown, coarse, atlas_grid, end)[inside]
+            there = resample(shown, coarse, atlas_grid, end, within=inside)[inside]
             found.append((mutual_information(there, wanted[inside], BINS), turn))
     if not found:
         raise ScanError("registration to the atlas failed in every orientation.")

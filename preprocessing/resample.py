@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from preprocessing.images import Grid
@@ -40,15 +41,16 @@ def resample(
     source_from_onto = np.linalg.inv(grid.affine) @ between @ onto.affine  # voxels to voxels
 
     box = [(0, n) for n in onto.shape] if within is None else _box_of(within)
+    filled = [(0, n) for n in data.shape]
     if pad is not None:
-        reached = _reach(_box_of(data != pad), inverse(source_from_onto))
-        box = _common(box, reached)
+        filled = _box_of(data != pad)
+        box = _common(box, _reach(filled, inverse(source_from_onto)))
     value = 0.0 if pad is None else pad
     result = np.full(onto.shape, value, data.dtype)
     if any(low >= high for low, high in box):
         return result
 
-    inner = tuple(slice(low, high) for low, high in box)
+    inner = _slices(box)
     how: dict[str, Any] = {
         "order": order,
         "mode": "nearest" if pad is None else "constant",
@@ -57,21 +59,74 @@ def resample(
     if isinstance(source_from_onto, Warp):
         result[inner] = _warped(data, source_from_onto, box, how)
         return result
-    start = np.array([low for low, _ in box])
     linear = source_from_onto[:3, :3]
-    result[inner] = ndimage.affine_transform(
-        data,
-        linear,
-        linear @ start + source_from_onto[:3, 3],
-        tuple(high - low for low, high in box),
-        **how,
-    )
+    offset = linear @ [low for low, _ in box] + source_from_onto[:3, 3]
+    shape = [int(high - low) for low, high in box]
+    if pad is not None and _known_to_itk(data, order):
+        result[inner] = _by_itk(data, filled, (linear, offset), shape, order, pad)
+    else:
+        result[inner] = ndimage.affine_transform(data, linear, offset, tuple(shape), **how)
     return result
+
+
+def _known_to_itk(data: np.ndarray, order: int) -> bool:
+    """Whether ITK rounds as scipy does: it rounds whole numbers where scipy cuts them off."""
+    return order == 0 or data.dtype.kind == "f"
+
+
+def _by_itk(
+    data: np.ndarray,
+    filled: Box,
+    affine: tuple[np.ndarray, np.ndarray],
+    shape: list[int],
+    order: int,
+    pad: float,
+) -> np.ndarray:
+    """scipy's `affine_transform` of what is `filled`, the same numbers in a part of the time."""
+    linear, offset = affine
+    whole = [(0, n) for n in data.shape]
+    around = _common([(low - 1, high + 1) for low, high in filled], whole)
+    here = offset - [low for low, _ in around]
+    result = _resampled(data[_slices(around)], linear, here, shape, order, pad)
+    for axis, n in enumerate(data.shape):
+        if filled[axis][0] > 0 and filled[axis][1] < n:
+            continue
+        # half a voxel beyond the array ITK repeats its outermost voxels, scipy does not
+        steps = np.ix_(*(row * np.arange(n) for row, n in zip(linear[axis], shape, strict=True)))
+        places = steps[0] + steps[1] + (steps[2] + offset[axis])
+        result[(places < 0) | (places > n - 1)] = pad
+    return result
+
+
+def _resampled(
+    data: np.ndarray,
+    linear: np.ndarray,
+    offset: np.ndarray,
+    shape: list[int],
+    order: int,
+    pad: float,
+) -> np.ndarray:
+    """An array under an affine map, voxels to voxels, by ITK; `pad` outside."""
+    if data.strides[0] < data.strides[-1]:  # as nibabel reads
+        turned = (linear[::-1, ::-1], offset[::-1], shape[::-1])
+        return _resampled(data.T, *turned, order, pad).T
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(linear[::-1, ::-1].ravel())  # ITK's first axis is the last one here
+    transform.SetTranslation(offset[::-1].tolist())
+    source = sitk.GetImageFromArray(np.ascontiguousarray(data))
+    how = sitk.sitkLinear if order else sitk.sitkNearestNeighbor
+    grid = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), np.eye(3).ravel())
+    return sitk.GetArrayFromImage(sitk.Resample(source, shape[::-1], transform, how, *grid, pad))
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    """The part of an array in a box."""
+    return tuple(slice(low, high) for low, high in box)
 
 
 def _warped(data: np.ndarray, source_from_onto: Warp, box: Box, how: dict[str, Any]) -> np.ndarray:
     """`data` where a warp, voxels to voxels, sends the voxels of a box; plane by plane."""
-    shape = [high - low for low, high in box]
+    shape = [int(high - low) for low, high in box]
     result = np.empty(shape, data.dtype)
     plane = np.indices((*shape[:2], 1)).reshape(3, -1).T + [float(low) for low, _ in box]
     for z in range(shape[2]):
@@ -81,10 +136,15 @@ def _warped(data: np.ndarray, source_from_onto: Warp, box: Box, how: dict[str, A
 
 
 def carry_mask(
-    mask: np.ndarray, grid: Grid, onto: Grid, source_from_target: Map | None = None
+    mask: np.ndarray,
+    grid: Grid,
+    onto: Grid,
+    source_from_target: Map | None = None,
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
     """`resample` for a bool mask, by nearest neighbour; bool, of the shape of `onto`."""
-    return resample(mask.astype(np.uint8), grid, onto, source_from_target, order=0).astype(bool)
+    values = mask.astype(np.uint8)
+    return resample(values, grid, onto, source_from_target, order=0, within=within).astype(bool)
 
 
 def _box_of(mask: np.ndarray) -> Box:
