@@ -23,6 +23,9 @@ from preprocessing.slices import SliceStore, VolumeStore
 
 # Slices that are read and resized together: arrays so small find their memory again each time.
 AT_ONCE = 8
+KEPT_BYTES = 2**29  # of resized slices that a dataset holds in memory: the next epoch needs them
+
+Resized = tuple[Tensor, Tensor, int]  # image, brain, index in the atlas
 
 
 class SliceDataset(Dataset):
@@ -39,7 +42,7 @@ class SliceDataset(Dataset):
     With three numbers in `image_size` an item is a whole scan (C, X, Y, Z), and "z" is 0. It has
     `depth` axial slices before it is resized. `around` adds neighbouring slices as channels, inside
     the brain of the slice. `batch` reads several items at once. It augments them and cuts patches
-    where the settings say so.
+    where the settings say so. Resized items stay in memory, up to `KEPT_BYTES`.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class SliceDataset(Dataset):
         store = SliceStore(folder, scans)
         items = store if len(image_size) == 2 else VolumeStore(store, depth)
         super().__init__(cast(Any, items), transform=resize_chain(image_size))
+        self._kept: dict[int, Resized] = {}
+        self._room = KEPT_BYTES
 
     def __getitem__(self, item: Any) -> dict[str, Any]:
         return {key: value[0] for key, value in self._read([item]).items()}
@@ -75,23 +80,33 @@ class SliceDataset(Dataset):
 
     def _read(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """The items (index, seed) as one batch, without random changes."""
-        stored = cast(SliceStore | VolumeStore, self.data)
-        chain = cast(mt.Compose, self.transform)
         indices = [index for index, _ in items]
-        parts = []
-        for start in range(0, len(items), AT_ONCE):
-            arrays = stored.batch(indices[start : start + AT_ONCE], self.around)
-            read = {key: torch.from_numpy(values) for key, values in arrays.items()}
-            image, brain = resize(read["image"], read["mask"], chain)
-            parts.append((image, brain, read["z"]))
-        images, brains, z = (torch.cat(values) for values in zip(*parts, strict=True))
+        found = {i: self._kept[i] for i in indices if i in self._kept}
+        missing = [i for i in dict.fromkeys(indices) if i not in found]
+        for start in range(0, len(missing), AT_ONCE):
+            found |= self._resized(missing[start : start + AT_ONCE])
+        images, brains, z = zip(*(found[i] for i in indices), strict=True)
+        stored = cast(SliceStore | VolumeStore, self.data)
         return {
-            "image": images,
-            "mask": brains,
-            "z": z,
+            "image": torch.stack(images),
+            "mask": torch.stack(brains),
+            "z": torch.tensor(z),
             "seed": torch.tensor([seed for _, seed in items]),
             "label": torch.tensor([int(stored.scan_of(i) in self.abnormal) for i in indices]),
         }
+
+    def _resized(self, indices: Sequence[int]) -> dict[int, Resized]:
+        """Items as they are stored, resized; kept while there is room."""
+        stored = cast(SliceStore | VolumeStore, self.data)
+        arrays = stored.batch(indices, self.around)
+        image, brain = (torch.from_numpy(arrays[key]) for key in ("image", "mask"))
+        resized = resize(image, brain, cast(mt.Compose, self.transform))
+        found = dict(zip(indices, zip(*resized, arrays["z"].tolist(), strict=True), strict=True))
+        size = sum(values.nbytes for values in resized)
+        if size <= self._room:
+            self._room -= size
+            self._kept |= found
+        return found
 
 
 class Batches:

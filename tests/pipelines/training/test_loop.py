@@ -550,3 +550,27 @@ def build_tiny():
     from pipelines.detect.build import build_model
 
     return build_model(load_run_config("vae_cr", TINY))
+
+
+def test_slices_are_read_once_while_there_is_room(store, monkeypatch):
+    """Whether kept, kept in part or never, batches are the same to the bit."""
+    from pipelines.training import data
+
+    read = []
+    real = slices.SliceStore.batch
+
+    def counted(self, indices, around=()):
+        read.extend(indices)
+        return real(self, indices, around)
+
+    monkeypatch.setattr(slices.SliceStore, "batch", counted)
+    items = [(i, 7 + i) for i in (3, 0, 3, 9, 20, 11, 4, 5, 6, 7, 8, 1)]
+    first = data.SliceDataset(store, ["a"], (32, 32)).batch(items)
+    eight = 8 * 2 * 32 * 32 * 4  # bytes of the images and brains that are read together
+    for room, reads in ((0, 22), (eight, 14), (2 * eight, 11)):
+        monkeypatch.setattr(data, "KEPT_BYTES", room)
+        read.clear()
+        dataset = data.SliceDataset(store, ["a"], (32, 32))
+        for batch in (dataset.batch(items), dataset.batch(items)):
+            assert all(torch.equal(batch[key], first[key]) for key in first)
+        assert len(read) == reads
