@@ -19,7 +19,7 @@ from models.parts.healthy_map import place_statistics, places
 from models.parts.planting import LOOKS, change_contrast, plant_batch
 from models.parts.unet import unet
 
-Look = Literal["shift", "fill", "foreign", "poisson", "mass", "halo", "texture"]
+Look = Literal["shift", "bright", "fill", "foreign", "poisson", "mass", "halo", "texture"]
 
 RARE = -4.0  # logit of a lesion before training: 2 %
 REACH = 6.0  # robust standard deviations: what lies farther looks the same to the network

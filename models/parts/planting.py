@@ -57,6 +57,17 @@ def shift(rng: np.random.Generator, canvas: Canvas) -> tuple[np.ndarray, np.ndar
     return canvas.image + _soft(rng, canvas) * change, canvas.inside
 
 
+def bright(rng: np.random.Generator, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    """Brighter by 0.1 to 0.9 of the span, where any share of the tissue's texture stays."""
+    within = canvas.inside[0]
+    middle = canvas.low
+    if within.any():
+        middle = np.median(canvas.image[0][:, within[0]], axis=1)[:, None, None]
+    rise = rng.uniform(0.1, 0.9, canvas.low.shape) * canvas.span
+    content = middle + rise + rng.uniform(0, 1) * (canvas.image - middle)
+    return canvas.image + _soft(rng, canvas) * (content - canvas.image), canvas.inside
+
+
 def fill(rng: np.random.Generator, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """One value with the grain of this image in place of tissue."""
     value = canvas.low + rng.uniform(-0.2, 1.5, canvas.low.shape) * canvas.span
@@ -110,6 +121,7 @@ def texture(rng: np.random.Generator, canvas: Canvas) -> tuple[np.ndarray, np.nd
 
 LOOKS: dict[str, Look] = {
     "shift": shift,
+    "bright": bright,
     "fill": fill,
     "foreign": foreign,
     "poisson": poisson,
@@ -117,7 +129,7 @@ LOOKS: dict[str, Look] = {
     "halo": halo,
     "texture": texture,
 }
-WITH_MASS = ("shift", "fill", "halo")  # what grows may push what is around it
+WITH_MASS = ("shift", "bright", "fill", "halo")  # what grows may push what is around it
 MASS_SHARE = 0.3
 
 

@@ -122,7 +122,7 @@ def test_a_look_changes_its_lesion_alone(look):
         seen += 1
         assert np.abs(new - image)[lesion].mean() >= 0.02
         # mass and oedema reach farther; without them nothing does
-        wide = look in ("mass", "shift", "fill", "halo")
+        wide = look in ("mass", "shift", "bright", "fill", "halo")
         far = brain & (depth < -40 if wide else ~lesion)
         assert np.allclose(new[far], image[far], atol=5e-3 if wide else 1e-6)
     assert seen >= 4
@@ -138,6 +138,20 @@ def test_a_shift_moves_the_mean_and_keeps_the_texture():
         change = (new - image)[core]
         assert 0.099 * (high - low) <= abs(change.mean()) <= 0.701 * (high - low)
         assert change.std() < 1e-6  # every pixel moves alike
+
+
+def test_a_bright_lesion_rises_and_keeps_any_share_of_the_texture():
+    kept = []
+    for seed in range(60):
+        image, new, lesion, depth, brain = drawn("bright", seed, inner=0.3)
+        core = lesion & (depth > 4)
+        if core.sum() < 20 or ((new[core] <= 0) | (new[core] >= 1)).any():
+            continue
+        low, high = np.percentile(image[brain], (5, 95))
+        rise = (np.median(new[core]) - np.median(image[core])) / (high - low)
+        assert 0.05 < rise < 1.2
+        kept.append(new[core].std() / image[core].std())
+    assert len(kept) > 5 and min(kept) < 0.3 and max(kept) > 0.7 and max(kept) < 1.001
 
 
 def test_a_fill_has_one_value_and_the_grain_of_the_image():
