@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from monai.metrics import compute_hausdorff_distance
 from skimage.measure import label
 
 from evaluation.checks import as_mask, bounding_box, check_same_shape, check_spacing
@@ -37,6 +36,8 @@ def hausdorff95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[flo
     box = bounding_box(prediction | truth, margin=1)
     if box is None or not (prediction.any() and truth.any()):
         return float("nan")
+
+    from monai.metrics import compute_hausdorff_distance  # slow to load
 
     # MONAI wants a batch and a channel axis.
     first = prediction[box][None, None]

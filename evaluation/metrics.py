@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import rankdata
 
 from evaluation.checks import as_mask, check_same_shape, check_spacing
 
@@ -44,13 +44,22 @@ def false_positive_ml(prediction: np.ndarray, truth: np.ndarray, spacing: Sequen
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the area under the ROC curve; a tie counts one half. NaN unless both classes occur."""
     scores, labels = check_scores(scores, labels)
-    return float(roc_auc_score(labels, scores)) if _both_classes(labels) else float("nan")
+    if not _both_classes(labels):
+        return float("nan")
+    ones = np.count_nonzero(labels)
+    above = rankdata(scores)[labels].sum() - ones * (ones + 1) / 2  # pairs of a one over a zero
+    return float(above / (ones * (labels.size - ones)))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return AP = sum_n (R_n - R_{n-1}) P_n, not interpolated; NaN unless both classes occur."""
     scores, labels = check_scores(scores, labels)
-    return float(average_precision_score(labels, scores)) if _both_classes(labels) else float("nan")
+    if not _both_classes(labels):
+        return float("nan")
+    falling = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[falling])), labels.size - 1)  # of equal scores
+    found = np.cumsum(labels[falling])[ends]
+    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
 
 
 def classification(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:

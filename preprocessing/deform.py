@@ -95,10 +95,10 @@ def _window(atlas: Atlas, spacing: int) -> Grid:
 
 def _syn(fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray, seed: int) -> np.ndarray:
     """ANTs' SyN of two images on one grid: displacements (X, Y, Z, 3), RAS+ mm, fixed to moving."""
-    ants.config.set_ants_deterministic(False, seed + 1)
+    ants().config.set_ants_deterministic(False, seed + 1)
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         try:
-            done = ants.registration(
+            done = ants().registration(
                 register.to_ants(fixed, affine),
                 register.to_ants(moving, affine),
                 type_of_transform="SyNOnly",

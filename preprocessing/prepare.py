@@ -324,13 +324,16 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     if recipe.align != "rigid":
         turned = carry_mask(first.brain, here, atlas.grid, rigid_fit)
     affine_dice, information = _affine_likeness(first, shown, affine_fit, atlas)
+    over_others = None
+    if recipe.limits.min_pose_ratio:
+        over_others = orientation.over_other_poses(shown, first.brain, here, atlas, affine_fit)
     checks = [
         *first.checks,
         *quality.registration_checks(
             quality.dice(turned, atlas.brain),
             affine_dice,
             information,
-            orientation.over_other_poses(shown, first.brain, here, atlas, affine_fit),
+            over_others,
             recipe.limits,
         ),
     ]

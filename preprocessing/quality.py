@@ -219,7 +219,7 @@ def registration_checks(
     rigid_dice: float,
     affine_dice: float,
     information: float,
-    over_others: float,
+    over_others: float | None,
     limits: Limits,
 ) -> list[Check]:
     """After registration: overlap of the brains, and likeness to the atlas.
@@ -228,9 +228,9 @@ def registration_checks(
     are measured where the affine fit lays the scan, so that size and shape do not count. They catch
     an object that is no brain (a box, a bottle). `over_others` is the likeness over the best one
     of the same scan in another pose; it catches a header that is wrong about how the head lies
-    (docs/results/poses.json).
+    (docs/results/poses.json). None where it was not looked for.
     """
-    return [
+    checks = [
         Check("overlap with the atlas brain, rigid (Dice)", rigid_dice, low=limits.min_overlap),
         Check(
             "overlap with the atlas brain, affine (Dice)", affine_dice, low=limits.min_overlap + 0.2
@@ -243,14 +243,17 @@ def registration_checks(
             advice="no brain, or one that lies otherwise than its header says, such as back to "
             "front",
         ),
-        Check(
+    ]
+    if over_others is not None:
+        other_pose = Check(
             "likeness as the scan lies, over that in another pose",
             over_others,
             low=limits.min_pose_ratio,
             advice="the header says wrongly how the head lies, such as upside down or back to "
             "front; repair it, or set qform_code and sform_code to 0 and give orientation=guess",
-        ),
-    ]
+        )
+        checks.append(other_pose)
+    return checks
 
 
 def deformation_checks(dice: float, affine_dice: float, warp: Warp) -> list[Check]:

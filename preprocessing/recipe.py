@@ -92,6 +92,7 @@ class Limits(Closed):
     min_information: float = 0.05  # nats of mutual information with the atlas
     # Likeness to the atlas over that in another pose. Right poses lie at 1.58 and above, wrong ones
     # at 1.08 and below (docs/results/poses.json): a short fit of the right pose may end early.
+    # At 0 no other pose is looked at.
     min_pose_ratio: float = Field(1.3, ge=0)
     max_gb: float = Field(4.0, gt=0)  # a scan that takes as much as float32 is refused unread
 

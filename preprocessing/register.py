@@ -14,7 +14,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_to_output
-from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -29,7 +28,6 @@ from preprocessing.volumes import demand_orientation
 # One ITK thread, where a seed decides everything: with more, sums and so poses vary from run to
 # run. ITK reads this once it is loaded.
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-import ants
 import SimpleITK as sitk
 
 # Dice of the brains where the affine fit lays them. Below it the fit is tried from other poses:
@@ -98,7 +96,16 @@ def load_atlas(
     return Atlas(name, np.ascontiguousarray(data * brain), brain, affine)
 
 
+def ants() -> Any:
+    """The ANTs package; it takes two seconds to load, and not every command registers."""
+    import ants as loaded
+
+    return loaded
+
+
 def _icbm152() -> tuple[str, nib.Nifti1Image, np.ndarray]:
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template  # slow to load
+
     brain = np.asarray(load_mni152_brain_mask(resolution=1).dataobj) > 0
     return "MNI152NLin2009aSym", load_mni152_template(resolution=1), brain
 
@@ -152,7 +159,7 @@ def to_spacing(image: nib.Nifti1Image, spacing: float, pad: float = 0.0) -> nib.
 
 def n4(image: nib.Nifti1Image, brain: np.ndarray) -> nib.Nifti1Image:
     """N4 bias field correction (Tustison et al. 2010) inside a brain, on a grid shrunk 4 times."""
-    done = ants.n4_bias_field_correction(
+    done = ants().n4_bias_field_correction(
         to_ants(np.asarray(image.dataobj, np.float32), image.affine),
         mask=to_ants(brain.astype(np.float32), image.affine),
         shrink_factor=4,
@@ -319,7 +326,7 @@ def _coarse(data: np.ndarray, affine: np.ndarray, spacing: float, nearest: bool 
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     new = (spacing,) * 3
     done = sitk.Resample(source, size, sitk.Transform(), how, origin, new, direction.ravel())
-    return ants.from_numpy(sitk.GetArrayViewFromImage(done).T, origin, new, direction)
+    return ants().from_numpy(sitk.GetArrayViewFromImage(done).T, origin, new, direction)
 
 
 def _ants_fit(
@@ -338,13 +345,13 @@ def _ants_fit(
     fixed, moving = pair
     near = {} if mask is None else {"mask": mask, "mask_all_stages": True}
     # the seed alone: `registration` swallows a random_seed argument
-    ants.config.set_ants_deterministic(False, seed + 1)
+    ants().config.set_ants_deterministic(False, seed + 1)
     with tempfile.TemporaryDirectory(prefix="norma-") as folder:
         if isinstance(start, np.ndarray):
             write_matrix(Path(folder) / "start.mat", start)
             start = f"{folder}/start.mat"
         try:
-            done = ants.registration(
+            done = ants().registration(
                 fixed,
                 moving,
                 type_of_transform=kind,
@@ -408,7 +415,11 @@ def nearest_rigid(matrix: np.ndarray, fixed_point: np.ndarray) -> np.ndarray:
 
 def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Centre of mass of a mask in mm, (3,)."""
-    return affine[:3, :3] @ np.array([axis.mean() for axis in np.nonzero(mask)]) + affine[:3, 3]
+    middle = []
+    for axis, n in enumerate(mask.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        middle.append(np.average(np.arange(n), weights=np.count_nonzero(mask, axis=others)))
+    return affine[:3, :3] @ np.array(middle) + affine[:3, 3]
 
 
 def write_matrix(path: Path, scan_from_atlas: np.ndarray) -> None:
@@ -417,16 +428,16 @@ def write_matrix(path: Path, scan_from_atlas: np.ndarray) -> None:
     ANTs applies it to bring the scan to the atlas.
     """
     lps = _FLIP @ scan_from_atlas @ _FLIP
-    transform = ants.create_ants_transform(
+    transform = ants().create_ants_transform(
         transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], translation=lps[:3, 3]
     )
     with atomic(path) as temporary:
-        ants.write_transform(transform, str(temporary))
+        ants().write_transform(transform, str(temporary))
 
 
 def read_matrix(path: Path) -> np.ndarray:
     """4x4 matrix of an ITK affine file, in ITK's own LPS mm."""
-    transform = ants.read_transform(str(path))
+    transform = ants().read_transform(str(path))
     parameters = np.array(transform.parameters)
     middle = np.array(transform.fixed_parameters[:3])
     matrix = np.eye(4)
@@ -438,7 +449,7 @@ def read_matrix(path: Path) -> np.ndarray:
 def to_ants(data: np.ndarray, affine: np.ndarray) -> Any:
     """An array as an image of ANTs, float32, in its place."""
     origin, spacing, direction = _frame(affine)
-    return ants.from_numpy(np.asarray(data, np.float32), origin, spacing, direction)
+    return ants().from_numpy(np.asarray(data, np.float32), origin, spacing, direction)
 
 
 def _frame(affine: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], np.ndarray]:

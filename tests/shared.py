@@ -27,10 +27,12 @@ TINY = [
     "stages.pretrain.steps_per_epoch=3",
     "stages.finetune.steps_per_epoch=3",
     "postprocess.min_volume_mm3=50",
+    "postprocess.median=3",
 ]
-# The chain: a grid that is no wider than its heads need, and a coarse fit, which finds them too.
+# The chain: a grid that is no wider than its heads need, a coarse fit, which finds them too, and
+# no look at other poses.
 GRID = (168, 208, 180)
-FIT = [f"grid={list(GRID)}", "spacing=2", "registration_spacing=6"]
+FIT = [f"grid={list(GRID)}", "spacing=2", "registration_spacing=6", "limits.min_pose_ratio=0"]
 N_PICTURES = 30
 
 

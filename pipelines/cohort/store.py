@@ -12,7 +12,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from evaluation.figures.plots import outline_figure
 from preprocessing import register, slices
 from preprocessing.files import digest_of, file_digest, read_json, write_atomic, write_json
 from preprocessing.images import save_nifti
@@ -236,6 +235,8 @@ def write_outline(
 ) -> None:
     """A picture of a scan with the outline of its brain, and that of the atlas."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    from evaluation.figures.plots import outline_figure  # slow to load
+
     png = outline_figure(
         image, brain, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_brain
     )

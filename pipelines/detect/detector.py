@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -228,6 +227,7 @@ def _by_patches(network: Network, patch_size: tuple[int, ...]) -> Network:
 
     Answers are averaged with a weight that falls towards the edges of a patch.
     """
+    from monai.inferers import sliding_window_inference  # slow to load
 
     def whole(x: Tensor, mask: Tensor, z: Tensor) -> Tensor:
         stacked = torch.cat([x, mask, _everywhere(z.to(x), mask)], 1)

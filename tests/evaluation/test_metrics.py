@@ -88,6 +88,17 @@ def test_ranking_metrics_by_hand_with_ties():
     assert average_precision(scores, labels) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
+@pytest.mark.parametrize("levels", [3, 20, 10**6])
+def test_ranking_agrees_with_scikit_learn(levels):
+    rng = np.random.default_rng(levels)
+    for n in (2, 7, 300):
+        labels = np.append(rng.integers(0, 2, n), [0, 1])
+        scores = rng.integers(0, levels, n + 2) / 7 - 1
+        assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        expected = average_precision_score(labels, scores)
+        assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("metric", [auroc, average_precision])
 def test_ranking_metrics_on_awkward_input(metric):
     assert np.isnan(metric(np.array([]), np.array([])))
