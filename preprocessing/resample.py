@@ -70,8 +70,13 @@ def resample(
 
 
 def _known_to_itk(data: np.ndarray, order: int) -> bool:
-    """Whether ITK rounds as scipy does: it rounds whole numbers where scipy cuts them off."""
-    return order == 0 or data.dtype.kind == "f"
+    """Whether ITK takes such an array, and rounds as scipy does.
+
+    Whole numbers between voxels it rounds where scipy cuts them off.
+    """
+    if data.dtype.kind in "iu":
+        return order == 0 and data.dtype.isnative
+    return data.dtype == np.float32  # float64 would differ in the last digit
 
 
 def _by_itk(

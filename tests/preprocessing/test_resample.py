@@ -54,6 +54,26 @@ def partly_filled(rng, shape, pad):
     return data
 
 
+@pytest.mark.parametrize("kind", ["f4", ">f4", "f8", "i2", ">i2", "u1", "i8"])
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_arrays_of_any_type_are_carried_as_scipy_does(kind, order, layout):
+    """To the bit, whether filled to its border, as `block` 0, or not."""
+    rng = np.random.default_rng(3)
+    turn = rigid_motion([20, -15, 30], np.full(3, 6.0), np.zeros(3))
+    onto = Grid((18, 14, 16), turn @ np.diag([0.8, 1.1, 0.9, 1]))
+    for block in (0, 3):
+        data = np.zeros((13, 12, 11), kind, order=layout)
+        inside = (slice(block, 13 - block), slice(block, 12 - block), slice(block, 11 - block))
+        data[inside] = rng.integers(1, 100, data[inside].shape)
+        expected = ndimage.affine_transform(
+            data, onto.affine[:3, :3], onto.affine[:3, 3], onto.shape, order=order
+        )
+        got = resample(data, Grid(data.shape, np.eye(4)), onto, order=order)
+        assert got.dtype == data.dtype and (got != 0).any()
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_resampling_in_a_box_is_scipy_s_of_the_whole():
     """Sheared grids, any padding, data that fill a part of theirs or none."""
     rng = np.random.default_rng(0)
