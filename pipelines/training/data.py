@@ -12,12 +12,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from monai import transforms as mt
-from monai.data import Dataset
+from monai.data import Dataset, set_track_meta
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.detect.config import Augmentation, Loop
-from pipelines.detect.inputs import resize, resize_chain
 from pipelines.training.augment import augment, crop
 from preprocessing.slices import SliceStore, VolumeStore
 
@@ -107,6 +106,26 @@ class SliceDataset(Dataset):
             self._room -= size
             self._kept |= found
         return found
+
+
+def resize_chain(image_size: tuple[int, ...]) -> mt.Compose:
+    """To tensors, and resized: area for images, nearest neighbour for brains."""
+    keys = ("image", "mask")
+    return mt.Compose(
+        [mt.ToTensord(keys), mt.Resized(keys, image_size, mode=("area", "nearest-exact"))]
+    )
+
+
+def resize(image: Tensor, brain: Tensor, chain: mt.Compose) -> tuple[Tensor, Tensor]:
+    """Images (B, C, ...) and brains (B, 1, ...) of any type by `resize_chain`, all at once.
+
+    Gives both as float32, the images 0 outside the brain.
+    """
+    set_track_meta(False)  # per process: plain tensors, no bookkeeping of the spatial transforms
+    # samples stand where the transforms expect channels
+    small = chain({"image": image.flatten(0, 1).float(), "mask": brain[:, 0].float()})
+    inside = small["mask"][:, None]
+    return small["image"].unflatten(0, image.shape[:2]) * inside, inside
 
 
 class Batches:

@@ -348,6 +348,24 @@ def test_training_and_inference_resize_alike(store):
         torch.testing.assert_close(small_mask[i], data[(i, 0)]["mask"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((3, 2, 240, 240), (64, 64)), ((2, 1, 44, 36), (48, 48)), ((1, 2, 61, 70, 50), (32, 64, 48))],
+)
+def test_monai_s_chain_resizes_as_inference_does(shape, size, dtype):
+    """To the bit: training takes MONAI's transforms, inference is spared loading them."""
+    from pipelines.detect import inputs
+    from pipelines.training import data
+
+    source = torch.Generator().manual_seed(0)
+    image = torch.rand(shape, generator=source).to(dtype)
+    brain = torch.rand((shape[0], 1, *shape[2:]), generator=source) > 0.4
+    ours = inputs.resize(image, brain, size)
+    for one, other in zip(ours, data.resize(image, brain, data.resize_chain(size)), strict=True):
+        assert torch.equal(one, other) and one.shape[2:] == size
+
+
 def test_a_run_killed_after_its_last_stage_keeps_its_weights(store, whole, tmp_path):
     """The kill may come while the healthy reference is made.
 
