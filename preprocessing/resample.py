@@ -131,7 +131,7 @@ def _slices(box: Box) -> tuple[slice, ...]:
 
 def _warped(data: np.ndarray, source_from_onto: Warp, box: Box, how: dict[str, Any]) -> np.ndarray:
     """`data` where a warp, voxels to voxels, sends the voxels of a box; plane by plane."""
-    shape = [int(high - low) for low, high in box]
+    shape = [high - low for low, high in box]
     result = np.empty(shape, data.dtype)
     plane = np.indices((*shape[:2], 1)).reshape(3, -1).T + [float(low) for low, _ in box]
     for z in range(shape[2]):

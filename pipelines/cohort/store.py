@@ -234,9 +234,9 @@ def write_outline(
     atlas_brain: np.ndarray | None = None,
 ) -> None:
     """A picture of a scan with the outline of its brain, and that of the atlas."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     from evaluation.figures.plots import outline_figure  # slow to load
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     png = outline_figure(
         image, brain, spacing=(1.0, 1.0, 1.0), title=title, window=(0.0, 1.0), atlas=atlas_brain
     )

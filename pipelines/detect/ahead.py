@@ -169,10 +169,7 @@ def _work(connection: Connection) -> None:
 
     # beside this process the other one works, and torch's threads wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from preprocessing.prepare import prepare
-    from preprocessing.register import ants
-
-    ants()  # is loaded before the first scan is there
+    from preprocessing.prepare import prepare  # slow to load, before the first scan is there
 
     logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
     with suppress(EOFError, OSError):

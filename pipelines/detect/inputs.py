@@ -50,9 +50,9 @@ def resize_volume(
     the whole volume: (1, C, X, Y, Z) and (1, 1, X, Y, Z).
     """
     channels = torch.from_numpy(image.reshape(*brain.shape, -1))
-    inside = torch.from_numpy(brain)[..., None]
-    order = (3, 0, 1, 2) if len(image_size) == 3 else (2, 3, 0, 1)
-    first, second = (values.permute(order) for values in (channels, inside))
+    parts = (channels, torch.from_numpy(brain)[..., None])
     if len(image_size) == 3:
-        return resize(first[None], second[None], image_size)
-    return resize(first, second, image_size)
+        images, brains = (part.permute(3, 0, 1, 2)[None] for part in parts)
+    else:
+        images, brains = (part.permute(2, 3, 0, 1) for part in parts)
+    return resize(images, brains, image_size)

@@ -151,6 +151,11 @@ def test_a_bright_lesion_rises_and_keeps_any_share_of_the_texture():
         rise = (np.median(new[core]) - np.median(image[core])) / (high - low)
         assert 0.05 < rise < 1.2
         kept.append(new[core].std() / image[core].std())
+        # the tissue's own values on a straight line; its middle rises by 0.1 to 0.9 of the span
+        line = np.polyfit(image[core], new[core], 1)
+        assert np.allclose(np.polyval(line, image[core]), new[core], atol=1e-4)
+        middle = np.median(image[lesion])
+        assert 0.099 <= (np.polyval(line, middle) - middle) / (high - low) <= 0.901
     assert len(kept) > 5 and min(kept) < 0.3 and max(kept) > 0.7 and max(kept) < 1.001
 
 
