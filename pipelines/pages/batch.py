@@ -25,14 +25,14 @@ TEMPLATE = """<!DOCTYPE html>
 <title>Norma: {{ title }}</title>
 <style>
 body { font: 15px/1.4 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 80rem; padding: 1rem; }
-table { border-collapse: collapse; table-layout: fixed; width: 100%; min-width: 62rem; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; table-layout: fixed; width: 100%; min-width: 66rem; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: middle; }
 th button { all: unset; cursor: pointer; font-weight: bold; }
 th button:focus-visible { outline: 2px solid #0072b2; }
 th:nth-child(1) { width: 100px; }
 th:nth-child(2) { width: 8rem; }
+th:nth-child(n+3):nth-child(-n+6) { width: 5rem; }
 th:nth-child(7) { width: 12rem; }
-th:nth-child(8) { width: 24rem; }
 td { overflow-wrap: anywhere; }
 img { display: block; width: 100px; height: auto; min-height: 100px; background: #000; }
 .number { text-align: right; }
