@@ -20,7 +20,7 @@ given_modality = $(if $(filter file,$(origin MODALITY)),,$(MODALITY))
 given_host = $(if $(filter environment,$(origin HOST)),,$(HOST))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt learn clean
+.PHONY: help demo test test-all test-fast lint preprocess train infer evaluate compare synthesise choose calibrate check stress card pack fetch table benchmark results reproduce serve export adapt learn clean
 
 .venv/installed: requirements.txt
 	@echo "installing the environment into .venv (a few minutes, once)"
@@ -37,11 +37,14 @@ help: ## list the targets
 demo: .venv/installed ## all steps on a virtual cohort, in minutes [OUT=work/demo SEED=]
 	$(PY) -m pipelines.demo $(call opt,--out,$(or $(OUT),work/demo)) --seed $(SEED) $(ARGS)
 
-test: .venv/installed lint ## lint, then all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+test: .venv/installed ## lint beside all tests
+	$(MAKE) -j2 lint test-all
 
 test-fast: .venv/installed ## tests without those marked slow: no scan prepared, no run trained, no browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+
+test-all: .venv/installed
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

@@ -32,6 +32,8 @@ AHEAD = 1000
 DEATHS = 2
 # Seconds without any local worker process after which none is waited for.
 PATIENCE = 60.0
+# Seconds that a scheduler at an address has to answer.
+ANSWER_S = 10.0
 # Of one job, where dask's own jobqueue.slurm config says nothing.
 SLURM = {"cores": 4, "processes": 4, "memory": "16GB"}
 # Threads of a worker; ITK keeps to one, see preprocessing/register.py.
@@ -205,7 +207,7 @@ def _connect(address: str) -> Client:
     from distributed import Client
 
     try:
-        return Client(address, timeout=10)
+        return Client(address, timeout=ANSWER_S)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(

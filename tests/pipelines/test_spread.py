@@ -168,7 +168,8 @@ def test_one_ahead_runs_the_next_while_this_one_is_worked_on():
     assert list(spread.one_ahead(begin, [])) == []
 
 
-def test_no_scheduler_at_an_address(tmp_path):
+def test_no_scheduler_at_an_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "ANSWER_S", 1)
     with pytest.raises(
         ConfigError, match=r"EXECUTOR=tcp://127\.0\.0\.1:9: no Dask scheduler answers there"
     ):

@@ -536,11 +536,11 @@ def test_slice_scores_lie_in_their_slices(patch_size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["loop.channels_last=true", "loop.compile=true"])
-def test_ways_to_be_faster_learn_the_same(store, tmp_path, setting):
+def test_ways_to_be_faster_learn_the_same(store, whole, tmp_path, setting):
     """Weights after two stages differ in rounding alone, and the setting did reach the network."""
     import torch._dynamo
 
-    plain = fit(store, tmp_path / "plain")
+    plain, _ = whole
     torch.manual_seed(0)
     fresh = build_tiny()
     torch._dynamo.utils.counters.clear()
