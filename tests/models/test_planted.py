@@ -305,3 +305,22 @@ def test_the_config_says_which_neighbours_there_are():
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
         create_model("planted", **arguments)
+
+
+def test_the_loss_is_dice_and_ten_times_the_focal_loss():
+    """Both by hand, from the planted slices of the same seeds."""
+    torch.manual_seed(0)
+    model = create_model("planted", image_size=SIDES, atlas=False)
+    model.eval()
+    batch = batch_of(noise=0.02)
+    x, lesions = plant_batch(
+        batch["image"], batch["mask"], batch["seed"], model.held_out, 0.5, model.pixel_mm
+    )
+    with torch.no_grad():
+        found = model.anomaly_map(x, batch["mask"]).double()
+        got = model.loss(batch)["loss"].item()
+    dice = 1 - 2 * (found * lesions).sum() / (found.sum() + lesions.sum())
+    right = torch.where(lesions > 0, found, 1 - found)
+    focal = -((1 - right) ** 2 * right.log()).mean()
+    assert lesions.sum() > 50
+    assert got == pytest.approx((dice + 10 * focal).item(), rel=1e-4)
