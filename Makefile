@@ -8,6 +8,7 @@ SEED ?= 0
 WORKERS ?= 1
 ARGS ?=
 TORCH_INDEX ?=
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP = $(PY) -m pip install --disable-pip-version-check --progress-bar off
 
 # $(call opt,--name,value): the option if there is a value, in quotes if the value has a space.
@@ -41,10 +42,10 @@ test: .venv/installed ## lint beside all tests
 	$(MAKE) -j2 lint test-all
 
 test-fast: .venv/installed ## tests without those marked slow: no scan prepared, no run trained, no browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-all: .venv/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(PYTEST) tests
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
