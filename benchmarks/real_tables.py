@@ -2,7 +2,8 @@
 
 `--data` is a folder that holds a folder per set, as preprocessing/datasets names and describes
 them. A set that is absent is left out. The tables go to `--out`. Of each set with enough healthy
-scans there is a second table, `ready_<set>.tsv`: the splits of its ready-made run.
+scans there is a second table, `ready_<set>.tsv`: the splits of its ready-made run. Further
+sequences of a set have tables of their own, such as `open_ms_flair.tsv`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from preprocessing.files import write_table
 from preprocessing.scans import Scan, scan_row
 
 CALIBRATE = 9  # healthy subjects
+FURTHER = {"open_ms": ("flair",)}  # sequences with a table of their own, by set
 
 
 def main() -> None:
@@ -34,13 +36,21 @@ def main() -> None:
             # One adapter at a time: a set that is absent asks for none of its packages.
             adapter = import_module(f"preprocessing.datasets.{name}")
             scans, _ = adapter.scans(folder, arguments.out)
-            write_table(arguments.out / f"{name}.tsv", [scan_row(scan) for scan in scans])
-            print(f"{arguments.out / name}.tsv: {len(scans)} scans")
+            write_scans(arguments.out / f"{name}.tsv", scans)
+            for modality in FURTHER.get(name, ()):
+                others, _ = adapter.scans(folder, arguments.out, modality)
+                write_scans(arguments.out / f"{name}_{modality}.tsv", others)
             rows = ready_splits(scans)
             if rows:
                 write_table(arguments.out / f"ready_{name}.tsv", rows)
             elif len(scans) > 1 and all(scan.label == "healthy" for scan in scans):
                 write_table(arguments.out / f"site_{name}.tsv", site_splits(scans))
+
+
+def write_scans(path: Path, scans: Sequence[Scan]) -> None:
+    """Write a table that preprocess reads, and say so."""
+    write_table(path, [scan_row(scan) for scan in scans])
+    print(f"{path}: {len(scans)} scans")
 
 
 def ready_splits(scans: Sequence[Scan]) -> list[dict[str, str]]:

@@ -43,6 +43,8 @@ class Restore(AnomalyModel):
         map: "restoration", "severity" or "product".
     """
 
+    scoring_arguments = ("severities", "steps", "map")
+
     def __init__(
         self,
         in_channels: int = 1,

@@ -36,6 +36,17 @@ MORE = {
     "planted": (80, 24),
     "vqvae_transformer": (120, 24),
 }
+# Ways to score that training does not depend on: a model, and settings that may stand together.
+WAYS = [
+    ("ce_vae", ("map=rec", "smooth=1", "samples=1", "noise=0.2")),
+    ("multitask", ("lam=0.9",)),
+    ("patched_ddpm", ("test_step=100",)),
+    ("restore", ("severities=[0.1]", "steps=3", "map=severity")),
+    ("vae", ("passes=2", "map=uncertainty")),
+    ("vae", ("restoration=map", "rho=0.5", "schedule=[[2,0.1]]")),
+    ("vae_kl", ("map=rec", "smooth=1")),
+    ("vqvae_transformer", ("map=healing", "quantile=0.9")),
+]
 SUPERVISED = (10, 12)  # what it finds is not asked of it here
 
 
@@ -52,13 +63,14 @@ def variants():
     return found
 
 
-def make(name, dims=2, modality="t1"):
+def make(name, dims=2, modality="t1", more=()):
     torch.manual_seed(0)
     given = load_run_config(name).model
     changes = [f"image_size={list(SIDES[dims])}"]
     changes += [f"model.{k}={v}" for k, v in SMALL.items() if k in given]
     if dims == 3:
         changes.append("model.spatial_dims=3")
+    changes += [f"model.{change}" for change in more]
     return build_model(load_run_config(name, changes), load_recipe(modality))
 
 
@@ -149,6 +161,29 @@ def test_each_update_reaches_all_its_parameters(variant):
                     assert p.grad is not None and p.grad.abs().sum() > 0, (
                         f"{name}.{update.name}: no gradient reaches {key}"
                     )
+
+
+def test_each_argument_of_scoring_is_tested_below():
+    told = {name: set() for name in model_names()}
+    for name, way in WAYS:
+        told[name] |= {text.partition("=")[0] for text in way}
+    assert told == {name: set(model_class(name).scoring_arguments) for name in model_names()}
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_arguments_of_scoring_change_no_training(name, way):
+    """So that compare may train once for variants that differ in them alone."""
+    given = ("dropout=0.2",) if "passes=2" in way else ()
+    one = make(name, more=given)
+    two = make(name, more=given + way)
+    losses = []
+    for model in (one, two):
+        torch.manual_seed(1)
+        losses.append(train(model, (2, 12), cohort(12)))
+    assert losses[0] == losses[1]
+    others = dict(two.named_parameters())
+    for key, weights in one.named_parameters():
+        assert torch.equal(weights, others[key]), key
 
 
 def test_map_is_deterministic_non_negative_and_zero_outside(trained):

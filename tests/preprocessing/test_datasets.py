@@ -119,6 +119,11 @@ def test_open_ms_is_one_patient_with_a_lesion_mask(tmp_path):
     assert (scan.split, scan.label, scan.pathology) == ("test", "abnormal", "multiple sclerosis")
     assert scan.image == tmp_path / "sub-19" / "sub-19_space-MNI_T1.nii.gz"
     assert scan.mask == tmp_path / "sub-19" / "sub-19_space-MNI_lesion.nii.gz"
+    (flair,), _ = open_ms.scans(tmp_path, tmp_path / "out", "flair")
+    assert flair.image == tmp_path / "sub-19" / "sub-19_space-MNI_FLAIR.nii.gz"
+    assert flair.mask == scan.mask
+    with pytest.raises(InputError, match="t1, t2 and flair, not with 'ct'"):
+        open_ms.scans(tmp_path, tmp_path / "out", "ct")
 
 
 def test_lgg_patients_give_their_slices_without_tumour(tmp_path):
