@@ -33,6 +33,7 @@ from evaluation.figures.views import (
 
 PANEL_INCHES = 2.3
 DPI = 110
+FEW = 10  # points that are marked one by one
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ def curves_figure(
         for (name, curve), marker in zip(curves.items(), itertools.cycle("osD^vPX"), strict=False):
             points += curve
             xs, ys = zip(*curve, strict=True)
-            ax.plot(xs, ys, marker=marker, markersize=4, linewidth=1.2, label=name)
+            marked = marker if len(curve) <= FEW else ""
+            ax.plot(xs, ys, marker=marked, markersize=4, linewidth=1.2, label=name)
         ax.set(xlabel=x, ylabel=y)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
@@ -240,7 +242,9 @@ def curves_figure(
             ax.set_ylim(top=20 * ax.get_ylim()[1])  # room for the legend
         else:
             ax.set_ylim(0, 1.1 * max(height for _, height in points) or 1)
-            ax.set_xticks(sorted({at for at, _ in points}))
+            places = sorted({at for at, _ in points})
+            if len(places) <= FEW:
+                ax.set_xticks(places)
         if any(curves):
             ax.legend(frameon=False, fontsize=7)
     return png_of(figure)

@@ -1,0 +1,72 @@
+"""Learning curves: read from metrics.csv, minutes added up over epochs."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import curves
+from preprocessing.scans import InputError
+
+METRICS = """stage,epoch,name,value
+vae,0,loss,0.5
+vae,0,val_loss,0.75
+vae,0,seconds,30
+vae,1,loss,0.25
+vae,1,val_loss,0.5
+vae,1,seconds,60
+flow,0,loss,2
+flow,0,val_loss,3
+flow,0,seconds,6
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text(METRICS)
+    (folder / "run.json").write_text('{"data": "cohort", "train_scans": ["a", "b"]}')
+    return folder
+
+
+def test_each_stage_has_its_curve(run):
+    told = {"run": "run", "data": "cohort", "scans": 2}
+    assert curves.curves(run) == [
+        {
+            **told,
+            "stage": "vae",
+            "epochs": [
+                {"epoch": 1, "minutes": 0.5, "loss": 0.5, "val_loss": 0.75},
+                {"epoch": 2, "minutes": 1.5, "loss": 0.25, "val_loss": 0.5},
+            ],
+        },
+        {
+            **told,
+            "stage": "flow",
+            "epochs": [{"epoch": 1, "minutes": 0.1, "loss": 2.0, "val_loss": 3.0}],
+        },
+    ]
+
+
+def test_the_picture_shows_one_of_the_numbers(run, tmp_path, monkeypatch):
+    row = curves.curves(run)[0]
+    assert curves.drawn(row, "loss") == {
+        "training": [(0.5, 0.5), (1.5, 0.25)],
+        "validation": [(0.5, 0.75), (1.5, 0.5)],
+    }
+    with pytest.raises(InputError, match="--name dice: run logged epoch, minutes, loss, val_loss"):
+        curves.drawn(row, "dice")
+    out = tmp_path / "curves.json"
+    picture = tmp_path / "curves.png"
+    monkeypatch.setattr(
+        sys, "argv", ["curves", "--runs", str(run), "--out", str(out), "--picture", str(picture)]
+    )
+    curves.main()
+    assert [row["stage"] for row in json.loads(out.read_text())["rows"]] == ["vae", "flow"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_learned_nothing_by_gradient_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.csv: no such file; give run folders"):
+        curves.curves(tmp_path)
