@@ -135,17 +135,8 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
     the run has learned from.
     """
     table = data / "scans.tsv"
-    apart = differing(read_recipe(data), run.recipe)
-    if apart:
-        raise InputError(
-            f"{data}: preprocessed with another {', '.join(apart)} than the run's scans; "
-            f"use the settings in {run.folder / 'recipe.yaml'}."
-        )
     learned = set(run.history.get("digests", []))
-    cases = read_cases(data)
-    splits = run.folder / "splits.tsv"
-    if splits.is_file() and _learned_here(cases, learned, splits):
-        cases = read_cases(data, splits)
+    cases = cases_for(run, data)
     cases = [case for case in cases if case.split == "test" and not case.is_part]
     if not cases:
         raise InputError(f"{table}: no scans in split 'test'.")
@@ -155,6 +146,24 @@ def cases_to_test(run: Run, data: Path) -> list[Case]:
             f"{table}: test scan '{seen.id}' is an image that {run.folder} was trained or "
             "calibrated on."
         )
+    return cases
+
+
+def cases_for(run: Run, data: Path) -> list[Case]:
+    """The cases of `data`: by the run's own splits where it learned from that data.
+
+    InputError where the data were preprocessed in another way.
+    """
+    apart = differing(read_recipe(data), run.recipe)
+    if apart:
+        raise InputError(
+            f"{data}: preprocessed with another {', '.join(apart)} than the run's scans; "
+            f"use the settings in {run.folder / 'recipe.yaml'}."
+        )
+    cases = read_cases(data)
+    splits = run.folder / "splits.tsv"
+    if splits.is_file() and _learned_here(cases, set(run.history.get("digests", [])), splits):
+        return read_cases(data, splits)
     return cases
 
 

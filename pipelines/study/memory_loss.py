@@ -20,11 +20,10 @@ from tqdm import tqdm
 from evaluation import shapes, synthetic
 from evaluation.lesions import MIN_OVERLAP
 from pipelines.cohort.cases import Case, load, read_cases
-from pipelines.config import read_recipe
 from pipelines.detect.detector import cut
 from pipelines.detect.memory import Entry, Memory, recall
 from pipelines.detect.run import Run
-from pipelines.study.evaluate import differing
+from pipelines.study.evaluate import cases_for
 from pipelines.study.plant import MARGIN_MM
 from preprocessing.prepare import Prepared
 from preprocessing.resample import carry_mask
@@ -79,15 +78,10 @@ class Loss:
 def unseen_healthy(run: Run, data: Path) -> list[Case]:
     """Healthy cases to measure the loss on: not trained on, and not the test scans.
 
-    Those are kept for figures that are reported. InputError where there is none, or the cohort was
-    preprocessed in another way.
+    Those are kept for figures that are reported; the run's own splits say which they are where it
+    has some. InputError where there is no case, or the cohort was preprocessed in another way.
     """
-    apart = differing(read_recipe(data), run.recipe)
-    if apart:
-        raise InputError(
-            f"{data}: preprocessed with another {', '.join(apart)} than the run's scans; "
-            f"use the settings in {run.folder / 'recipe.yaml'}."
-        )
+    splits = {case.id: case.split for case in cases_for(run, data)}
     if len(run.recipe.suffixes) > 1:
         raise InputError(
             f"{run.folder}: its scans have several channels, and a lesion is planted in one image; "
@@ -98,7 +92,8 @@ def unseen_healthy(run: Run, data: Path) -> list[Case]:
     cases = [
         case
         for case in read_cases(data)
-        if case.label == "healthy" and case.split != "test" and not case.is_part
+        if case.label == "healthy" and not case.is_part
+        if splits.get(case.id, case.split) != "test"
         if case.digest not in learned or case.id in validated
     ]
     if not cases:

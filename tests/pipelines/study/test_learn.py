@@ -17,7 +17,13 @@ from pipelines.detect.folder import seal
 from pipelines.detect.memory import Memory, read_memory, write_memory
 from pipelines.detect.run import load_run
 from pipelines.study.measure import evaluate_scan
-from pipelines.study.memory_loss import Loss, demand_small, measure_loss, planted
+from pipelines.study.memory_loss import (
+    Loss,
+    demand_small,
+    measure_loss,
+    planted,
+    unseen_healthy,
+)
 from pipelines.study.rejected import read_opinions
 from pipelines.training.calibrate import child_run
 from pipelines.training.folds import train_run
@@ -182,6 +188,24 @@ def test_half_of_the_lesions_lie_where_the_memory_is(parent, data):
     assert not all(lesion[tuple(place)] for _, lesion, near in rows if not near)
     empty = measure_loss(parent, Memory(), cases, 12)
     assert empty.lost == 0 and empty.found > 0
+
+
+def test_the_loss_is_measured_on_no_test_scan_by_the_run_s_own_splits(parent, data, tmp_path):
+    """A run with splits of its own keeps its own test scans for figures, not those of the table."""
+    cases = [case for case in read_cases(data) if case.label == "healthy"]
+    own = {case.id: "train" for case in cases[:5]}
+    own |= {case.id: "val" for case in cases[5:8]}
+    kept = next(case.id for case in cases[8:] if case.split != "test")
+    free = next(case.id for case in cases[8:] if case.split == "test")
+    own |= {kept: "test", free: "val"}
+    folder = tmp_path / "run"
+    shutil.copytree(parent.folder, folder)
+    write_table(folder / "splits.tsv", [{"id": i, "split": s} for i, s in own.items()])
+    seal(folder)
+    by_table = {case.id for case in unseen_healthy(parent, data)}
+    found = {case.id for case in unseen_healthy(load_run(folder, "cpu"), data)}
+    assert kept in by_table and free not in by_table
+    assert found == by_table - {kept} | {free}
 
 
 def test_the_bound_of_a_loss():
