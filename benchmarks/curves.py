@@ -2,8 +2,8 @@
 
     python -m benchmarks.curves --runs RUN [RUN ...] --out JSON --picture PNG
 
-They are read from the metrics.csv of each run. Minutes are those of its training and validation.
-The picture shows one of the logged numbers, such as `--name dice`, of training and validation.
+They are read from the metrics.csv of each run, without its seconds, which are of one machine. The
+picture shows one of the logged numbers, such as `--name dice`, of training and validation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
         rows += found
         for row in found:
             title = f"{row['run']}: {row['stage']}"
-            panels.append((title, "minutes", arguments.name, drawn(row, arguments.name), False))
+            panels.append((title, "epoch", arguments.name, drawn(row, arguments.name), False))
     write_rows(arguments.out, {"command": command_line("benchmarks.curves"), "rows": rows})
     write_atomic(arguments.picture, curves_figure(panels))
 
@@ -45,8 +45,7 @@ def main() -> None:
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The curves of a run, one for each stage: a row of what was logged per epoch.
 
-    `minutes` (since the first epoch began) stands in for the epoch's seconds. InputError where
-    nothing was logged.
+    InputError where nothing was logged.
     """
     path = folder / "metrics.csv"
     if not path.is_file():
@@ -58,27 +57,25 @@ def curves(folder: Path) -> list[dict[str, Any]]:
             epochs.setdefault(int(line["epoch"]), {})[line["name"]] = float(line["value"])
     trained = read_history(folder)
     told = {"run": folder.name, "data": trained["data"], "scans": len(trained["train_scans"])}
-    return [told | {"stage": stage, "epochs": timed(epochs)} for stage, epochs in stages.items()]
+    return [told | {"stage": stage, "epochs": ordered(epochs)} for stage, epochs in stages.items()]
 
 
-def timed(epochs: dict[int, dict[str, float]]) -> Curve:
-    """What was logged per epoch, in order, with the minutes since the start."""
+def ordered(epochs: dict[int, dict[str, float]]) -> Curve:
+    """What was logged per epoch, in order; the first epoch is 1."""
     rows: Curve = []
-    seconds = 0.0
     for epoch in sorted(epochs):
-        logged = dict(epochs[epoch])
-        seconds += logged.pop("seconds")
-        rows.append({"epoch": epoch + 1, "minutes": round(seconds / 60, 2), **logged})
+        logged = {name: value for name, value in epochs[epoch].items() if name != "seconds"}
+        rows.append({"epoch": epoch + 1, **logged})
     return rows
 
 
 def drawn(row: dict[str, Any], name: str) -> dict[str, list[tuple[float, float]]]:
-    """One of the logged numbers over the minutes, in training and validation."""
+    """One of the logged numbers by epoch, in training and validation."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for where, key in (("training", name), ("validation", f"val_{name}")):
         if key not in row["epochs"][0]:
             raise InputError(f"--name {name}: {row['run']} logged {', '.join(row['epochs'][0])}.")
-        lines[where] = [(epoch["minutes"], epoch[key]) for epoch in row["epochs"]]
+        lines[where] = [(epoch["epoch"], epoch[key]) for epoch in row["epochs"]]
     return lines
 
 

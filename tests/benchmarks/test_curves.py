@@ -1,4 +1,4 @@
-"""Learning curves: read from metrics.csv, minutes added up over epochs."""
+"""Learning curves: read from metrics.csv."""
 
 import json
 import sys
@@ -37,14 +37,14 @@ def test_each_stage_has_its_curve(run):
             **told,
             "stage": "vae",
             "epochs": [
-                {"epoch": 1, "minutes": 0.5, "loss": 0.5, "val_loss": 0.75},
-                {"epoch": 2, "minutes": 1.5, "loss": 0.25, "val_loss": 0.5},
+                {"epoch": 1, "loss": 0.5, "val_loss": 0.75},
+                {"epoch": 2, "loss": 0.25, "val_loss": 0.5},
             ],
         },
         {
             **told,
             "stage": "flow",
-            "epochs": [{"epoch": 1, "minutes": 0.1, "loss": 2.0, "val_loss": 3.0}],
+            "epochs": [{"epoch": 1, "loss": 2.0, "val_loss": 3.0}],
         },
     ]
 
@@ -52,10 +52,10 @@ def test_each_stage_has_its_curve(run):
 def test_the_picture_shows_one_of_the_numbers(run, tmp_path, monkeypatch):
     row = curves.curves(run)[0]
     assert curves.drawn(row, "loss") == {
-        "training": [(0.5, 0.5), (1.5, 0.25)],
-        "validation": [(0.5, 0.75), (1.5, 0.5)],
+        "training": [(1, 0.5), (2, 0.25)],
+        "validation": [(1, 0.75), (2, 0.5)],
     }
-    with pytest.raises(InputError, match="--name dice: run logged epoch, minutes, loss, val_loss"):
+    with pytest.raises(InputError, match="--name dice: run logged epoch, loss, val_loss"):
         curves.drawn(row, "dice")
     out = tmp_path / "curves.json"
     picture = tmp_path / "curves.png"
