@@ -18,8 +18,9 @@ from pipelines.pages.evaluation import (
     threshold_picture,
 )
 from pipelines.pages.html import Section, page
-from pipelines.pages.text import COMPARED, SHORT, figure_text, interval_text, is_known
+from pipelines.pages.text import COMPARED, SHORT, figure_text, interval_text, is_known, tally
 from pipelines.study.case_pictures import Images
+from pipelines.study.nested import CHOSEN
 
 
 def comparison_page(
@@ -58,12 +59,21 @@ def comparison_page(
 
 def _rules(comparison: dict[str, Any]) -> str:
     resamples = comparison["protocol"]["resamples"]
+    chosen: list[str] = []
+    for entry in comparison["models"]:
+        chosen += [run["chosen"] for run in entry["runs"] if "chosen" in run]
+    nested = ""
+    if chosen:
+        nested = (
+            f" '{CHOSEN}' is the model that best finds lesions planted in the validation scans of "
+            f"a run: {tally(chosen)}."
+        )
     return (
         f"{comparison['protocol_text']} Figures are means over runs ± standard deviation over "
         "runs, in brackets the 95 % interval by bootstrap over test subjects "
         f"({resamples} resamples). "
         "Thresholds come from healthy validation scans alone; 'oracle' was chosen with the test "
-        "labels."
+        f"labels.{nested}"
     )
 
 

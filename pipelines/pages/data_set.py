@@ -18,7 +18,8 @@ from pipelines.pages.model_tables import (
     number_text,
     sizes_text,
 )
-from pipelines.pages.text import markdown_table
+from pipelines.pages.text import markdown_table, tally
+from pipelines.study.nested import CHOSEN
 from pipelines.study.results_file import Results, Setup
 from preprocessing.files import read_json
 
@@ -89,6 +90,7 @@ def made_text(results: Results) -> str:
         ["training scans per run", f"{_span(learned)} of `{summary.trained_on}`"],
         ["operating point", ", ".join(points)],
         *_parts_row(setups),
+        *_chosen_row(results),
         ["machine", ", ".join(sorted({_machine(setup) for setup in setups}))],
     ]
     cost = {
@@ -115,6 +117,14 @@ def _parts_row(setups: Sequence[Setup]) -> list[list[str]]:
     if not any(parts):
         return []
     return [["of the training scans slices without lesion of patients", _span(parts)]]
+
+
+def _chosen_row(results: Results) -> list[list[str]]:
+    """What the row "chosen" holds; no row where nothing was chosen."""
+    chosen = [run.chosen for run in results.summary.runs if run.chosen]
+    if not chosen:
+        return []
+    return [[f"`{CHOSEN}`: finds lesions planted in a run's validation scans best", tally(chosen)]]
 
 
 def ranking_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,13 @@ def comparison_line(entry: dict[str, Any]) -> str:
         if figures.get(k, {}).get("mean") is not None
     ]
     return f"{entry['model']} ({len(entry['runs'])} runs): " + "; ".join(texts)
+
+
+def tally(names: Sequence[str]) -> str:
+    """How often each name is there, the most frequent first: "atlas in 3 runs, vae in 1"."""
+    counts = Counter(names).most_common()
+    first, *others = (f"{name} in {count}" for name, count in counts)
+    return ", ".join([f"{first} run{'s' if counts[0][1] > 1 else ''}", *others])
 
 
 def figure_text(figure: dict[str, Any]) -> str:

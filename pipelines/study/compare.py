@@ -67,7 +67,10 @@ class UnitResult:
     def as_row(self) -> dict[str, Any]:
         """As the results file takes it."""
         unit = self.unit
-        named = {"unit": unit.name, "seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
+        named: dict[str, Any] = {"unit": unit.name, "seed": unit.seed}
+        named |= {"repeat": unit.repeat, "fold": unit.fold}
+        if self.chosen:
+            named["chosen"] = self.chosen
         return self.evaluation.as_json() | named
 
 

@@ -88,9 +88,13 @@ class Setup(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """A run of a model. `setup` is its number in the list of setups."""
+    """A run of a model. `setup` is its number in the list of setups.
+
+    `chosen` names the model behind a run of the row "chosen".
+    """
 
     model: str
+    chosen: str | None = None
     run: int
     seed: int
     repeat: int | None

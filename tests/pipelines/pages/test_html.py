@@ -7,6 +7,7 @@ import pytest
 
 from evaluation.figures.plots import histogram_figure
 from pipelines.pages.html import DISCLAIMER, Section, page
+from pipelines.pages.text import tally
 
 
 class Reader(HTMLParser):
@@ -82,3 +83,8 @@ def test_page_refuses_what_does_not_fit():
             page("t", [Section("rows", table=(["a", "b"], [row]))])
     with pytest.raises(ValueError, match="PNG"):
         page("t", [Section("s", images=[("jpeg", b"\xff\xd8")])])
+
+
+def test_names_are_tallied_the_most_frequent_first():
+    assert tally(["vae", "atlas", "atlas"]) == "atlas in 2 runs, vae in 1"
+    assert tally(["vae"]) == "vae in 1 run"

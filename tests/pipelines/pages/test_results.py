@@ -193,7 +193,8 @@ def test_figures_are_means_over_runs_of_scans_that_were_not_learned_from(folder)
     for name in found.names():
         runs = found.runs(name)
         entry = found.model(name)
-        assert entry.config["name"] == name.partition("@")[0]
+        model = runs[0].chosen or name
+        assert entry.config["name"] == model.partition("@")[0]
         assert [run.run for run in runs] == list(range(len(runs))) and runs
         for key, figure in entry.figures.items():
             values = [run.summary[key] for run in runs if run.summary[key] is not None]

@@ -13,6 +13,8 @@ from pipelines.config import ConfigError
 from pipelines.detect.config import load_run_config
 from pipelines.detect.detector import scan_score
 from pipelines.detect.run import load_run
+from pipelines.pages.data_set import made_text
+from pipelines.study.results_file import Results
 from pipelines.training.folds import train_run
 from preprocessing.files import read_table, write_table
 from tests.shared import run
@@ -191,3 +193,9 @@ def test_compare_with_folds_and_the_choice_inside_each_of_them(data, tmp_path):
             ap[model] = json.loads(path.read_text())["voxel_ap"]
         assert chosen["chosen"] == max(ap, key=ap.get) != "zero"
         assert chosen["summary"] == runs[chosen["chosen"]][number]["summary"]
+    names = [chosen["chosen"] for chosen in runs["chosen"]]
+    stored = Results.read(tmp_path / "heads_results")
+    assert [r.chosen for r in stored.summary.runs] == [None] * 9 + names
+    first = max(set(names), key=names.count)
+    told = f"{first} in {names.count(first)} run"
+    assert told in made_text(stored) and told in (tmp_path / "heads_comparison.html").read_text()
