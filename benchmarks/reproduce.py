@@ -41,10 +41,10 @@ def overrides(settings: dict[str, dict[str, Any]], models: list[str]) -> list[st
 def compare_command(name: str, plan: Plans, full: bool) -> Command:
     """Return the command of one comparison.
 
-    Its runs lie in runs/<data>, shared with every other comparison on that data.
+    Its runs are shared with every other comparison on that data, unless it has a folder of its own.
     """
     command = ["pipelines.compare", "--data", f"work/{plan['data']}"]
-    command += ["--models", " ".join(plan["models"]), "--out", f"runs/{plan['data']}"]
+    command += ["--models", " ".join(plan["models"]), "--out", runs_of(plan)]
     if "test" in plan:
         command += ["--test", f"work/{plan['test']}"]
     if name != plan.get("test", plan["data"]):
@@ -56,6 +56,11 @@ def compare_command(name: str, plan: Plans, full: bool) -> Command:
         command += ["--choose", *plan["choose"]]
     command += overrides(plan["settings"], plan["models"])
     return command if full else command + overrides(plan["budget"], plan["models"])
+
+
+def runs_of(plan: Plans) -> str:
+    """Return the folder for the runs of a comparison: runs/<data>, or its own below runs."""
+    return f"runs/{plan.get('runs', plan['data'])}"
 
 
 def choose_commands(name: str, plan: Plans, full: bool) -> list[Command]:
@@ -213,7 +218,7 @@ def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Com
 
 def results_command(chosen: dict[str, Plans]) -> Command:
     """Return the command that writes the results page, with every folder once."""
-    folders = [f"runs/{plan['data']}" for plan in chosen["compare"].values()]
+    folders = [runs_of(plan) for plan in chosen["compare"].values()]
     folders += [f"work/{name}" for name in (*chosen["preprocess"], *chosen["synthesise"])]
     folders += [f"runs/ready_{name}" for name in chosen["ready"]]
     command = ["pipelines.results"]

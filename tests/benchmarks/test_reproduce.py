@@ -11,6 +11,7 @@ from benchmarks.reproduce import choose_commands, commands, overrides
 from pipelines import choose, compare, train
 from pipelines.config import ROOT, load_recipe, read_yaml
 from pipelines.detect.config import load_run_config
+from pipelines.detect.identity import settings
 from pipelines.detect.typical import FEWEST
 from pipelines.pages.results import CHOICES as CHOICES_FILE
 from pipelines.study.compare import configs as configs_of
@@ -31,6 +32,7 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
     }
     names = set()
     trained = {}
+    shared = {}
     for command in listed:
         if command[0] == "pipelines.preprocess":
             overrides = [part for part in command[1:] if "=" in part]
@@ -44,6 +46,11 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
             assert len({str(c) for c in configs.values()}) == len(models), (
                 "two variants are the same"
             )
+            # a folder of runs holds one run of a name, and refuses another
+            for model, config in configs.items():
+                place = (arguments.out, arguments.protocol == "kfold", model)
+                held = settings(config, "figures")
+                assert shared.setdefault(place, held) == held, f"{place}: other settings"
             names.add(arguments.name or Path(arguments.test or arguments.data).name)
         if command[0] == "pipelines.train":
             arguments = train.build_parser().parse_args(command[1:])
