@@ -241,7 +241,8 @@ def curves_figure(
             ax.set(xscale="log", yscale="log")
             ax.set_ylim(top=20 * ax.get_ylim()[1])  # room for the legend
         else:
-            ax.set_ylim(0, 1.1 * max(height for _, height in points) or 1)
+            heights = [0, *(height for _, height in points)]
+            ax.set_ylim(1.1 * min(heights), 1.1 * max(heights) or 1)
             places = sorted({at for at, _ in points})
             if len(places) <= FEW:
                 ax.set_xticks(places)

@@ -7,7 +7,13 @@ import pytest
 from matplotlib.image import imread
 
 from evaluation.figures import views
-from evaluation.figures.plots import Layers, case_figure, histogram_figure, outline_figure
+from evaluation.figures.plots import (
+    Layers,
+    case_figure,
+    curves_figure,
+    histogram_figure,
+    outline_figure,
+)
 from evaluation.figures.views import View, chosen_slices
 
 SHAPE = (40, 32, 12)
@@ -114,6 +120,16 @@ def test_outline_figure():
     assert png.startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="one shape"):
         outline_figure(image, brain.T, spacing=SPACING)
+
+
+def test_a_curve_below_zero_is_drawn():
+    """A loss may be negative: as many pixels have its colour as in the same curve above zero."""
+    drawn = []
+    for sign in (1, -1):
+        curve = [(x, sign * (1 + x / 10)) for x in range(30)]
+        png = curves_figure([("loss", "epoch", "loss", {"training": curve}, False)])
+        drawn.append(coloured(png, "#1f77b4")[2])
+    assert drawn[1] > 0.9 * drawn[0] > 200
 
 
 def test_histogram_figure():
