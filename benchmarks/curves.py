@@ -9,7 +9,6 @@ picture shows one of the logged numbers, such as `--name dice`, of training and 
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from evaluation.figures.plots import curves_figure
 from pipelines import cli
 from pipelines.detect.folder import read_history
 from pipelines.versions import command_line
-from preprocessing.files import write_atomic, write_rows
+from preprocessing.files import read_table, write_atomic, write_rows
 from preprocessing.scans import InputError
 
 Curve = list[dict[str, float]]
@@ -51,12 +50,15 @@ def curves(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give run folders of a model that is trained.")
     stages: dict[str, dict[int, dict[str, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            epochs = stages.setdefault(line["stage"], {})
-            epochs.setdefault(int(line["epoch"]), {})[line["name"]] = float(line["value"])
+    for line in read_table(path):
+        epochs = stages.setdefault(line["stage"], {})
+        epochs.setdefault(int(line["epoch"]), {})[line["name"]] = float(line["value"])
     trained = read_history(folder)
-    told = {"run": folder.name, "data": trained["data"], "scans": len(trained["train_scans"])}
+    told = {
+        "run": "/".join(folder.parts[-2:]),
+        "data": trained["data"],
+        "scans": len(trained["train_scans"]),
+    }
     return [told | {"stage": stage, "epochs": ordered(epochs)} for stage, epochs in stages.items()]
 
 

@@ -11,14 +11,13 @@ from pipelines.cohort.cases import count_parts
 from pipelines.pages.model_tables import (
     GROUPS,
     classes_text,
-    counted,
     differences_text,
     figures_text,
     model_table,
     number_text,
     sizes_text,
 )
-from pipelines.pages.text import markdown_table, tally
+from pipelines.pages.text import counted, markdown_table, tally
 from pipelines.study.nested import CHOSEN
 from pipelines.study.results_file import Results, Setup
 from preprocessing.files import read_json

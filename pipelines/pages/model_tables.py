@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from pipelines.pages.text import figure_text, interval_text, markdown_table
+from pipelines.pages.text import counted, figure_text, interval_text, markdown_table
 from pipelines.study.evaluation import ScanRow
 from pipelines.study.results_file import (
     ClassFigures,
@@ -255,10 +255,6 @@ def model_table(results: Results, title: str, columns: dict[str, list[str]]) -> 
     names = [f"`{name}`" for name in results.names()]
     rows = [list(row) for row in zip(names, *shown.values(), strict=True)]
     return f"{title}\n\n{markdown_table(['model', *shown], rows)}"
-
-
-def counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _range_text(size: SizeFigures) -> str:

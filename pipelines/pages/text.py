@@ -58,9 +58,14 @@ def comparison_line(entry: dict[str, Any]) -> str:
 
 def tally(names: Sequence[str]) -> str:
     """How often each name is there, the most frequent first: "atlas in 3 runs, vae in 1"."""
-    counts = Counter(names).most_common()
-    first, *others = (f"{name} in {count}" for name, count in counts)
-    return ", ".join([f"{first} run{'s' if counts[0][1] > 1 else ''}", *others])
+    (first, most), *others = Counter(names).most_common()
+    texts = [f"{name} in {count}" for name, count in others]
+    return ", ".join([f"{first} in {counted(most, 'run')}", *texts])
+
+
+def counted(n: int, what: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def figure_text(figure: dict[str, Any]) -> str:

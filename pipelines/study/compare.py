@@ -64,14 +64,16 @@ class UnitResult:
     evaluation: Evaluation
     chosen: str | None = None
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Seed, repeat and fold, and the model that was chosen, where one was."""
+        unit = self.unit
+        found: dict[str, Any] = {"seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
+        return found | ({"chosen": self.chosen} if self.chosen else {})
+
     def as_row(self) -> dict[str, Any]:
         """As the results file takes it."""
-        unit = self.unit
-        named: dict[str, Any] = {"unit": unit.name, "seed": unit.seed}
-        named |= {"repeat": unit.repeat, "fold": unit.fold}
-        if self.chosen:
-            named["chosen"] = self.chosen
-        return self.evaluation.as_json() | named
+        return self.evaluation.as_json() | {"unit": self.unit.name} | self.named
 
 
 @dataclass(frozen=True)
@@ -266,17 +268,10 @@ def figures_over_runs(
 
 def entry_of(model: str, results: Sequence[UnitResult], figures: dict[str, Any]) -> dict[str, Any]:
     """A model's part of the comparison."""
-    runs = []
-    for result in results:
-        unit = result.unit
-        named: dict[str, Any] = {"seed": unit.seed, "repeat": unit.repeat, "fold": unit.fold}
-        if result.chosen:
-            named["chosen"] = result.chosen
-        runs.append(named | {"summary": result.evaluation.summary})
     return {
         "model": model,
         "figures": figures,
-        "runs": runs,
+        "runs": [result.named | {"summary": result.evaluation.summary} for result in results],
         "train_seconds": float(np.mean([r.evaluation.training["seconds"] for r in results])),
         "seconds_per_scan": float(np.mean([r.evaluation.seconds_per_scan for r in results])),
     }

@@ -23,15 +23,15 @@ flow,0,seconds,6
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+    folder = tmp_path / "runs" / "vae"
+    folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(METRICS)
     (folder / "run.json").write_text('{"data": "cohort", "train_scans": ["a", "b"]}')
     return folder
 
 
 def test_each_stage_has_its_curve(run):
-    told = {"run": "run", "data": "cohort", "scans": 2}
+    told = {"run": "runs/vae", "data": "cohort", "scans": 2}
     assert curves.curves(run) == [
         {
             **told,
@@ -55,7 +55,7 @@ def test_the_picture_shows_one_of_the_numbers(run, tmp_path, monkeypatch):
         "training": [(1, 0.5), (2, 0.25)],
         "validation": [(1, 0.75), (2, 0.5)],
     }
-    with pytest.raises(InputError, match="--name dice: run logged epoch, loss, val_loss"):
+    with pytest.raises(InputError, match="--name dice: runs/vae logged epoch, loss, val_loss"):
         curves.drawn(row, "dice")
     out = tmp_path / "curves.json"
     picture = tmp_path / "curves.png"
