@@ -14,7 +14,6 @@ from typing import Any
 
 from evaluation.figures.plots import curves_figure
 from pipelines import cli
-from pipelines.detect.folder import read_history
 from pipelines.versions import command_line
 from preprocessing.files import read_table, write_atomic, write_rows
 from preprocessing.scans import InputError
@@ -44,22 +43,25 @@ def main() -> None:
 def curves(folder: Path) -> list[dict[str, Any]]:
     """The curves of a run, one for each stage: a row of what was logged per epoch.
 
-    InputError where nothing was logged.
+    InputError where nothing was logged, or the file is damaged.
     """
     path = folder / "metrics.csv"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give run folders of a model that is trained.")
     stages: dict[str, dict[int, dict[str, float]]] = {}
-    for line in read_table(path):
-        epochs = stages.setdefault(line["stage"], {})
-        epochs.setdefault(int(line["epoch"]), {})[line["name"]] = float(line["value"])
-    trained = read_history(folder)
-    told = {
-        "run": "/".join(folder.parts[-2:]),
-        "data": trained["data"],
-        "scans": len(trained["train_scans"]),
-    }
-    return [told | {"stage": stage, "epochs": ordered(epochs)} for stage, epochs in stages.items()]
+    lines = read_table(path)
+    try:
+        for line in lines:
+            epochs = stages.setdefault(line["stage"], {})
+            epochs.setdefault(int(line["epoch"]), {})[line["name"]] = float(line["value"])
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{path}: a damaged row, expected stage, epoch, name and value; train the run again."
+        ) from None
+    name = "/".join(folder.parts[-2:])
+    return [
+        {"run": name, "stage": stage, "epochs": ordered(epochs)} for stage, epochs in stages.items()
+    ]
 
 
 def ordered(epochs: dict[int, dict[str, float]]) -> Curve:

@@ -26,15 +26,13 @@ def run(tmp_path):
     folder = tmp_path / "runs" / "vae"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(METRICS)
-    (folder / "run.json").write_text('{"data": "cohort", "train_scans": ["a", "b"]}')
     return folder
 
 
 def test_each_stage_has_its_curve(run):
-    told = {"run": "runs/vae", "data": "cohort", "scans": 2}
     assert curves.curves(run) == [
         {
-            **told,
+            "run": "runs/vae",
             "stage": "vae",
             "epochs": [
                 {"epoch": 1, "loss": 0.5, "val_loss": 0.75},
@@ -42,7 +40,7 @@ def test_each_stage_has_its_curve(run):
             ],
         },
         {
-            **told,
+            "run": "runs/vae",
             "stage": "flow",
             "epochs": [{"epoch": 1, "loss": 2.0, "val_loss": 3.0}],
         },
@@ -70,3 +68,9 @@ def test_the_picture_shows_one_of_the_numbers(run, tmp_path, monkeypatch):
 def test_a_run_that_learned_nothing_by_gradient_is_named(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.csv: no such file; give run folders"):
         curves.curves(tmp_path)
+
+
+def test_a_damaged_file_is_named(run):
+    (run / "metrics.csv").write_text(METRICS[:60])
+    with pytest.raises(InputError, match=r"metrics\.csv: a damaged row, expected stage, epoch"):
+        curves.curves(run)
