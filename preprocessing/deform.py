@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from preprocessing import register
 from preprocessing.images import Grid
-from preprocessing.register import Atlas, ants
+from preprocessing.lean_ants import ants
+from preprocessing.register import Atlas
 from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 from preprocessing.warp import Field, Warp

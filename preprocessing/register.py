@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from preprocessing.brain import foreground
 from preprocessing.files import atomic
 from preprocessing.images import HALF, Grid, read_image
+from preprocessing.lean_ants import ants
 from preprocessing.quality import dice, mutual_information
 from preprocessing.resample import carry_mask, resample
 from preprocessing.scans import InputError, ScanError
@@ -36,6 +38,9 @@ SURE = 0.93
 # Dice that another pose must bring, so that a head that is nearly symmetric keeps its pose.
 GAIN = 0.015
 TURNS = (-25, 25)  # degrees about each axis at which other fits start
+
+ICBM152 = Path("datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")  # in nilearn
+BRAIN = 0.2  # of the highest value; what is above it is brain
 
 NEAR = 5  # mm around the brain that count where two sequences of one head are fitted
 RIM = 3  # voxels of rim that `likeness` leaves out: there any two stripped heads are alike
@@ -96,18 +101,18 @@ def load_atlas(
     return Atlas(name, np.ascontiguousarray(data * brain), brain, affine)
 
 
-def ants() -> Any:
-    """The ANTs package; it takes two seconds to load, and not every command registers."""
-    import ants as loaded
-
-    return loaded
-
-
 def _icbm152() -> tuple[str, nib.Nifti1Image, np.ndarray]:
-    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template  # slow to load
+    """What nilearn's `load_mni152_template` and `load_mni152_brain_mask` give at 1 mm, to the bit.
 
-    brain = np.asarray(load_mni152_brain_mask(resolution=1).dataobj) > 0
-    return "MNI152NLin2009aSym", load_mni152_template(resolution=1), brain
+    Its file is read here, as importing `nilearn.datasets` takes longer than all else of an atlas.
+    """
+    package = find_spec("nilearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("nilearn, which brings the atlas, is not installed")
+    native = nib.Nifti1Image.from_filename(Path(package.origin).parent / ICBM152)
+    data = np.asarray(native.dataobj).astype(np.float32)
+    data /= data.max()
+    return "MNI152NLin2009aSym", nib.Nifti1Image(data, native.affine), data > BRAIN
 
 
 def _template(path: Path) -> tuple[str, nib.Nifti1Image, np.ndarray]:

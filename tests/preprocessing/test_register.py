@@ -4,7 +4,7 @@ import ants
 import nibabel as nib
 import numpy as np
 import pytest
-from nilearn.datasets import load_mni152_template
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from scipy.linalg import polar
 from scipy.spatial.transform import Rotation
 
@@ -152,6 +152,15 @@ def test_the_atlas_is_240_wide_padded_evenly_and_in_its_own_place():
     assert atlas.image[in_atlas] == pytest.approx(template.get_fdata()[in_template], abs=1e-6)
     assert not atlas.image[~atlas.brain].any()
     assert register.load_atlas(shape=(200, 220, 180)).grid.shape == (200, 220, 180)
+
+
+def test_the_atlas_is_nilearns_to_the_bit():
+    template = load_mni152_template(resolution=1)
+    atlas = register.load_atlas(shape=(None, None, None))
+    brain = np.asarray(load_mni152_brain_mask(resolution=1).dataobj) > 0
+    assert np.array_equal(atlas.affine, template.affine)
+    assert np.array_equal(atlas.brain, brain)
+    assert np.array_equal(atlas.image, np.asarray(template.dataobj) * brain)
 
 
 def test_a_template_of_ones_own(tmp_path):
