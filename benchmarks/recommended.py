@@ -35,9 +35,10 @@ def recommended(repeats: int) -> list[Row]:
     rows: list[Row] = []
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")["compare"]
     for choice in read_yaml(CHOICES)["choices"]:
-        data = plans[choice["measured"]]["data"]
+        plan = plans[choice["measured"]]
+        runs = ROOT / "runs" / plan.get("runs", plan["data"])
         try:
-            rows += one_choice(choice, ROOT / "runs" / data, repeats)
+            rows += one_choice(choice, runs, repeats)
         except (InputError, OSError) as error:  # costs this choice alone
             NOTES.append(f"`{choice['command']}`: {error_sentence(error)}")
     return rows
@@ -79,11 +80,12 @@ def finished(model: Path) -> Path | None:
 
 def raw_scan(run_dir: Path) -> Path:
     """Return the first test scan, as it came in, of the cohort that a run was trained on."""
-    table = read_table(ROOT / read_json(run_dir / "run.json")["data"] / "scans.tsv")
+    cohort = ROOT / read_json(run_dir / "run.json")["data"]
+    table = read_table(cohort / "scans.tsv")
     scan = next((scan["image"] for scan in table if scan["split"] == "test"), None)
     if scan is None:
         raise InputError(f"{run_dir}: the cohort that it was trained on has no test scan.")
-    return Path(scan)
+    return cohort / scan
 
 
 def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) -> Cost:

@@ -185,6 +185,7 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     """One whose cohort is gone and one whose process fails are named; the others are measured."""
 
     def process(run, scan, out):
+        assert scan == tmp_path / run.parents[1].name / "a.nii"  # its table names it from there
         if run.parent.name == "patchcore":
             raise InputError("python -m pipelines.infer ended with 2; run it to see why.")
         return 2.0, 500.0
@@ -192,7 +193,8 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     monkeypatch.setattr(recommended, "finished", lambda model: model / "seed-0")
     monkeypatch.setattr(recommended, "process", process)
     monkeypatch.setattr(recommended, "NOTES", [])
-    for data in ("ct_ich", "ds002748", "head_ct_200", "soop_flair_axial"):
+    # the last has a folder of runs that is not named after its data
+    for data in ("ct_ich", "ds002748", "head_ct_200", "soop_flair_axial", "lgg_flair_networks"):
         (tmp_path / data).mkdir()
         if data != "ds002748":
             (tmp_path / data / "scans.tsv").write_text(
@@ -204,6 +206,8 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     rows = recommended.recommended(1)
     assert [r["name"].split(", ")[1] for r in rows[::2]] == [
         "MODEL=ensemble PRESET=picture",
+        "MODEL=dae PRESET=flair",
+        "MODEL=ensemble PRESET=flair",
         "MODEL=ensemble PRESET=ct",
         "MODEL=atlas PRESET=ct",
     ]
