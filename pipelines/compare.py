@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
     test = Path(arguments.test or data)
     names = list(dict.fromkeys(arguments.models.split()))
     counts = {key: getattr(arguments, key) for key in ("seeds", "folds", "repeats")}
-    settings = [f"{key}={count}" for key, count in counts.items() if count]
+    settings = [f"{key}={count}" for key, count in counts.items() if count is not None]
     protocol = protocol_for(test, arguments.protocol, settings)
     given = {key: getattr(arguments, key) for key in ("baseline", "name", "point", "accelerator")}
     if arguments.choose:

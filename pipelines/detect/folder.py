@@ -20,7 +20,14 @@ SEALED = (
     MEMORY,
     "weights.pt",
 )
-FINISHED = ("config.yaml", "recipe.yaml", "weights.pt", "threshold.json", "reference.json")
+FINISHED = (
+    "run.json",  # what it learned from and the digests of the others: no run is trusted without
+    "config.yaml",
+    "recipe.yaml",
+    "weights.pt",
+    "threshold.json",
+    "reference.json",
+)
 
 
 def demand_finished(run_dir: Path) -> None:

@@ -33,11 +33,21 @@ from evaluation.thresholds import (
 )
 from pipelines.detect.config import Calibration
 from pipelines.detect.gate import Gate
+from preprocessing.files import nearest
 from preprocessing.scans import InputError
 
 NAMES = ("finding", "quantile", "conformal", "share", "few-label", "fixed", "oracle")
 NAN = float("nan")
 STRENGTHS = {"peak": "peak", "mass": "mass above the outline", "cluster": "cluster enhancement"}
+
+
+def demand_known(name: str) -> None:
+    """InputError for a name of no operating point."""
+    if name not in NAMES:
+        raise InputError(
+            f"unknown operating point '{name}'; known: {', '.join(NAMES)}"
+            f"{nearest(name, list(NAMES))}"
+        )
 
 
 class Point(BaseModel):

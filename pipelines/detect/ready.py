@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from pipelines.cohort.public import dataset_of
-from pipelines.config import CONFIGS, ROOT, read_config
+from pipelines.config import CONFIGS, ROOT, read_config, read_recipe
 from pipelines.detect.folder import SEALED, read_history
 from preprocessing.download import download
 from preprocessing.files import file_digest, nearest, write_atomic
@@ -187,9 +187,20 @@ def run_folder(run: str | Path) -> Path:
 
 
 def asked_run(run: str | None, modality: str | None) -> Path:
-    """The folder of the run that a command names, or else of the ready-made one of a modality."""
+    """The folder of the run that a command names, or else of the ready-made one of a modality.
+
+    InputError for a run of another modality than the one that is named beside it.
+    """
     if run:
-        return run_folder(run)
+        folder = run_folder(run)
+        if modality and (folder / "recipe.yaml").is_file():
+            own = read_recipe(folder).name
+            if modality != own:
+                raise InputError(
+                    f"RUN={run} is for scans of modality {own}, and MODALITY={modality} was given; "
+                    "leave one of the two out."
+                )
+        return folder
     if modality:
         return ready_run(modality)
     raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")

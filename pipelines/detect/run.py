@@ -26,10 +26,10 @@ from pipelines.detect.folder import demand_finished, demand_own_files, read_hist
 from pipelines.detect.gate import Gate, gate_flags, judge
 from pipelines.detect.memory import Memory, Recalled, read_memory, recall
 from pipelines.detect.points import (
-    NAMES,
     Point,
     ScoredScan,
     conformal,
+    demand_known,
     finding,
     promise_for,
     quantile,
@@ -47,7 +47,7 @@ from pipelines.detect.typical import (
     read_typical,
 )
 from pipelines.versions import __version__, shown_path
-from preprocessing.files import file_digest, nearest, read_json, write_atomic, write_json
+from preprocessing.files import file_digest, read_json, write_atomic, write_json
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.scans import NOTICE, InputError, Scan
@@ -235,11 +235,7 @@ class Run:
         if text is None:
             return self.points[self.config.calibration.point]
         name, sign, value = text.partition("=")
-        if name not in NAMES:
-            known = ", ".join(NAMES)
-            raise InputError(
-                f"unknown operating point '{name}'; known: {known}{nearest(name, list(NAMES))}"
-            )
+        demand_known(name)
         if name == "oracle":
             rule = "chosen with the labels of the test scans: not achievable"
             return Point(point="oracle", rule=rule)

@@ -25,6 +25,7 @@ from pipelines.pages.data_set import Remarks, data_set_page
 from pipelines.pages.model_tables import HEADS, NOTHING
 from pipelines.pages.performance import PERFORMANCE
 from pipelines.pages.text import figure_text, markdown_table, short_number
+from pipelines.study.evaluation import Evaluation
 from pipelines.study.results_file import ENDING, SUMMARY, Results
 from preprocessing.files import read_json, write_atomic
 from preprocessing.scans import InputError
@@ -237,6 +238,7 @@ def add(folder: Path) -> None:
     if cohort.is_file():
         _copy(cohort, FOLDER / folder.name / cohort.name)
     if evaluation.is_file():
+        Evaluation.read(evaluation)  # InputError for one that is damaged
         _copy(evaluation, FOLDER / f"{folder.name}.json")
 
 

@@ -16,12 +16,13 @@ from evaluation.statistics import holm, interval, p_value
 from models import model_class
 from pipelines import cli
 from pipelines.cohort.cases import read_cases
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, read_recipe
 from pipelines.detect.config import RunConfig, load_run_config
+from pipelines.detect.points import demand_known
 from pipelines.detect.run import Run, load_run
 from pipelines.study.case_pictures import Images
 from pipelines.study.choose import Planting
-from pipelines.study.evaluate import Page, evaluate
+from pipelines.study.evaluate import Page, demand_same_recipe, evaluate
 from pipelines.study.evaluation import Evaluation
 from pipelines.study.folds import Unit, units, write_folds
 from pipelines.study.nested import CHOSEN, best_of
@@ -153,8 +154,12 @@ def compare(
     Files are <name>_comparison.tsv, <name>_comparison.json and <name>_results/. Runs lie in
     `out`/<model>/<seed or fold>. A finished run is not trained again, an evaluation that stands is
     read, and variants that differ only after training are trained once. `page` makes the page of
-    each evaluation.
+    each evaluation. InputError, before anything is trained, where the test scans were preprocessed
+    in another way or no operating point has that name.
     """
+    if asked.point:
+        demand_known(asked.point.partition("=")[0])
+    demand_same_recipe(asked.test, read_recipe(asked.data), asked.data)
     folds = out / "folds"
     if asked.protocol.folds:
         (folds / "labelled").mkdir(parents=True, exist_ok=True)

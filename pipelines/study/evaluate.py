@@ -28,7 +28,7 @@ from pipelines.study.evaluation import Evaluation, Failure, ScanRow, SliceRow
 from pipelines.study.measure import evaluate_scan
 from pipelines.study.protocol import Protocol
 from pipelines.versions import command_line, versions
-from preprocessing.files import file_digest, read_table, write_atomic, write_table
+from preprocessing.files import file_digest, nearest, read_table, write_atomic, write_table
 from preprocessing.recipe import Recipe
 from preprocessing.scans import InputError, ScanError
 
@@ -45,6 +45,7 @@ SHARED = (  # recipe settings that a run and its data must share
     "sequences",
     "channels",
 )
+OWN = frozenset(ScanRow.__annotations__) - {"id", "subject", "label", "pathology"}
 COLUMNS = (
     "id",
     "subject",
@@ -97,6 +98,7 @@ def evaluate(
     no network; an evaluation that stands is returned. None where no scan could be evaluated.
     """
     cases = cases_to_test(run, data)
+    demand_columns(cases, protocol.by)
     at = run.point(point)
     weights = run.weights_digest
     key = _key(run, weights, cases, at, protocol)
@@ -154,17 +156,43 @@ def cases_for(run: Run, data: Path) -> list[Case]:
 
     InputError where the data were preprocessed in another way.
     """
-    apart = differing(read_recipe(data), run.recipe)
-    if apart:
-        raise InputError(
-            f"{data}: preprocessed with another {', '.join(apart)} than the run's scans; "
-            f"use the settings in {run.folder / 'recipe.yaml'}."
-        )
+    demand_same_recipe(data, run.recipe, run.folder)
     cases = read_cases(data)
     splits = run.folder / "splits.tsv"
     if splits.is_file() and _learned_here(cases, set(run.history.get("digests", [])), splits):
         return read_cases(data, splits)
     return cases
+
+
+def demand_same_recipe(data: Path, recipe: Recipe, folder: Path) -> None:
+    """InputError where `data` were preprocessed in another way than the scans behind `folder`."""
+    apart = differing(read_recipe(data), recipe)
+    if apart:
+        raise InputError(
+            f"{data}: preprocessed with another {', '.join(apart)} than the scans of {folder}; "
+            f"use the settings in {folder / 'recipe.yaml'}."
+        )
+
+
+def demand_columns(cases: Sequence[Case], names: Sequence[str]) -> None:
+    """InputError for columns (`by`) that no table has, or that are figures of an evaluation.
+
+    The tables are that of the scans, and those of slices.
+    """
+    known = {"pathology", "label", "subject"}.union(*(case.columns for case in cases))
+    for case in cases:
+        if case.slice_labels and case.slice_labels.is_file():
+            known |= read_table(case.slice_labels)[0].keys()
+    for name in names:
+        if name in OWN:
+            raise InputError(
+                f"by={name}: an evaluation has a figure of that name; give the column another one."
+            )
+        if name not in known:
+            raise InputError(
+                f"by={name}: no column of the table of scans or slices; they have "
+                f"{', '.join(sorted(known))}{nearest(name, known)}"
+            )
 
 
 def differing(ours: Recipe, theirs: Recipe) -> list[str]:

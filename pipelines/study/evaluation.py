@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict
 
 from evaluation import lesions, protocol
@@ -13,6 +13,7 @@ from evaluation.groups import healthy_groups
 from evaluation.metrics import VoxelHistogram
 from pipelines.detect.points import Point
 from preprocessing.files import plain, read_json, write_rows
+from preprocessing.scans import InputError
 
 OPEN = ConfigDict(extra="allow")  # columns of the user's table have figures of their own
 
@@ -107,7 +108,13 @@ class Evaluation(BaseModel):
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """An evaluation from its file; InputError where that is damaged."""
-        return cls(**read_json(path))
+        try:
+            return cls(**read_json(path))
+        except (TypeError, ValidationError):
+            raise InputError(
+                f"{path}: not an evaluation as 'make evaluate' writes it; move it away and "
+                "evaluate again."
+            ) from None
 
     def write(self, path: Path) -> None:
         write_rows(path, self.as_json())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipelines.config import CONFIGS, config_path, merge, read_yaml, validate
 from pipelines.detect.identity import Level, Shapes
 from preprocessing.recipe import Closed
 from preprocessing.scans import InputError
+
+
+def listed(value: Any) -> Any:
+    """One name as a list of it: by=sex is by=[sex]."""
+    return (value,) if isinstance(value, str) else value
 
 
 class Protocol(Closed):
@@ -29,7 +34,7 @@ class Protocol(Closed):
     folds: int | None = Field(None, ge=3)
     repeats: int = Field(1, ge=1)
     slices: Annotated[bool | None, Shapes("figures")] = None
-    by: Annotated[tuple[str, ...], Shapes("figures")] = ("pathology",)
+    by: Annotated[tuple[str, ...], BeforeValidator(listed), Shapes("figures")] = ("pathology",)
     resamples: int = Field(1000, ge=1)
 
 
