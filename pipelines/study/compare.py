@@ -131,6 +131,9 @@ def question(data: Path, names: list[str], protocol: Protocol, **given: Any) -> 
         raise ConfigError(
             f"--name {name}: expected the first part of a file name, such as ct_pretraining."
         )
+    for each in names:
+        if Path(each).name != each:
+            raise ConfigError(f"'{each}': expected a model, or a variant such as vae@mean.")
     if not names:
         raise ConfigError(
             'MODELS is empty; name models such as MODELS="zero intensity pca atlas vae_cr".'
