@@ -268,6 +268,13 @@ def release() -> None:
         os.dup2(_stderr[-1], 2)
 
 
+def seed_of(seed: int) -> int:
+    """The seed that a user gives; InputError for one that no random numbers can be drawn from."""
+    if seed < 0:
+        raise InputError(f"--seed: {seed}; expected 0 or a larger whole number.")
+    return seed
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser that says how the command is called."""
     return argparse.ArgumentParser(prog=f"python -m pipelines.{command}", description=description)

@@ -13,6 +13,7 @@ import numpy as np
 from evaluation import synthetic
 from evaluation.metrics import VoxelHistogram, auroc
 from evaluation.postprocess import cluster_enhanced
+from pipelines import cli
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import read_config
 from pipelines.detect.config import RunConfig
@@ -20,7 +21,7 @@ from pipelines.detect.detector import ATLAS_MM, top_mean
 from pipelines.detect.folder import read_history
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.run import Run, load_run
-from pipelines.study.plant import Plan, in_atlas, plant_one
+from pipelines.study.plant import Plan, in_atlas, kinds_of, plant_one, volumes_of
 from pipelines.study.planted_masks import OUTLINES, PlantedMasks
 from pipelines.versions import versions
 from preprocessing.files import file_digest, read_json, write_rows, write_table
@@ -40,6 +41,12 @@ class Planting:
     kinds: Sequence[str]
     volumes: tuple[float, float]
     seed: int = 0
+
+
+def planting_of(kinds: str | None, volumes: str | None, seed: int = 0) -> Planting:
+    """The lesions to plant by a user's words, each kind once; InputError for what is none."""
+    known = list(dict.fromkeys(kinds_of(kinds)))
+    return Planting(known, volumes_of(volumes), cli.seed_of(seed))
 
 
 @dataclass

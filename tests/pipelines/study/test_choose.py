@@ -200,6 +200,14 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert "validation scans of" in capsys.readouterr().err
     assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
     assert "did you mean 'bright'" in capsys.readouterr().err
+    assert run("choose", "--data", data, "--runs", runs / "zero", "--seed", -1) == 2
+    assert "--seed: -1; expected 0 or a larger whole number" in capsys.readouterr().err
+
+
+def test_a_kind_that_is_given_twice_is_planted_once():
+    from pipelines.study.choose import planting_of
+
+    assert planting_of("dark,bright,dark", None).kinds == ["dark", "bright"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "four"])
