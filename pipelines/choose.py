@@ -12,10 +12,9 @@ from pipelines import cli
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pipelines.study.choose import Planting, rank, ranking_rows
-    from pipelines.study.plant import kinds_of, volumes_of
+    from pipelines.study.choose import planting_of, rank, ranking_rows
 
-    planting = Planting(kinds_of(arguments.kinds), volumes_of(arguments.volumes), arguments.seed)
+    planting = planting_of(arguments.kinds, arguments.volumes, arguments.seed)
     out = Path(arguments.out) if arguments.out else None
     entries = rank(Path(arguments.data), arguments.runs, planting, out, arguments.accelerator)
     for r in ranking_rows(entries):

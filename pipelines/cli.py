@@ -227,14 +227,19 @@ def writable_folder(path: str | Path) -> Path:
     command left half written is removed.
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".tmp-write-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    make_folder(folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # processes of one training share a folder
         claim(folder)
         remove_left_behind(folder)
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and check that a file can be written in it; OSError names the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".tmp-write-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
 
 
 def claim(folder: Path) -> None:
@@ -266,6 +271,13 @@ def release() -> None:
         handler.close()
     if _stderr:
         os.dup2(_stderr[-1], 2)
+
+
+def seed_of(seed: int) -> int:
+    """The seed that a user gives; InputError for one that no random numbers can be drawn from."""
+    if seed < 0:
+        raise InputError(f"--seed: {seed}; expected 0 or a larger whole number.")
+    return seed
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -12,9 +12,8 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.pages.comparison import comparison_page
     from pipelines.pages.evaluation import evaluation_page
     from pipelines.pages.text import comparison_line
-    from pipelines.study.choose import Planting
+    from pipelines.study.choose import planting_of
     from pipelines.study.compare import compare, configs, question
-    from pipelines.study.plant import kinds_of, volumes_of
     from pipelines.study.protocol import protocol_for
     from preprocessing.files import write_atomic
 
@@ -26,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     protocol = protocol_for(test, arguments.protocol, settings)
     given = {key: getattr(arguments, key) for key in ("baseline", "name", "point", "accelerator")}
     if arguments.choose:
-        given["planting"] = Planting(kinds_of(arguments.kinds), volumes_of(arguments.volumes))
+        given["planting"] = planting_of(arguments.kinds, arguments.volumes)
     asked = question(data, names, protocol, test=test, **given)
     run_configs = configs(names, arguments.overrides, arguments.preset)
     out = cli.writable_folder(arguments.out or Path("runs") / data.name)

@@ -25,6 +25,8 @@ def main(arguments: argparse.Namespace) -> int:
         known = ", ".join(SHIFTS)
         hint = nearest(unknown[0], list(SHIFTS))
         raise InputError(f"unknown shift '{unknown[0]}'; known: {known}{hint}")
+    if arguments.scans is not None and arguments.scans < 1:
+        raise InputError(f"--scans: {arguments.scans}; expected at least one scan.")
     loaded = [load_run(run_folder(name), arguments.accelerator) for name in arguments.run]
     runs = {run.folder.name: run for run in loaded}
     if len(runs) < len(loaded):
@@ -33,13 +35,16 @@ def main(arguments: argparse.Namespace) -> int:
         raise InputError("the runs prepare scans in different ways; stress them one by one.")
     data = existing_data(Path(arguments.data))
     sites = {f"scans of {Path(d).name}": existing_data(Path(d)) for d in arguments.site}
+    if len(sites) < len(arguments.site):
+        raise InputError("two sites are called the same; give each folder another name.")
     out = cli.writable_folder(arguments.out or loaded[0].folder / "stress" / data.name)
     asked = Asked(
         runs,
-        healthy_test_cases(loaded, data, arguments.scans),
+        healthy_test_cases(loaded, data),
         shifts,
-        {name: healthy_test_cases(loaded, site, arguments.scans) for name, site in sites.items()},
+        {name: healthy_test_cases(loaded, site) for name, site in sites.items()},
         arguments.seed,
+        arguments.scans,
     )
 
     rows = stress(asked, out)

@@ -65,7 +65,7 @@ class Loop(Closed):
 
     shapes: ClassVar[Level] = "training"
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip: float | None = Field(1.0, gt=0)

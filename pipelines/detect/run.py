@@ -124,8 +124,15 @@ class Run:
         path = self.folder / "healthy_voxels.npz"
         if not path.is_file():
             raise InputError(f"{path}: no such file; train the run again with 'make train'.")
-        with np.load(path) as stored:
-            return VoxelHistogram.from_rows(stored["rows"])
+        try:
+            with np.load(path) as stored:
+                return VoxelHistogram.from_rows(stored["rows"])
+        except OSError:
+            raise
+        except Exception:  # numpy and zipfile raise many kinds for a damaged or foreign file
+            raise InputError(
+                f"{path}: a damaged file; copy the run again, or train it again with 'make train'."
+            ) from None
 
     @property
     def weights_digest(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from evaluation import synthetic
 from evaluation.metrics import VoxelHistogram, auroc
 from evaluation.postprocess import cluster_enhanced
+from pipelines import cli
 from pipelines.cohort.cases import Case, read_cases
 from pipelines.config import read_config
 from pipelines.detect.config import RunConfig
@@ -20,7 +21,7 @@ from pipelines.detect.detector import ATLAS_MM, top_mean
 from pipelines.detect.folder import read_history
 from pipelines.detect.identity import figures_digest
 from pipelines.detect.run import Run, load_run
-from pipelines.study.plant import Plan, in_atlas, plant_one
+from pipelines.study.plant import Plan, in_atlas, kinds_of, plant_one, volumes_of
 from pipelines.study.planted_masks import OUTLINES, PlantedMasks
 from pipelines.versions import versions
 from preprocessing.files import file_digest, read_json, write_rows, write_table
@@ -40,6 +41,12 @@ class Planting:
     kinds: Sequence[str]
     volumes: tuple[float, float]
     seed: int = 0
+
+
+def planting_of(kinds: str | None, volumes: str | None, seed: int = 0) -> Planting:
+    """The lesions to plant by a user's words, each kind once; InputError for what is none."""
+    known = list(dict.fromkeys(kinds_of(kinds)))
+    return Planting(known, volumes_of(volumes), cli.seed_of(seed))
 
 
 @dataclass
@@ -224,6 +231,8 @@ def rank(
         "seed": planting.seed,
     }
     known = _former_entries(out, asked, runs)
+    if out:
+        cli.make_folder(out.parent)  # before minutes of scoring
     entries: list[dict[str, Any]] = []
     for name in runs:
         run_dirs = runs_in(Path(name))
@@ -236,9 +245,9 @@ def rank(
         log.info("%s: voxel AP %.3f", name, known[name]["voxel_ap"])
         if out:  # after every run, so that an interrupted ranking goes on where it stopped
             scans = len(validation_cases(run_dirs[0], data))
-            write_table(out.with_suffix(".tsv"), ranking_rows(entries), COLUMNS)
+            write_table(_named(out, ".tsv"), ranking_rows(entries), COLUMNS)
             content = {**asked, "validation_scans": scans, "entries": entries}
-            write_rows(out.with_suffix(".json"), content)
+            write_rows(_named(out, ".json"), content)
     return entries
 
 
@@ -250,16 +259,42 @@ def runs_in(folder: Path) -> list[Path]:
     return [run_dir for run_dir in found if not (run_dir / "folds").is_dir()]
 
 
+def _named(out: Path, suffix: str) -> Path:
+    """A file of a ranking: `out` with a suffix; "ranking.v2" keeps its own, "ranking.tsv" not."""
+    base = out.with_suffix("") if out.suffix in (".tsv", ".json") else out
+    return base.with_name(f"{base.name}{suffix}")
+
+
 def _former_entries(
     out: Path | None, asked: dict[str, Any], runs: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Entries, by run, of a ranking in `out` that asked the same."""
-    if not out or not out.with_suffix(".json").is_file():
+    """Entries, by run, of a ranking in `out` that asked the same; InputError for a damaged one."""
+    if not out or not _named(out, ".json").is_file():
         return {}
-    before = read_json(out.with_suffix(".json"))
-    if any(before.get(key) != value for key, value in asked.items()):
-        return {}
-    return {e["run"]: e for e in before.get("entries", []) if e["run"] in runs}
+    path = _named(out, ".json")
+    before = read_json(path)
+    try:
+        if any(before.get(key) != value for key, value in asked.items()):
+            return {}
+        found = {e["run"]: e for e in before.get("entries", []) if e["run"] in runs}
+        for entry in found.values():
+            _read_whole(entry)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: not a ranking of 'make choose', or a damaged one; delete it and run again, "
+            "or give another OUT."
+        ) from None
+    return found
+
+
+def _read_whole(entry: dict[str, Any]) -> None:
+    """Read of an entry what is shown and sorted by; an error of Python where that is not there."""
+    ranking_rows([entry])
+    best = entry["masks"][0]
+    float(entry["voxel_ap"])
+    for figure in ("outline", "dice", "found"):
+        float(best[figure])
+    str(best["strength"])
 
 
 def ranking_rows(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from evaluation.shifts import SEVERITIES, SHIFTS, Head
 from pipelines.cohort.cases import Case, load
+from pipelines.detect.batch import result_digest
 from pipelines.detect.gate import Verdict
 from pipelines.detect.run import Run
 from pipelines.study.evaluate import cases_to_test
-from preprocessing.files import read_json, write_json
+from preprocessing.files import digest_of, read_json, write_json
 from preprocessing.images import Grid, read_image
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
@@ -57,7 +58,8 @@ class Row(BaseModel):
 class Asked:
     """What to measure: runs of one recipe by name, cases, shifts by name, a seed.
 
-    `sites` are other healthy cases, each group as a shift of its own by its name.
+    `sites` are other healthy cases, each group as a shift of its own by its name. Of the cases and
+    of each group the first `most` are scored, all where there is no such number.
     """
 
     runs: dict[str, Run]
@@ -65,10 +67,11 @@ class Asked:
     shifts: Sequence[str]
     sites: dict[str, Sequence[Case]]
     seed: int = 0
+    most: int | None = None
 
 
-def healthy_test_cases(runs: Sequence[Run], data: Path, most: int | None = None) -> list[Case]:
-    """The healthy test scans of a cohort for all of some runs, at most so many.
+def healthy_test_cases(runs: Sequence[Run], data: Path) -> list[Case]:
+    """The healthy test scans of a cohort for all of some runs.
 
     InputError where there is none, and as `cases_to_test`: no run has learned from a test scan, and
     the scans were prepared as the runs' own.
@@ -79,47 +82,73 @@ def healthy_test_cases(runs: Sequence[Run], data: Path, most: int | None = None)
         kept = {name: own[name] for name in (kept if number else own) if name in own}
     if not kept:
         raise InputError(f"{data / 'scans.tsv'}: no healthy scan in split 'test'.")
-    return list(kept.values())[:most]
+    return list(kept.values())
 
 
 def stress(asked: Asked, out: Path) -> list[Row]:
     """Score every scan under every shift by every run; `out`/stress.json grows as it goes on.
 
-    Rows that stand there, of the same runs and seed, are not measured again.
+    Rows that stand there, of the same runs, seed and scans, are not measured again.
     """
     path = out / "stress.json"
-    about = {name: run.weights_digest for name, run in asked.runs.items()}
-    rows = earlier_rows(path, about, asked.seed)
+    about = {name: result_digest(run, run.point()) for name, run in asked.runs.items()}
+    scans = scan_digests(asked)
+    rows = earlier_rows(path, about, asked.seed, scans)
     known = {(row.scan, row.shift, row.severity) for row in rows}
     jobs = [job for job in jobs_of(asked) if (job[0].id, job[1], job[2]) not in known]
     for case, shift, severity in tqdm(jobs, desc="stress", unit="scan"):
         rows += of_scan(asked, case, shift, severity)
         written = [row.model_dump(exclude_none=True) for row in rows]
-        write_json(path, {"runs": about, "seed": asked.seed, "rows": written})
+        content = {"runs": about, "seed": asked.seed, "scans": scans, "rows": written}
+        write_json(path, content)
     return rows
 
 
-def earlier_rows(path: Path, about: dict[str, str], seed: int) -> list[Row]:
-    """The rows of an earlier call; none where it was of other runs or another seed."""
+def scan_digests(asked: Asked) -> dict[str, dict[str, str]]:
+    """Of each scan its image and how it was preprocessed, by its site, NONE for no site."""
+    groups = {NONE: asked.cases, **asked.sites}
+    return {site: dict(map(_digested, cases)) for site, cases in groups.items()}
+
+
+def _digested(case: Case) -> tuple[str, str]:
+    return case.id, digest_of(case.digest, case.fingerprint)
+
+
+def earlier_rows(
+    path: Path, about: dict[str, str], seed: int, scans: dict[str, dict[str, str]]
+) -> list[Row]:
+    """The rows of an earlier call, of scans that are the same still.
+
+    None where it was of other runs, or of the same made otherwise, or of another seed.
+    """
     if not path.is_file():
         return []
     stored = read_json(path)
     try:
-        same = (stored["runs"], stored["seed"]) == (about, seed)
-        return [Row(**row) for row in stored["rows"]] if same else []
-    except (ValueError, KeyError, TypeError):
+        if (stored["runs"], stored["seed"]) != (about, seed):
+            return []
+        rows = [Row(**row) for row in stored["rows"]]
+        return [row for row in rows if _same_scan(row, stored["scans"], scans)]
+    except (AttributeError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: a damaged file; delete it and run again.") from None
+
+
+def _same_scan(row: Row, before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> bool:
+    """Whether the scan of an earlier row is among those of now, and is what it was."""
+    site = NONE if row.shift in SHIFTS else row.shift
+    digest = now.get(site, {}).get(row.scan)
+    return digest is not None and digest == before.get(site, {}).get(row.scan)
 
 
 def jobs_of(asked: Asked) -> Iterator[tuple[Case, str, int]]:
     """(case, shift, severity); a scan that is not shifted has severity 0."""
-    for case in asked.cases:
+    for case in asked.cases[: asked.most]:
         yield case, NONE, 0
         for shift in asked.shifts:
             for severity in SEVERITIES:
                 yield case, shift, severity
     for site, cases in asked.sites.items():
-        for case in cases:
+        for case in cases[: asked.most]:
             yield case, site, 0
 
 

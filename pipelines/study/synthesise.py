@@ -190,15 +190,13 @@ def make_plan(
     known = kinds_of(kinds)
     if per_scan < 1:
         raise InputError(f"--per-scan: {per_scan}; expected at least one copy of each scan.")
-    if seed < 0:
-        raise InputError(f"--seed: {seed}; expected 0 or a larger whole number.")
     if volumes and masks:
         raise InputError(
             "--volumes and --masks: the lesions of --masks keep their own volumes; "
             "give one of the two."
         )
     files = _mask_files(Path(masks)) if masks else []
-    return Plan(known, per_scan, volumes_of(volumes), files, seed)
+    return Plan(known, per_scan, volumes_of(volumes), files, cli.seed_of(seed))
 
 
 def _mask_files(folder: Path) -> list[Path]:

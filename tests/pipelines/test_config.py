@@ -103,6 +103,7 @@ def test_unknown_recipe_key_and_every_problem_at_once():
             "loop.batch_size=0",
             r"'loop\.batch_size': input should be greater than or equal to 1, got 0",
         ),
+        ("loop.seed=-1", r"'loop\.seed': input should be greater than or equal to 0, got -1"),
         ("loop.seed=1.5", r"'loop\.seed': input should be a valid integer.*got 1\.5"),
         (
             "loop.precision=64",

@@ -9,11 +9,12 @@ import pytest
 from scipy import ndimage
 from skimage.measure import label
 
+from evaluation.metrics import VoxelHistogram
 from pipelines.config import load_recipe, read_recipe, write_recipe
 from pipelines.detect.detector import cut
 from pipelines.detect.folder import FORMAT, seal, write_history
 from pipelines.detect.report import findings
-from pipelines.detect.run import load_run, write_calibration
+from pipelines.detect.run import load_run, write_calibration, write_voxels
 from pipelines.detect.typical import Typical, write_typical
 from pipelines.training.calibrate import calibrate
 from preprocessing.scans import InputError
@@ -143,6 +144,28 @@ def test_a_damaged_level_is_refused(run_dir, chain_cases):
         seal(run_dir)
         with pytest.raises(InputError, match="component"):
             load_run(run_dir, "cpu")
+
+
+@pytest.mark.parametrize("damage", ["text", "nothing", "cut", "foreign", "no rows"])
+def test_damaged_healthy_voxels_are_named(run_dir, damage):
+    path = run_dir / "healthy_voxels.npz"
+    voxels = VoxelHistogram()
+    voxels.update(np.linspace(0, 1, 99), np.zeros(99, bool))
+    write_voxels(voxels, run_dir)
+    run = load_run(run_dir, "cpu")
+    assert run.healthy_voxels.quantile(0.5) == pytest.approx(0.5, abs=0.02)
+    if damage == "text":
+        path.write_text("no numbers")
+    elif damage == "nothing":
+        path.write_bytes(b"")
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "foreign":
+        np.savez(path, other=np.zeros(3))
+    else:
+        np.savez(path, rows=np.zeros(4))
+    with pytest.raises(InputError, match=r"healthy_voxels\.npz: a damaged file; copy the run"):
+        run.healthy_voxels  # noqa: B018
 
 
 @pytest.fixture

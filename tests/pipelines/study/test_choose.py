@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from pipelines.detect.folder import seal
-from preprocessing.files import read_json, read_table
+from preprocessing.files import read_json, read_table, write_json
 from tests.shared import run
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -200,6 +200,60 @@ def test_runs_of_other_data_and_no_runs_are_refused(runs, data, tmp_path, capsys
     assert "validation scans of" in capsys.readouterr().err
     assert run("choose", "--data", data, "--runs", runs / "zero", "--kinds", "brigth") == 2
     assert "did you mean 'bright'" in capsys.readouterr().err
+    assert run("choose", "--data", data, "--runs", runs / "zero", "--seed", -1) == 2
+    assert "--seed: -1; expected 0 or a larger whole number" in capsys.readouterr().err
+
+
+def test_a_kind_that_is_given_twice_is_planted_once():
+    from pipelines.study.choose import planting_of
+
+    assert planting_of("dark,bright,dark", None).kinds == ["dark", "bright"]
+
+
+ASKED = ("--kinds", "bright", "--volumes", "0.05,0.1")
+
+
+def test_a_ranking_has_its_own_folder_and_name(runs, data, tmp_path):
+    asked = ("--data", data, "--runs", runs / "zero", *ASKED)
+    folder = tmp_path / "missing" / "too"
+    for name in ("ranking.v1", "ranking.v2", "plain", "table.tsv", "other.json"):
+        assert run("choose", *asked, "--out", folder / name) == 0
+    stems = ("other", "plain", "ranking.v1", "ranking.v2", "table")
+    for suffix in ("json", "tsv"):
+        found = sorted(path.name for path in folder.glob(f"*.{suffix}"))
+        assert found == [f"{stem}.{suffix}" for stem in stems]
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_scoring(
+    runs, data, tmp_path, monkeypatch, capsys
+):
+    from pipelines.study import choose
+
+    monkeypatch.setattr(choose, "score_planted", None)  # which is not called
+    (tmp_path / "file").write_text("")
+    asked = ("--data", data, "--runs", runs / "zero", *ASKED)
+    assert run("choose", *asked, "--out", tmp_path / "file" / "ranking") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["a list", "no run", "no figures", "no masks"])
+def test_a_damaged_ranking_is_named(runs, data, tmp_path, capsys, damage):
+    asked = ("--data", data, "--runs", runs / "zero", *ASKED, "--out", tmp_path / "list")
+    assert run("choose", *asked) == 0
+    path = tmp_path / "list.json"
+    ranking = read_json(path)
+    (entry,) = ranking["entries"]
+    if damage == "no run":
+        del entry["run"]
+    elif damage == "no figures":
+        del entry["voxel_ap"]
+    else:
+        entry["masks"] = []
+    write_json(path, [] if damage == "a list" else ranking)
+    capsys.readouterr()
+    assert run("choose", *asked) == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}: not a ranking of 'make choose', or a damaged one; delete it" in said
 
 
 @pytest.mark.parametrize("damage", ["cut", "four"])

@@ -12,7 +12,7 @@ from pipelines.cohort.cases import load
 from pipelines.detect.folder import read_history, seal, write_history
 from pipelines.detect.run import load_run
 from pipelines.study import stress
-from pipelines.study.stress import NONE, Row, summary
+from pipelines.study.stress import NONE, Asked, Row, summary
 from preprocessing.scans import ScanError
 from tests.conftest import QUICK
 
@@ -66,6 +66,67 @@ def test_shifted_scans_are_scored_or_refused_and_not_measured_twice(
     assert command("stress", *asked, "--shifts", "noise,wrong orientation").code == 0
     error = command("stress", *asked, "--shifts", "nose").error
     assert "unknown shift 'nose'" in error and "did you mean 'noise'" in error
+
+
+@pytest.fixture
+def prepared(cohort, tiny_run, monkeypatch):
+    """The cohort's case, and the scans that were prepared, which is not done for true."""
+    (case,) = stress.healthy_test_cases([load_run(tiny_run)], cohort)
+    kept = load(case)
+    done = []
+
+    def prepare(scan, recipe):
+        done.append(scan.id)
+        return kept
+
+    monkeypatch.setattr(stress, "prepare", prepare)
+    return case, done
+
+
+def test_a_child_run_with_its_parents_name_and_weights_is_measured_itself(
+    prepared, tiny_run, tmp_path
+):
+    case, done = prepared
+    parent = load_run(tiny_run)
+    child = shutil.copytree(tiny_run, tmp_path / tiny_run.name)
+    threshold = (child / "threshold.json").read_text()
+    assert '"voxel": 0.2' in threshold
+    (child / "threshold.json").write_text(threshold.replace('"voxel": 0.2', '"voxel": 0.9'))
+    seal(child)
+    out = tmp_path / "out"
+    out.mkdir()
+    for run in (parent, load_run(child), load_run(child)):
+        stress.stress(Asked({tiny_run.name: run}, [case], [], {}), out)
+    assert run.weights_digest == parent.weights_digest and len(done) == 2
+
+
+def test_rows_of_another_cohort_or_of_another_site_of_the_same_name_are_not_taken(
+    prepared, tiny_run, tmp_path
+):
+    case, done = prepared
+    runs = {"a": load_run(tiny_run)}
+    again = case.model_copy(update={"fingerprint": "made anew"})
+    stress.stress(Asked(runs, [case], [], {"scans of x": [case]}), tmp_path)
+    assert len(done) == 2
+    other = case.model_copy(update={"id": "other", "digest": "another image"})
+    rows = stress.stress(Asked(runs, [case], [], {"scans of x": [other]}), tmp_path)
+    assert done[2:] == ["other"] and [row.scan for row in rows] == ["head", "other"]
+    rows = stress.stress(Asked(runs, [again], [], {"scans of x": [other]}), tmp_path)
+    assert done[3:] == ["head"] and [row.scan for row in rows] == ["other", "head"]
+    rows = stress.stress(Asked(runs, [again, other], [], {}, most=1), tmp_path)
+    assert not done[4:] and [row.scan for row in rows] == ["head"]
+
+
+def test_sites_of_one_name_and_no_scans_are_refused_before_the_work(
+    cohort, tiny_run, command, tmp_path
+):
+    asked = ("--run", tiny_run, "--data", cohort, "--out", tmp_path / "out")
+    done = command("stress", *asked, "--site", cohort, cohort)
+    assert done.code == 2 and "two sites are called the same" in done.error
+    for scans in (0, -1):
+        done = command("stress", *asked, "--scans", scans)
+        assert done.code == 2 and f"--scans: {scans}; expected at least one scan" in done.error
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_run_has_learned_from_or_was_prepared_otherwise_is_refused(
