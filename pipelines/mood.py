@@ -28,6 +28,7 @@ def filled(arguments: argparse.Namespace, ahead: Ahead | None) -> int:
     from pipelines.export.mood import (
         ap_of_form,
         check_folder,
+        check_labels,
         check_names,
         check_place,
         remove_form,
@@ -38,6 +39,8 @@ def filled(arguments: argparse.Namespace, ahead: Ahead | None) -> int:
     task = arguments.task
     source = existing_input(arguments.input)
     check_folder(arguments.output, source, arguments.labels)
+    if arguments.labels:
+        check_labels(arguments.labels, task)
     out = cli.writable_folder(arguments.output)
     with tempfile.TemporaryDirectory(prefix="norma-mood-") as temporary:
         work = cli.writable_folder(arguments.work_dir or temporary)

@@ -6,6 +6,7 @@ number in OUT/x.nii.gz.txt, the pixel level a map OUT/x.nii.gz of the scan's sha
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -114,17 +115,31 @@ def ap_of_form(out: Path, labels: Path, task: Task) -> tuple[float, int]:
     `labels` holds a file per scan, called as its result (toy_label/sample, toy_label/pixel).
     InputError where it holds none.
     """
+    files = label_files(labels, task)
+    if task == "pixel":
+        return pixel_ap(_maps(files, out)), len(files)
+    scores = [_number(out / path.name) if (out / path.name).is_file() else None for path in files]
+    return sample_ap(scores, [_label(path) for path in files]), len(files)
+
+
+def check_labels(labels: Path, task: Task) -> None:
+    """InputError or ScanError where labels are missing or cannot be read, before hours of work."""
+    for path in label_files(labels, task):
+        if task == "pixel":
+            read_image(path)
+        else:
+            _label(path)
+
+
+def label_files(labels: Path, task: Task) -> list[Path]:
+    """The files of labels in a folder; InputError where it holds none."""
     ending = ".txt" if task == "sample" else (".nii", ".nii.gz")
     files = [path for path in sorted(labels.glob("*")) if path.name.endswith(ending)]
     if not files:
         raise InputError(
             f"{labels}: no labels; expected files such as toy_0.nii.gz{ENDINGS[task]}."
         )
-    if task == "pixel":
-        return pixel_ap(_maps(files, out)), len(files)
-    scores = [_number(out / path.name) for path in files]
-    truth = [_number(path) for path in files]
-    return sample_ap(scores, [int(value or 0) for value in truth]), len(files)
+    return files
 
 
 def _maps(files: Sequence[Path], out: Path) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
@@ -141,12 +156,21 @@ def _maps(files: Sequence[Path], out: Path) -> Iterator[tuple[np.ndarray | None,
         yield values, mask
 
 
-def _number(path: Path) -> float | None:
-    """The number in the first line of a file; None where there is no file."""
-    if not path.is_file():
-        return None
-    text = path.read_text().partition("\n")[0].strip()
+def _label(path: Path) -> int:
+    """The label in a file; InputError where that is not 0 or 1."""
+    value = _number(path)
+    if value not in (0, 1):
+        raise InputError(f"{path}: expected 0 or 1, got {value:g}; correct the label.")
+    return int(value)
+
+
+def _number(path: Path) -> float:
+    """The number in the first line of a file; InputError where there is none."""
+    text = path.read_bytes().decode("utf-8", "backslashreplace").partition("\n")[0].strip()
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise InputError(f"{path}: expected one number, got '{text[:40]}'.") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}: expected one number, got '{text[:40]}'.")
+    return value

@@ -101,6 +101,8 @@ def test_results_never_take_the_place_of_scans_or_labels(scans, tiny_run, comman
     link = tmp_path / "link"
     link.symlink_to(scans)
     (tmp_path / "labels").mkdir()
+    mask = nib.Nifti1Image(np.zeros((8, 9, 10), np.uint8), np.eye(4))
+    nib.save(mask, tmp_path / "labels" / "00001.nii.gz")
     asked = ["--run", tiny_run, "--task", "pixel", "--labels", tmp_path / "labels"]
     for out, what in ((scans, "scans"), (link, "scans"), (tmp_path / "labels", "labels")):
         done = command("mood", scans, out, *asked)
@@ -135,3 +137,25 @@ def test_own_results_are_replaced_and_removed_and_others_are_not(tiny_run, tmp_p
     (out / "a.nii.gz.txt").write_text("of a reader")
     with pytest.raises(InputError, match=r"a\.nii\.gz\.txt: a file that this command did not"):
         check_place([mine], out, "sample")
+
+
+def test_labels_are_looked_at_before_any_scan(scans, tiny_run, command, tmp_path):
+    labels = tmp_path / "labels"
+    asked = [scans, tmp_path / "out", "--run", tiny_run, "--labels", labels, "--task"]
+    done = command("mood", *asked, "sample")
+    assert done.code == 2 and f"{labels}: no labels; expected files" in done.err
+    labels.mkdir()
+    path = labels / "00001.nii.gz.txt"
+    for content, sentence in (
+        (b"nan\n", "expected one number, got 'nan'"),
+        (b"inf\n", "expected one number, got 'inf'"),
+        (b"\xff\xfe1\n", "expected one number, got '\\xff\\xfe1'"),
+        (b"0.5\n", "expected 0 or 1, got 0.5"),
+    ):
+        path.write_bytes(content)
+        done = command("mood", *asked, "sample")
+        assert done.code == 2 and f"{path}: {sentence}" in done.err
+    (labels / "00001.nii.gz").write_bytes(b"nothing")
+    done = command("mood", *asked, "pixel")
+    assert done.code == 2 and f"{labels / '00001.nii.gz'}: " in done.err
+    assert not (tmp_path / "out").exists()
