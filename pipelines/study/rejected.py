@@ -66,15 +66,20 @@ def read_opinions(source: Path, results: Collection[str]) -> Opinions:
     rejected: list[Entry] = []
     confirmed: set[str] = set()
     for row in that_count(rows):
-        value = row.get("value", "false")
+        value = row.get("value", "false").strip().lower()  # a spreadsheet writes FALSE
         if row.get("run_digest") and row["run_digest"] not in results:
             left_out["of a result of another run"] += 1
         elif value == "false":
             rejected.append(_entry(row, path))
         elif value == "true":
             confirmed.add(row["study"])
-        else:
+        elif value == "unsure":
             left_out["unsure"] += 1
+        else:
+            raise InputError(
+                f"{path}: study '{row['study']}', column 'value': '{row['value']}'; expected one "
+                "of true, false, unsure."
+            )
     subjects = {row["study"]: row.get("subject", "") for row in rows}
     known = [_confirmed(path.parent, study, subjects[study]) for study in sorted(confirmed)]
     usable = [row for row in known if row]

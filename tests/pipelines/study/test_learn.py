@@ -260,6 +260,21 @@ def test_whose_word_counts_and_what_is_left_out(tmp_path):
     assert (row["id"], row["split"], row["label"]) == ("a", "tune", "abnormal")
 
 
+def test_words_of_a_spreadsheet_count_and_unknown_ones_are_refused(tmp_path):
+    path = tmp_path / "opinions.tsv"
+    for words in (("FALSE", "TRUE", "Unsure"), ("false", "true", "unsure")):
+        write_table(path, [opinion(s, "ann", word) for s, word in zip("abc", words, strict=True)])
+        said = read_opinions(tmp_path, ["d"])
+        assert [entry.study for entry in said.rejected] == ["a"]
+        unknown = "confirmed in a scan whose truth is not known as a whole"
+        assert said.left_out == {"unsure": 1, unknown: 1}
+    for word in ("no", "0", ""):
+        write_table(path, [opinion("a", "ann", "false"), opinion("b", "ann", word)])
+        sentence = f"tsv: study 'b', column 'value': '{word}'; expected one of true, false, unsure"
+        with pytest.raises(InputError, match=sentence):
+            read_opinions(tmp_path, ["d"])
+
+
 def test_the_shape_is_that_of_the_mask_of_rejected_findings(tmp_path):
     write_table(tmp_path / "opinions.tsv", [opinion("a", "ann", "false")])
     assert read_opinions(tmp_path, ["d"]).rejected[0].elongation is None
