@@ -284,6 +284,11 @@ def test_the_shape_is_that_of_the_mask_of_rejected_findings(tmp_path):
     (tmp_path / "false").mkdir()
     nib.save(nib.Nifti1Image(marked, np.diag([1, 1, 1, 1])), tmp_path / "false" / "a.nii.gz")
     assert read_opinions(tmp_path, ["d"]).rejected[0].elongation == pytest.approx(0.5)
+    for peak in ("1,x,2", "1,2", "1.5,2,3"):
+        row = opinion("a", "ann", "false") | {"peak_voxel": peak}
+        write_table(tmp_path / "opinions.tsv", [row])
+        with pytest.raises(InputError, match=f"study 'a', column 'peak_voxel': '{peak}'; expected"):
+            read_opinions(tmp_path, ["d"])
 
 
 def test_bad_opinions_are_refused_by_name(tmp_path):
