@@ -36,6 +36,8 @@ def main(arguments: argparse.Namespace) -> int:
     demand_free(run, out)  # before minutes of planting
     if not 0 <= arguments.most_lost < 1:
         raise InputError(f"--most-lost {arguments.most_lost}: expected a share from 0 to below 1.")
+    if arguments.seed < 0:
+        raise InputError(f"--seed: {arguments.seed}; expected 0 or a larger whole number.")
 
     said = read_opinions(Path(arguments.input), accepted_results(run))
     for reason, count in said.left_out.items():

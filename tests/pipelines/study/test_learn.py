@@ -177,6 +177,12 @@ def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
     assert "a loss is measured on 20 at least" in capsys.readouterr().err
 
 
+def test_what_is_asked_is_looked_at_before_anything_is_read(parent, data, tmp_path, capsys):
+    assert learn(parent, tmp_path / "none", data, tmp_path / "child", "--seed", "-1") == 2
+    told = capsys.readouterr().err
+    assert told == "error: --seed: -1; expected 0 or a larger whole number.\n"
+
+
 def test_half_of_the_lesions_lie_where_the_memory_is(parent, data):
     cases = [case for case in read_cases(data) if case.label == "healthy"][5:8]
     brain = load(cases[0]).brain
