@@ -34,6 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not (arguments.input and arguments.data):
         raise InputError("give IN= the opinions and DATA= a preprocessed cohort, or UNDO=<entry>.")
     demand_free(run, out)  # before minutes of planting
+    cli.demand_writable(out)
     if not 0 <= arguments.most_lost < 1:
         raise InputError(f"--most-lost {arguments.most_lost}: expected a share from 0 to below 1.")
     if arguments.seed < 0:

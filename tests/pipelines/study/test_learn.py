@@ -182,6 +182,12 @@ def test_what_is_asked_is_looked_at_before_anything_is_read(parent, data, tmp_pa
     told = capsys.readouterr().err
     assert told == "error: --seed: -1; expected 0 or a larger whole number.\n"
 
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "child"
+    assert learn(parent, tmp_path / "none", data, out) == 2
+    assert capsys.readouterr().err == f"error: {out}: Not a directory.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
 
 def test_half_of_the_lesions_lie_where_the_memory_is(parent, data):
     cases = [case for case in read_cases(data) if case.label == "healthy"][5:8]
