@@ -19,20 +19,25 @@ HOW = ("calibration", "harmonise", "adabn", "finetune", "fada")
 
 def main(arguments: argparse.Namespace) -> int:
     from pipelines.cohort.cases import read_cases
-    from pipelines.cohort.preprocess import list_input, preprocess_cohort
+    from pipelines.cohort.preprocess import earlier_rows, list_input, preprocess_cohort
     from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
     from pipelines.pages.quality import quality_page
     from pipelines.training.adapt import adapt, demand_way
+    from pipelines.training.calibrate import demand_child_place, demand_enough
     from preprocessing.tables import existing_input
 
     run = load_run(run_folder(arguments.run), arguments.accelerator)
     learned = Path(arguments.source) if arguments.source else None
     demand_way(run, arguments.how, learned)
     source = existing_input(Path(arguments.input))
+    calibrates = arguments.how == "calibration"
+    demand_child_place(run, Path(arguments.out), None if calibrates else arguments.how)
     out = cli.writable_folder(arguments.out)
     data = cli.writable_folder(out / "data")
     given = list_input(source, run.recipe.name, data, 0, run.recipe.limits.max_gb)
+    if calibrates:  # before minutes of preparing; scans of earlier commands in OUT count too
+        demand_enough(len(given.scans) + len(earlier_rows(data, given.scans)))
     results = preprocess_cohort(given, run.recipe, data, page=quality_page)
     failed = sum(failure is not None for _, failure in results)
 

@@ -242,6 +242,20 @@ def make_folder(folder: Path) -> None:
     probe.unlink()
 
 
+def demand_writable(path: Path) -> None:
+    """OSError where a folder cannot be made or written; unlike `writable_folder` makes nothing."""
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    probe = there / f".tmp-write-{os.getpid()}"
+    try:
+        probe.touch()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.unlink()
+
+
 def claim(folder: Path) -> None:
     """Hold a folder until the command ends; InputError where another command holds it."""
     folder = folder.resolve()

@@ -34,6 +34,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not (arguments.input and arguments.data):
         raise InputError("give IN= the opinions and DATA= a preprocessed cohort, or UNDO=<entry>.")
     demand_free(run, out)  # before minutes of planting
+    cli.demand_writable(out)
+    seed = cli.seed_of(arguments.seed)
     if not 0 <= arguments.most_lost < 1:
         raise InputError(f"--most-lost {arguments.most_lost}: expected a share from 0 to below 1.")
 
@@ -47,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not new:
         raise InputError(f"{arguments.input}: no rejected finding that the run can learn from.")
     cases = unseen_healthy(run, existing_data(Path(arguments.data)))
-    loss = measure_loss(run, memory, cases, arguments.lesions, arguments.seed)
+    loss = measure_loss(run, memory, cases, arguments.lesions, seed)
     demand_small(loss, arguments.most_lost)
 
     memory = memory.model_copy(update={"loss": loss.as_json()})

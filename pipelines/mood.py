@@ -25,17 +25,29 @@ def filled(arguments: argparse.Namespace, ahead: Ahead | None) -> int:
     """Score the scans and fill the form; `ahead` prepares them, or else this process."""
     from pipelines.detect.batch import detect_all, listed, make_job
     from pipelines.detect.ready import run_folder
-    from pipelines.export.mood import ap_of_form, check_names, remove_form, write_form
+    from pipelines.export.mood import (
+        ap_of_form,
+        check_folder,
+        check_labels,
+        check_names,
+        check_place,
+        remove_form,
+        write_form,
+    )
     from preprocessing.tables import existing_input
 
     task = arguments.task
     source = existing_input(arguments.input)
+    check_folder(arguments.output, source, arguments.labels)
+    if arguments.labels:
+        check_labels(arguments.labels, task)
     out = cli.writable_folder(arguments.output)
     with tempfile.TemporaryDirectory(prefix="norma-mood-") as temporary:
         work = cli.writable_folder(arguments.work_dir or temporary)
         job = make_job(run_folder(arguments.run), source, work)
         with listed(source, job) as (scans, lost):
             check_names(scans, source)
+            check_place(scans, out, task)
             reports = detect_all(scans, lost, job, ("", arguments.n_cpus), ahead=ahead)
         of_id = {scan.id: scan for scan in scans}
         for report in reports:

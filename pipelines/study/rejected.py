@@ -66,15 +66,20 @@ def read_opinions(source: Path, results: Collection[str]) -> Opinions:
     rejected: list[Entry] = []
     confirmed: set[str] = set()
     for row in that_count(rows):
-        value = row.get("value", "false")
+        value = row.get("value", "false").strip().lower()  # a spreadsheet writes FALSE
         if row.get("run_digest") and row["run_digest"] not in results:
             left_out["of a result of another run"] += 1
         elif value == "false":
             rejected.append(_entry(row, path))
         elif value == "true":
             confirmed.add(row["study"])
-        else:
+        elif value == "unsure":
             left_out["unsure"] += 1
+        else:
+            raise InputError(
+                f"{path}: study '{row['study']}', column 'value': '{row['value']}'; expected one "
+                "of true, false, unsure."
+            )
     subjects = {row["study"]: row.get("subject", "") for row in rows}
     known = [_confirmed(path.parent, study, subjects[study]) for study in sorted(confirmed)]
     usable = [row for row in known if row]
@@ -104,7 +109,7 @@ def that_count(rows: Sequence[Row]) -> list[Row]:
 def _entry(row: Row, path: Path) -> Entry:
     """A rejected finding; its shape is that of the mask in false/, where that has it."""
     shape: dict[str, Any] = {name: row[name] for name in SHAPE if row.get(name)}
-    shape = shape or _shape(row, path.parent / "false" / f"{row['study']}.nii.gz")
+    shape = shape or _shape(row, path)
     values: dict[str, Any] = {
         "number": 0,
         "place_mm": row["peak_atlas_mm"].split(","),
@@ -130,19 +135,35 @@ def _entry(row: Row, path: Path) -> Entry:
 def _shape(row: Mapping[str, str], path: Path) -> dict[str, float]:
     """Elongation and compactness of the component at the row's peak; empty where it is not known.
 
-    The mask is of the result that the study shows now; it may lack a finding of an earlier one.
+    The mask, beside the table `path`, is of the result that the study shows now; it may lack a
+    finding of an earlier one.
     """
-    if not path.is_file() or not row.get("peak_voxel"):
+    mask = path.parent / "false" / f"{row['study']}.nii.gz"
+    if not mask.is_file() or not row.get("peak_voxel"):
         return {}
-    image = read_image(path)
-    peak = tuple(int(part) for part in row["peak_voxel"].split(","))
+    image = read_image(mask)
+    peak = _peak(row, path)
     marked = np.asarray(image.dataobj) > 0
-    inside = len(peak) == 3 and all(0 <= p < n for p, n in zip(peak, marked.shape, strict=True))
+    inside = all(0 <= p < n for p, n in zip(peak, marked.shape, strict=True))
     if not inside or not marked[peak]:
         return {}
     labels = label(marked, connectivity=3)
     elongation, compactness = shape_of(np.argwhere(labels == labels[peak]), image.affine)
     return {"elongation": round(elongation, 4), "compactness": round(compactness, 4)}
+
+
+def _peak(row: Mapping[str, str], path: Path) -> tuple[int, ...]:
+    """The voxel of the row's peak; InputError where that is no voxel."""
+    try:
+        peak = tuple(int(part) for part in row["peak_voxel"].split(","))
+    except ValueError:
+        peak = ()
+    if len(peak) != 3:
+        raise InputError(
+            f"{path}: study '{row['study']}', column 'peak_voxel': '{row['peak_voxel']}'; expected "
+            "three whole numbers such as 12,30,7."
+        )
+    return peak
 
 
 def _confirmed(folder: Path, study: str, subject: str) -> dict[str, Any] | None:

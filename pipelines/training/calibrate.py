@@ -120,11 +120,7 @@ def child_run(run: Run, cases: Sequence[Case], out: Path) -> Run:
     Its run.json names the parent. InputError for fewer than 5 cases, and as `demand_child`.
     """
     demand_child(run, cases, out)
-    if len(cases) < FEWEST:
-        raise InputError(
-            f"{len(cases)} healthy scans; calibration needs at least {FEWEST}, and 9 for the "
-            "promise of one false finding in ten scans."
-        )
+    demand_enough(len(cases))
     calibrated = calibrate([(run.detector, cases)])
     made = {"calibrated_on": [case.id for case in cases]}
     begin_child(run, cases, out, made)
@@ -139,9 +135,7 @@ def demand_child(run: Run, cases: Sequence[Case], out: Path, how: str | None = N
     That is for no case, an abnormal one, or an image that the parent has learned from; and where
     `out` holds another run. `how` is the way of pipelines/training/adapt.py, None for calibration.
     """
-    there = read_history(out)
-    same_way = how_of(there) == (how or how_of(run.history))
-    demand_place(out, run.folder, there.get("parent") == parent_of(run) and same_way)
+    demand_child_place(run, out, how)
     learned = set(run.history.get("digests", []))
     for case in cases:
         if case.label == "abnormal":
@@ -152,6 +146,22 @@ def demand_child(run: Run, cases: Sequence[Case], out: Path, how: str | None = N
             )
     if not cases:
         raise InputError("no healthy scan is left to adapt to; give others.")
+
+
+def demand_child_place(run: Run, out: Path, how: str | None = None) -> None:
+    """InputError where `out` holds another run; `how` is as in `demand_child`."""
+    there = read_history(out)
+    same_way = how_of(there) == (how or how_of(run.history))
+    demand_place(out, run.folder, there.get("parent") == parent_of(run) and same_way)
+
+
+def demand_enough(count: int) -> None:
+    """InputError for too few healthy scans to calibrate on."""
+    if count < FEWEST:
+        raise InputError(
+            f"{count} healthy scans; calibration needs at least {FEWEST}, and 9 for the promise of "
+            "one false finding in ten scans."
+        )
 
 
 def how_of(history: dict[str, Any]) -> str:

@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from pipelines.detect.report import Report
 from pipelines.detect.run import load_run
-from pipelines.export.mood import ap_of_form, check_names
+from pipelines.export.mood import (
+    WRITTEN,
+    ap_of_form,
+    check_names,
+    check_place,
+    remove_form,
+    write_form,
+)
 from preprocessing.scans import InputError, Scan
 
 
@@ -86,3 +94,68 @@ def test_two_scans_of_one_name_have_no_form(tmp_path):
     scans = [Scan(str(n), tmp_path / str(n) / "a.nii.gz", str(n)) for n in range(2)]
     with pytest.raises(InputError, match=r"a\.nii\.gz is there more than once"):
         check_names(scans, tmp_path)
+
+
+def test_results_never_take_the_place_of_scans_or_labels(scans, tiny_run, command, tmp_path):
+    before = {path.name: path.read_bytes() for path in scans.iterdir()}
+    link = tmp_path / "link"
+    link.symlink_to(scans)
+    (tmp_path / "labels").mkdir()
+    mask = nib.Nifti1Image(np.zeros((8, 9, 10), np.uint8), np.eye(4))
+    nib.save(mask, tmp_path / "labels" / "00001.nii.gz")
+    asked = ["--run", tiny_run, "--task", "pixel", "--labels", tmp_path / "labels"]
+    for out, what in ((scans, "scans"), (link, "scans"), (tmp_path / "labels", "labels")):
+        done = command("mood", scans, out, *asked)
+        assert done.code == 2 and f"{out}: the folder of the {what}" in done.err
+    assert {path.name: path.read_bytes() for path in scans.iterdir()} == before
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "00003.nii.gz").write_bytes(b"mine")
+    done = command("mood", scans, other, *asked[:4])
+    assert done.code == 2 and "00003.nii.gz: a file that this command did not write" in done.err
+    assert (other / "00003.nii.gz").read_bytes() == b"mine"
+    assert not (other / "00001.nii.gz").exists()
+
+
+def test_own_results_are_replaced_and_removed_and_others_are_not(tiny_run, tmp_path):
+    run = load_run(tiny_run, "cpu")
+    mine = Scan("a", tmp_path / "a.nii.gz", "a")
+    other = Scan("b", tmp_path / "b.nii.gz", "b")
+    out = tmp_path / "out"
+    out.mkdir()
+    for score in (0.1, 0.2):
+        check_place([mine], out, "sample")
+        write_form(Report(id="a", status="scored", score=score), mine, tmp_path, out, run, "sample")
+    (out / "b.nii.gz.txt").write_text("of a reader")
+    with pytest.raises(InputError, match=r"b\.nii\.gz\.txt: a file that this command did not"):
+        check_place([mine, other], out, "sample")
+    remove_form(other, out, "sample")
+    assert (out / "b.nii.gz.txt").read_text() == "of a reader"
+    remove_form(mine, out, "sample")
+    assert not (out / "a.nii.gz.txt").exists() and (out / WRITTEN).read_text() == ""
+    (out / "a.nii.gz.txt").write_text("of a reader")
+    with pytest.raises(InputError, match=r"a\.nii\.gz\.txt: a file that this command did not"):
+        check_place([mine], out, "sample")
+
+
+def test_labels_are_looked_at_before_any_scan(scans, tiny_run, command, tmp_path):
+    labels = tmp_path / "labels"
+    asked = [scans, tmp_path / "out", "--run", tiny_run, "--labels", labels, "--task"]
+    done = command("mood", *asked, "sample")
+    assert done.code == 2 and f"{labels}: no labels; expected files" in done.err
+    labels.mkdir()
+    path = labels / "00001.nii.gz.txt"
+    for content, sentence in (
+        (b"nan\n", "expected one number, got 'nan'"),
+        (b"inf\n", "expected one number, got 'inf'"),
+        (b"\xff\xfe1\n", "expected one number, got '\\xff\\xfe1'"),
+        (b"0.5\n", "expected 0 or 1, got 0.5"),
+    ):
+        path.write_bytes(content)
+        done = command("mood", *asked, "sample")
+        assert done.code == 2 and f"{path}: {sentence}" in done.err
+    (labels / "00001.nii.gz").write_bytes(b"nothing")
+    done = command("mood", *asked, "pixel")
+    assert done.code == 2 and f"{labels / '00001.nii.gz'}: " in done.err
+    assert not (tmp_path / "out").exists()

@@ -177,6 +177,18 @@ def test_a_memory_that_costs_too_much_is_refused_and_nothing_is_written(
     assert "a loss is measured on 20 at least" in capsys.readouterr().err
 
 
+def test_what_is_asked_is_looked_at_before_anything_is_read(parent, data, tmp_path, capsys):
+    assert learn(parent, tmp_path / "none", data, tmp_path / "child", "--seed", "-1") == 2
+    told = capsys.readouterr().err
+    assert told == "error: --seed: -1; expected 0 or a larger whole number.\n"
+
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "child"
+    assert learn(parent, tmp_path / "none", data, out) == 2
+    assert capsys.readouterr().err == f"error: {out}: Not a directory.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_half_of_the_lesions_lie_where_the_memory_is(parent, data):
     cases = [case for case in read_cases(data) if case.label == "healthy"][5:8]
     brain = load(cases[0]).brain
@@ -260,6 +272,21 @@ def test_whose_word_counts_and_what_is_left_out(tmp_path):
     assert (row["id"], row["split"], row["label"]) == ("a", "tune", "abnormal")
 
 
+def test_words_of_a_spreadsheet_count_and_unknown_ones_are_refused(tmp_path):
+    path = tmp_path / "opinions.tsv"
+    for words in (("FALSE", "TRUE", "Unsure"), ("false", "true", "unsure")):
+        write_table(path, [opinion(s, "ann", word) for s, word in zip("abc", words, strict=True)])
+        said = read_opinions(tmp_path, ["d"])
+        assert [entry.study for entry in said.rejected] == ["a"]
+        unknown = "confirmed in a scan whose truth is not known as a whole"
+        assert said.left_out == {"unsure": 1, unknown: 1}
+    for word in ("no", "0", ""):
+        write_table(path, [opinion("a", "ann", "false"), opinion("b", "ann", word)])
+        sentence = f"tsv: study 'b', column 'value': '{word}'; expected one of true, false, unsure"
+        with pytest.raises(InputError, match=sentence):
+            read_opinions(tmp_path, ["d"])
+
+
 def test_the_shape_is_that_of_the_mask_of_rejected_findings(tmp_path):
     write_table(tmp_path / "opinions.tsv", [opinion("a", "ann", "false")])
     assert read_opinions(tmp_path, ["d"]).rejected[0].elongation is None
@@ -269,6 +296,11 @@ def test_the_shape_is_that_of_the_mask_of_rejected_findings(tmp_path):
     (tmp_path / "false").mkdir()
     nib.save(nib.Nifti1Image(marked, np.diag([1, 1, 1, 1])), tmp_path / "false" / "a.nii.gz")
     assert read_opinions(tmp_path, ["d"]).rejected[0].elongation == pytest.approx(0.5)
+    for peak in ("1,x,2", "1,2", "1.5,2,3"):
+        row = opinion("a", "ann", "false") | {"peak_voxel": peak}
+        write_table(tmp_path / "opinions.tsv", [row])
+        with pytest.raises(InputError, match=f"study 'a', column 'peak_voxel': '{peak}'; expected"):
+            read_opinions(tmp_path, ["d"])
 
 
 def test_bad_opinions_are_refused_by_name(tmp_path):

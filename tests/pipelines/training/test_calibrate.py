@@ -97,3 +97,30 @@ def test_from_raw_scans_on_the_command_line(parent, healthy, tmp_path, capsys):
     assert command("adapt", "--how", "calibration", *told) == 0
     assert "calibrated on 5 healthy scans, 0 left out. In healthy scans" in capsys.readouterr().out
     assert load_run(tmp_path / "child", "cpu").history["parent"]["run"] == "run"
+
+    (tmp_path / "one").mkdir()  # scans of the first command count too
+    shutil.copyfile(healthy[13].image, tmp_path / "one" / healthy[13].image.name)
+    told[3] = tmp_path / "one"
+    assert command("adapt", "--how", "calibration", *told) == 0
+    assert "calibrated on 6 healthy scans" in capsys.readouterr().out
+
+
+def test_place_and_count_are_looked_at_before_any_scan_is_prepared(
+    parent, healthy, tmp_path, capsys, monkeypatch
+):
+    def prepared(*_, **__):
+        raise AssertionError("a scan was prepared")
+
+    monkeypatch.setattr("pipelines.cohort.preprocess.preprocess_cohort", prepared)
+    (tmp_path / "in").mkdir()
+    for case in healthy[8:12]:
+        shutil.copyfile(case.image, tmp_path / "in" / case.image.name)
+    told = ["--run", parent.folder, "--input", tmp_path / "in", "--out"]
+    before = sorted(path.name for path in parent.folder.iterdir())
+    for how in ("calibration", "harmonise"):
+        assert command("adapt", "--how", how, *told, parent.folder) == 2
+        assert "holds another run, which would be lost" in capsys.readouterr().err
+    assert sorted(path.name for path in parent.folder.iterdir()) == before
+
+    assert command("adapt", "--how", "calibration", *told, tmp_path / "child") == 2
+    assert "4 healthy scans; calibration needs at least 5" in capsys.readouterr().err
