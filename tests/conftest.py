@@ -104,7 +104,6 @@ def tiny_run(tmp_path_factory):
     from pipelines.config import load_recipe, write_yaml
     from pipelines.detect.build import build_model
     from pipelines.detect.config import load_run_config
-    from pipelines.detect.folder import write_history
     from pipelines.detect.run import write_weights
     from preprocessing.files import write_json
 
@@ -130,7 +129,6 @@ def tiny_run(tmp_path_factory):
         "voxel_quantiles": {str(q): q / 5 for q in (0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
     }
     write_json(folder / "reference.json", reference)
-    write_history(folder, {})
     write_weights(model, folder)
     return folder
 
