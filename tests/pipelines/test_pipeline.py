@@ -288,7 +288,7 @@ def test_data_of_another_intensity_scale_is_refused_and_other_limits_are_not(
     (tmp_path / "scans.tsv").write_text("id\tsplit\n")
     (tmp_path / "recipe.yaml").write_text(recipe.replace("high: 95.0", "high: 99.0"))
     assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
-    assert "preprocessed with another intensity than the run's scans" in capsys.readouterr().err
+    assert "preprocessed with another intensity than the scans of" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(recipe.replace("min_overlap: 0.65", "min_overlap: 0.6"))
     assert run("evaluate", "--run", chain / "run", "--data", tmp_path) == 2
     assert "no scans in split 'test'" in capsys.readouterr().err
