@@ -537,9 +537,7 @@ def test_channels_that_do_not_fit_are_refused(command, trained, data, tmp_path):
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "recipe.yaml").write_text(write_yaml(load_recipe("t1", RECIPE)))
     done = command("evaluate", "--run", trained, "--data", tmp_path / "single")
-    assert (
-        done.code == 2 and "preprocessed with another sequences than the scans of" in done.error
-    )
+    assert done.code == 2 and "preprocessed with another sequences than the scans of" in done.error
     done = command("choose", "--data", data, "--runs", trained)
     assert done.code == 2 and "its scans have several channels" in done.error
     done = command(
