@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import NOTES, Row, row
+from benchmarks.reproduce import runs_of
 from pipelines.cli import error_sentence
 from pipelines.config import ROOT, read_yaml
 from pipelines.pages.results import CHOICES
@@ -35,8 +36,7 @@ def recommended(repeats: int) -> list[Row]:
     rows: list[Row] = []
     plans = read_yaml(ROOT / "benchmarks" / "reproduce.yaml")["compare"]
     for choice in read_yaml(CHOICES)["choices"]:
-        plan = plans[choice["measured"]]
-        runs = ROOT / "runs" / plan.get("runs", plan["data"])
+        runs = ROOT / runs_of(plans[choice["measured"]])
         try:
             rows += one_choice(choice, runs, repeats)
         except (InputError, OSError) as error:  # costs this choice alone

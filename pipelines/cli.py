@@ -237,9 +237,7 @@ def writable_folder(path: str | Path) -> Path:
 def make_folder(folder: Path) -> None:
     """Make a folder, and check that a file can be written in it; OSError names the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".tmp-write-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    _probe(folder)
 
 
 def demand_writable(path: Path) -> None:
@@ -247,12 +245,17 @@ def demand_writable(path: Path) -> None:
     there = path.absolute()
     while not there.exists():
         there = there.parent
-    probe = there / f".tmp-write-{os.getpid()}"
     try:
-        probe.touch()
+        _probe(there)
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def _probe(folder: Path) -> None:
+    """Write a file in a folder and remove it."""
+    probe = folder / f".tmp-write-{os.getpid()}"
+    probe.touch()
     probe.unlink()
 
 

@@ -1,7 +1,7 @@
 """ANTs without what only its statistics and plots need: pandas, statsmodels, scikit-learn, pyplot.
 
-Loading those takes most of the seconds and half of the memory of `import ants`, and a fit uses
-none of them. Who asks for them in the same process still gets them, then.
+Loading those is most of what `import ants` costs, and a fit uses none of them. Who asks
+for them in the same process still gets them, then.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
-from sklearn.covariance import ledoit_wolf
 
 from pipelines.detect.typical import FEWEST, Typical
 
@@ -57,6 +56,8 @@ class Fitted:
 
 def fit(rows: np.ndarray) -> Fitted:
     """From features (N, F) of scans of one kind. One that never varies has a spread of 2 %."""
+    from sklearn.covariance import ledoit_wolf  # slow to load, and training needs no gate
+
     centre = rows.mean(axis=0)
     spread = rows.std(axis=0, ddof=1)
     least = TOLERANCE * np.maximum(np.abs(centre), FLAT)

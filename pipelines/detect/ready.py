@@ -191,16 +191,15 @@ def asked_run(run: str | None, modality: str | None) -> Path:
 
     InputError for a run of another modality than the one that is named beside it.
     """
-    if run:
-        folder = run_folder(run)
-        if modality and (folder / "recipe.yaml").is_file():
-            own = read_recipe(folder).name
-            if modality != own:
-                raise InputError(
-                    f"RUN={run} is for scans of modality {own}, and MODALITY={modality} was given; "
-                    "leave one of the two out."
-                )
-        return folder
-    if modality:
+    if not run:
+        if not modality:
+            raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")
         return ready_run(modality)
-    raise InputError("give RUN=<run folder>, or MODALITY= for the ready-made run of it.")
+    folder = run_folder(run)
+    own = read_recipe(folder).name if (folder / "recipe.yaml").is_file() else modality
+    if modality and modality != own:
+        raise InputError(
+            f"RUN={run} is for scans of modality {own}, and MODALITY={modality} was given; "
+            "leave one of the two out."
+        )
+    return folder

@@ -23,6 +23,8 @@ def score(arguments: argparse.Namespace, run_dir: Path, source: Path, ahead: Ahe
     options = Options(arguments.keep_nifti, arguments.overwrite, arguments.refuse_unlike)
     job = make_job(run_dir, source, out, arguments.point, arguments.accelerator, options)
     cli.writable_folder(out)
+    if ahead:
+        import sklearn.covariance  # noqa: F401 (the gate needs it; the scan is being prepared now)
     spread_over = (arguments.executor, arguments.workers)
     with listed(source, job, shared=bool(arguments.executor)) as (scans, lost):
         if arguments.dry_run:

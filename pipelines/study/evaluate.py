@@ -180,9 +180,9 @@ def demand_columns(cases: Sequence[Case], names: Sequence[str]) -> None:
     The tables are that of the scans, and those of slices.
     """
     known = {"pathology", "label", "subject"}.union(*(case.columns for case in cases))
-    for case in cases:
-        if case.slice_labels and case.slice_labels.is_file():
-            known |= read_table(case.slice_labels)[0].keys()
+    if not known.issuperset(names):  # tables of slices are many
+        for path in {case.slice_labels for case in cases if case.slice_labels}:
+            known.update(*read_table(path)[:1])
     for name in names:
         if name in OWN:
             raise InputError(
