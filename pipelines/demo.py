@@ -33,6 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     from preprocessing.datasets.virtual import make_cohort
     from preprocessing.files import read_table, write_table
 
+    seed = cli.seed_of(arguments.seed)
     out = cli.writable_folder(arguments.out)
     started = time.perf_counter()
     workers = min(2, os.cpu_count() or 1)
@@ -42,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     data = out / "data"
     run_dir = out / "runs" / arguments.model
 
-    make_cohort(cohort.parent, seed=arguments.seed)
+    make_cohort(cohort.parent, seed=seed)
     codes = [step("preprocess", input=cohort, modality="t1", out=data, workers=workers)]
     for name in [*members, arguments.model]:  # an ensemble is made of finished runs beside it
         overrides = arguments.overrides if name == arguments.model else []

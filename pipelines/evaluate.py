@@ -14,6 +14,7 @@ from pipelines import cli
 
 def main(arguments: argparse.Namespace) -> int:
     from evaluation.protocol import LABELS
+    from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
     from pipelines.pages.evaluation import evaluation_page
     from pipelines.pages.headline import plain_sentence
@@ -22,7 +23,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.study.protocol import existing_data, protocol_for
 
     data = existing_data(Path(arguments.data))
-    run = load_run(arguments.run, arguments.accelerator)
+    run = load_run(run_folder(arguments.run), arguments.accelerator)
     out = cli.writable_folder(arguments.out or run.folder / "evaluation" / data.name)
     protocol = protocol_for(data, arguments.protocol, arguments.overrides)
     result = evaluate(run, data, out, protocol, arguments.point, page=evaluation_page)
@@ -42,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("evaluate", "Measure a run on the test scans of a preprocessed cohort.")
-    p.add_argument("--run", required=True, help="run folder of train")
+    p.add_argument("--run", required=True, help="run folder of train, or a ready-made run's name")
     p.add_argument("--data", required=True, help="the OUT folder of preprocess")
     p.add_argument(
         "--out", help="where the numbers and the page go (default <run>/evaluation/<data>)"

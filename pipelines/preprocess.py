@@ -21,15 +21,16 @@ def main(arguments: argparse.Namespace) -> int:
             "--modality is missing: say ct, t1, t2, flair, picture, fundus or chest_ct."
         )
     modality = arguments.modality or "t1"  # of the demo cohort
+    seed = cli.seed_of(arguments.seed)
     recipe = load_recipe(modality, arguments.overrides, arguments.template)
     if recipe.template:
         register.load_atlas(recipe.template, recipe.grid)
 
-    source = existing_input(Path(arguments.input or demo_table(arguments.seed, modality)))
+    source = existing_input(Path(arguments.input or demo_table(seed, modality)))
     own_folder = arguments.input or modality != "t1"
     default = Path("work") / modality if own_folder else DEMO / "data"
     out = cli.writable_folder(arguments.out or default)
-    given = list_input(source, recipe.name, out, arguments.seed, recipe.limits.max_gb)
+    given = list_input(source, recipe.name, out, seed, recipe.limits.max_gb)
     if arguments.dry_run:
         print(spread.preview(arguments.executor, arguments.workers, len(given.scans)))
         return cli.OK

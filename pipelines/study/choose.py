@@ -77,13 +77,18 @@ class PlantedScan:
 def validation_cases(run_dir: Path, data: Path) -> list[Case]:
     """The healthy cases of `data` that a run was validated on; InputError where one is absent."""
     wanted = set(read_history(run_dir).get("val_scans", []))
+    if not wanted:
+        raise InputError(
+            f"{run_dir}: no scan validated it, and lesions are planted in those; train it on a "
+            "cohort with healthy scans in split 'val', or choose among other runs."
+        )
     splits = run_dir / "splits.tsv"
     cases = [
         case
         for case in read_cases(data, splits if splits.is_file() else None)
         if case.id in wanted and case.label != "abnormal"
     ]
-    if not cases or len(cases) != len(wanted):
+    if len(cases) != len(wanted):
         raise InputError(
             f"{data}: holds {len(cases)} of the {len(wanted)} validation scans of {run_dir}; "
             "give the data it was trained on."

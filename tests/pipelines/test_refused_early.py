@@ -6,8 +6,10 @@ import pytest
 
 from pipelines import cli
 from pipelines.config import load_recipe, write_yaml
+from pipelines.detect.folder import read_history, write_history
 from pipelines.detect.ready import asked_run
 from pipelines.pages import results
+from pipelines.study.choose import validation_cases
 from pipelines.study.evaluate import demand_columns
 from pipelines.study.evaluation import Evaluation
 from pipelines.study.protocol import load_protocol
@@ -113,3 +115,20 @@ def test_a_run_that_has_lost_what_it_learned_from_is_refused(command, tiny_run, 
     done = command("infer", "--run", run, *given)
     assert done.code == cli.USAGE
     assert f"{run}: no run.json" in done.err
+
+
+@pytest.mark.parametrize("name", ["preprocess", "demo"])
+def test_a_negative_seed_is_refused_before_anything_is_made(command, tmp_path, name):
+    more = ("--modality", "t1", "--input", tmp_path) if name == "preprocess" else ()
+    done = command(name, "--seed", "-1", "--out", tmp_path / "out", *more)
+    assert done.code == cli.USAGE
+    assert "--seed: -1; expected 0 or a larger whole number" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_choose_says_that_no_scan_validated_a_run(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    write_history(folder, read_history(folder) | {"val_scans": []})
+    with pytest.raises(InputError, match=r"no scan validated it.*split 'val'"):
+        validation_cases(folder, tmp_path)
