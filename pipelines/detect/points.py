@@ -41,13 +41,44 @@ NAN = float("nan")
 STRENGTHS = {"peak": "peak", "mass": "mass above the outline", "cluster": "cluster enhancement"}
 
 
-def demand_known(name: str) -> None:
-    """InputError for a name of no operating point."""
+def point_of(text: str) -> tuple[str, list[float]]:
+    """Name and values of an operating point that a user gives, such as "finding=0.05".
+
+    "fixed" has one value or two, "oracle" and "few-label" none, others one at most. InputError for
+    an unknown name, and for a value that is none.
+    """
+    name, sign, given = text.partition("=")
     if name not in NAMES:
         raise InputError(
             f"unknown operating point '{name}'; known: {', '.join(NAMES)}"
             f"{nearest(name, list(NAMES))}"
         )
+    if not sign:
+        if name == "fixed":
+            raise InputError(
+                "operating point 'fixed' needs a value, such as fixed=0.3 or fixed=0.3,0.5 "
+                "(voxels, scans)."
+            )
+        return name, []
+    if name in ("few-label", "oracle"):
+        raise InputError(f"operating point '{name}' takes no value.")
+    values = _numbers(given)
+    most = 2 if name == "fixed" else 1
+    if not 1 <= len(values) <= most or not np.isfinite(values).all():
+        raise InputError(f"operating point '{text}': expected a number.")
+    if name == "fixed" and values[0] <= 0:
+        raise InputError(f"operating point '{text}': expected a number above 0.")
+    if name != "fixed" and not 0 < values[0] < 1:
+        raise InputError(f"operating point '{text}': expected a number between 0 and 1.")
+    return name, values
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers between commas; none where one of them is no number."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
 
 
 class Point(BaseModel):

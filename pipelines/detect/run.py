@@ -29,8 +29,8 @@ from pipelines.detect.points import (
     Point,
     ScoredScan,
     conformal,
-    demand_known,
     finding,
+    point_of,
     promise_for,
     quantile,
     scores_of,
@@ -241,18 +241,12 @@ class Run:
         """
         if text is None:
             return self.points[self.config.calibration.point]
-        name, sign, value = text.partition("=")
-        demand_known(name)
+        name, values = point_of(text)
         if name == "oracle":
             rule = "chosen with the labels of the test scans: not achievable"
             return Point(point="oracle", rule=rule)
-        if sign:
-            return self._point_at(name, value)
-        if name == "fixed":
-            raise InputError(
-                "operating point 'fixed' needs a value, such as fixed=0.3 or fixed=0.3,0.5 "
-                "(voxels, scans)."
-            )
+        if values:
+            return self._point_at(name, values)
         if name not in self.points:
             why = "no abnormal scan was in split 'tune'"
             if name != "few-label":
@@ -262,22 +256,12 @@ class Run:
             raise InputError(self.points[name].refused)
         return self.points[name]
 
-    def _point_at(self, name: str, text: str) -> Point:
+    def _point_at(self, name: str, values: list[float]) -> Point:
         """A point at the value that a user gives."""
-        values = _numbers(text)
-        most = 2 if name == "fixed" else 1
-        if not 1 <= len(values) <= most or not np.isfinite(values).all():
-            raise InputError(f"operating point '{name}={text}': expected a number.")
-        if name == "fixed" and values[0] <= 0:
-            raise InputError(f"operating point '{name}={text}': expected a number above 0.")
         if name == "fixed":
             scan = values[1] if len(values) > 1 else self.point().scan
-            rule = f"fixed at {text} by the caller"
+            rule = f"fixed at {','.join(f'{value:.10g}' for value in values)} by the caller"
             return Point(point="fixed", rule=rule, voxel=values[0], scan=scan)
-        if name == "few-label":
-            raise InputError("operating point 'few-label' takes no value.")
-        if not 0 < values[0] < 1:
-            raise InputError(f"operating point '{name}={text}': expected a number between 0 and 1.")
         if name == "finding":
             return self._finding_at(values[0])
         if name == "conformal":
@@ -313,14 +297,6 @@ def like_scan(data: np.ndarray, prepared: Prepared) -> nib.Nifti1Image:
         matrix = getattr(header, f"get_{name}")() if code else prepared.home.affine
         getattr(image, f"set_{name}")(matrix, code, update_affine=False)
     return image
-
-
-def _numbers(text: str) -> list[float]:
-    """Numbers between commas; none where one of them is no number."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        return []
 
 
 def load_run(run_dir: str | Path, accelerator: str = "auto") -> Run:

@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.cohort.cases import read_cases
 from pipelines.config import ConfigError, read_recipe
 from pipelines.detect.config import RunConfig, load_run_config
-from pipelines.detect.points import demand_known
+from pipelines.detect.points import point_of
 from pipelines.detect.run import Run, load_run
 from pipelines.study.case_pictures import Images
 from pipelines.study.choose import Planting
@@ -158,10 +158,10 @@ def compare(
     `out`/<model>/<seed or fold>. A finished run is not trained again, an evaluation that stands is
     read, and variants that differ only after training are trained once. `page` makes the page of
     each evaluation. InputError, before anything is trained, where the test scans were preprocessed
-    in another way or no operating point has that name.
+    in another way, or for an operating point that is none.
     """
     if asked.point:
-        demand_known(asked.point.partition("=")[0])
+        point_of(asked.point)
     demand_same_recipe(asked.test, read_recipe(asked.data), asked.data)
     folds = out / "folds"
     if asked.protocol.folds:

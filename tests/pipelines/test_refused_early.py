@@ -34,6 +34,8 @@ def bare_cohort(folder, modality):
     [
         (["--point", "blub"], "unknown operating point 'blub'"),
         (["--point", "shares"], "did you mean 'share'"),
+        (["--point", "fixed=abc"], "operating point 'fixed=abc': expected a number"),
+        (["--point", "finding=2"], "expected a number between 0 and 1"),
         (["--seeds", "0"], "seeds"),
         (["--folds", "0"], "folds"),
         (["--models", "zero@../x"], "'zero@../x': expected a model, or a variant"),
