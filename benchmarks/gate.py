@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.conformal_shift import rate
-from evaluation.shifts import SEVERITIES, SHIFTS
+from evaluation.shifts import SEVERITIES, shifts_of
 from pipelines import cli
 from pipelines.cohort.cases import Case, load, read_cases
 from pipelines.config import read_recipe
@@ -36,7 +36,6 @@ from preprocessing.scans import ScanError
 Row = dict[str, Any]
 FOLDS = 5
 NOT_SCORED = "not scored"
-NO_CHANGE_OF_MR = "gain"
 
 
 def folds_of(cases: Sequence[Case]) -> list[int]:
@@ -87,8 +86,7 @@ def measure(data: Path, scans: int, known: dict[tuple[str, str], Row]) -> Iterat
     folds = folds_of(cases)
     healthy = [c for c in cases if c.label == "healthy"]
     picked = np.random.default_rng(1).permutation([c.id for c in healthy])[:scans]
-    is_ct = read_recipe(data).modality == "ct"
-    shifts = [s for s in SHIFTS if is_ct or s != NO_CHANGE_OF_MR]
+    shifts = shifts_of(read_recipe(data).modality)
     for fold in range(FOLDS):
         own = [case for case, number in zip(cases, folds, strict=True) if number == fold]
         typical = describe([case for case in healthy if case not in own])

@@ -35,8 +35,8 @@ class Head:
 
     @property
     def base(self) -> float:
-        """The value of air."""
-        return -1000.0 if self.is_ct else 0.0
+        """The value of air: of CT -1000 HU, or the least of a scan that was clipped above that."""
+        return max(-1000.0, float(self.voxels.min())) if self.is_ct else 0.0
 
     @property
     def range(self) -> float:
@@ -78,6 +78,14 @@ def gain(head: Head, severity: int, rng: np.random.Generator) -> Head:
     return with_values(head, head.voxels * (1.05, 1.2, 1.5)[severity - 1])
 
 
+def window(head: Head, severity: int, rng: np.random.Generator) -> Head:
+    """CT as exported for a screen: nothing beyond a window of 400, 150 or 80 HU around 40."""
+    if not head.is_ct:
+        return head
+    half = (200.0, 75.0, 40.0)[severity - 1]
+    return with_values(head, np.clip(head.voxels, 40 - half, 40 + half))
+
+
 def contrast(head: Head, severity: int, rng: np.random.Generator) -> Head:
     """Differences from the brain's median shrunk to 0.8, 0.6 or 0.4 inside the brain."""
     middle = np.median(head.voxels[head.brain])
@@ -88,12 +96,13 @@ def contrast(head: Head, severity: int, rng: np.random.Generator) -> Head:
 
 
 def bias_field(head: Head, severity: int, rng: np.random.Generator) -> Head:
-    """A smooth factor of second order over the head, from 1 - a to 1 + a with a 0.15, 0.35, 0.6."""
+    """A smooth factor of second order, in the brain up to 0.15, 0.35 or 0.6 from 1 at most."""
     places = [np.linspace(-1, 1, n) for n in head.voxels.shape]
     x, y, z = np.meshgrid(*places, indexing="ij", sparse=True)
     a = rng.normal(size=6)
     field = a[0] * x + a[1] * y + a[2] * z + a[3] * x * y + a[4] * y * z + a[5] * (z * z - 0.5)
-    field = field / np.abs(field).max() * (0.15, 0.35, 0.6)[severity - 1]
+    most = (0.15, 0.35, 0.6)[severity - 1]
+    field = np.clip(field / np.abs(field[head.brain]).max() * most, -most, most)
     return with_values(head, head.base + (head.voxels - head.base) * (1 + field))
 
 
@@ -137,14 +146,15 @@ def ghosting(head: Head, severity: int, rng: np.random.Generator) -> Head:
 
 
 def motion(head: Head, severity: int, rng: np.random.Generator) -> Head:
-    """Parts of k-space taken after the head had moved along the second axis: 1, 3 or 6 mm."""
+    """A part of each quarter of k-space taken after the head had moved along the second axis, by
+    1, 3 or 6 mm; which part, and whether to or fro, by lot."""
     moved = (1.0, 3.0, 6.0)[severity - 1] / head.spacing[1]
     count = head.voxels.shape[1]
     frequency = np.fft.fftfreq(count)
     place = np.zeros(count)
     lines_each = count // (24, 16, 10)[severity - 1]
-    for start in rng.integers(0, count, 4):  # four times
-        place[np.arange(start, start + lines_each) % count] = rng.uniform(-moved, moved)
+    for start in np.arange(4) * count // 4 + rng.integers(0, count // 4, 4):
+        place[np.arange(start, start + lines_each) % count] = rng.choice((-moved, moved))
     place[np.abs(frequency) < 0.02] = 0  # the middle of k-space tells where the head is
     lines = np.fft.fft(head.voxels - head.base, axis=1)
     lines *= np.exp(-2j * np.pi * frequency * place)[None, :, None]
@@ -215,6 +225,7 @@ def ventricles(head: Head, severity: int, rng: np.random.Generator) -> Head:
 SHIFTS: dict[str, Shift] = {
     "gamma": gamma,
     "gain": gain,
+    "CT window": window,
     "contrast": contrast,
     "bias field": bias_field,
     "noise": noise,
@@ -229,3 +240,16 @@ SHIFTS: dict[str, Shift] = {
     "bright vessels": vessels,
     "large ventricles": ventricles,
 }
+VOLUME_ONLY = ("thick slices", "missing slices", "wrong orientation", "large ventricles")
+LEFT_OUT = {  # by modality; of MR what changes nothing of it
+    "ct": (),
+    "chest_ct": (),
+    "picture": ("CT window", *VOLUME_ONLY),
+}
+LEFT_OUT_OF_MR = ("gain", "CT window")
+
+
+def shifts_of(modality: str) -> list[str]:
+    """The names of the shifts of scans of a modality: all that change them."""
+    left_out = LEFT_OUT.get(modality, LEFT_OUT_OF_MR)
+    return [name for name in SHIFTS if name not in left_out]

@@ -11,7 +11,7 @@ from preprocessing.scans import InputError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from evaluation.shifts import SHIFTS
+    from evaluation.shifts import shifts_of
     from pipelines.detect.ready import run_folder
     from pipelines.detect.run import load_run
     from pipelines.pages.stress import stress_page
@@ -19,12 +19,6 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.study.stress import Asked, healthy_test_cases, stress, summary
     from preprocessing.files import nearest, write_atomic, write_json
 
-    shifts = arguments.shifts.split(",") if arguments.shifts else list(SHIFTS)
-    unknown = [name for name in shifts if name not in SHIFTS]
-    if unknown:
-        known = ", ".join(SHIFTS)
-        hint = nearest(unknown[0], list(SHIFTS))
-        raise InputError(f"unknown shift '{unknown[0]}'; known: {known}{hint}")
     if arguments.scans is not None and arguments.scans < 1:
         raise InputError(f"--scans: {arguments.scans}; expected at least one scan.")
     loaded = [load_run(run_folder(name), arguments.accelerator) for name in arguments.run]
@@ -33,6 +27,16 @@ def main(arguments: argparse.Namespace) -> int:
         raise InputError("two runs are called the same; give each folder another name.")
     if len({run.recipe.model_dump_json() for run in loaded}) > 1:
         raise InputError("the runs prepare scans in different ways; stress them one by one.")
+    modality = loaded[0].recipe.modality
+    known = shifts_of(modality)
+    shifts = list(dict.fromkeys(arguments.shifts.split(","))) if arguments.shifts else known
+    for name in shifts:
+        if name not in known:
+            listed = ", ".join(known)
+            hint = nearest(name, known)
+            raise InputError(f"unknown shift '{name}' of {modality} scans; known: {listed}{hint}")
+    if loaded[0].recipe.channels > 1:
+        raise InputError("pictures of several planes cannot be stressed, only grey ones.")
     data = existing_data(Path(arguments.data))
     sites = {f"scans of {Path(d).name}": existing_data(Path(d)) for d in arguments.site}
     if len(sites) < len(arguments.site):
@@ -66,7 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", required=True, help="the OUT folder of preprocess")
     p.add_argument("--site", nargs="*", default=[], help="further cohorts, of other scanners")
     p.add_argument("--out", help="folder of the page (default <run>/stress/<data>)")
-    p.add_argument("--shifts", help='names between commas, such as "noise,blur"; all by default')
+    p.add_argument(
+        "--shifts",
+        help='names between commas, such as "noise,blur"; all that change a scan by default',
+    )
     p.add_argument("--scans", type=int, help="at most so many healthy test scans")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "cuda"])

@@ -140,6 +140,12 @@ def read_picture(path: Path, channels: int = 1, max_gb: float = MAX_GB) -> nib.N
     return nib.Nifti1Image(turned, np.eye(4))
 
 
+def write_picture(data: np.ndarray, path: Path) -> None:
+    """Write shares of the range (X, Y, 1), RAS+, as a grey PNG of 16 bit: `read_picture` undone."""
+    shown = data[::-1, ::-1, 0].swapaxes(0, 1).clip(0, 1)
+    Image.fromarray((shown * 65535).round().astype(np.uint16)).save(path, format="png")
+
+
 def _decoded(path: Path, max_gb: float) -> np.ndarray:
     """The pixels of a picture as its file has them; ScanError where they cannot be had."""
     if not path.is_file():

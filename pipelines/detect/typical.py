@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
+from scipy.fft import irfftn, next_fast_len, rfftn
 from scipy.ndimage import binary_erosion, convolve, gaussian_filter, white_tophat
 from scipy.stats import wasserstein_distance
 
 from evaluation.checks import bounding_box
 from pipelines.cohort.cases import Case, load
 from preprocessing.files import read_json, write_json
+from preprocessing.orientation import block_means
 from preprocessing.prepare import Prepared
 from preprocessing.warp import volume_change
 
@@ -43,7 +45,12 @@ DETAIL_MM = (0.8, 3.0)  # sigmas of the detail of a slice
 THIN_MM = 4.0
 CLIPPED = 4.0  # of the detail's median size
 FEWEST_COMMON = 0.035  # of the voxels: what fewer have in common is no echo
-ECHO_MM = {"near": (6.0, 40.0), "far": (40.0, 200.0)}  # motion rings, ghosts are whole copies
+EDGE_MM = (4.0, 6.0)  # motion doubles edges
+NEAR_MM = (6.0, 40.0)  # and rings
+FAR_MM = 40.0  # a ghost is a whole copy, and lies farther away
+FEWEST_FAR = 0.02  # of the voxels: less of a brain meets its ghost
+COARSE_MM = 2.0  # voxels that tell ghosts
+SMOOTH_MM = 4.0  # sigma of what is no detail of them
 LAPLACE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
 
 
@@ -142,11 +149,11 @@ def texture(prepared: Prepared) -> dict[str, float]:
     """How bright thin structures are, and how far they repeat or lean along an axis, by name.
 
     "thin bright structures": the 99.5th percentile of what an opening by `THIN_MM` takes away from
-    axial slices, over the spread of the brain. "near echo" and "far echo": the highest correlation
-    of the detail with itself, moved along an axis; motion and ghosts repeat edges. "slopes": the
-    logarithm of the median slope along one axis over that along the other; motion blurs along one.
-    A lesion is wider than thin, and its edges are few and clipped. Empty for a brain without an
-    inner part.
+    axial slices, over the spread of the brain. "near echo": the highest correlation of the detail
+    with itself, moved along an axis by NEAR_MM; "edges": the mean one, moved by EDGE_MM. Motion
+    repeats and doubles edges. "slopes": the logarithm of the median slope along one axis over that
+    along the other; motion blurs along one. A lesion is wider than thin, and its edges are few and
+    clipped. Empty for a brain without an inner part.
     """
     image, brain = _near_brain(prepared)
     image = image[:, :, ::THIRD].astype(np.float32)
@@ -162,37 +169,71 @@ def texture(prepared: Prepared) -> dict[str, float]:
     thin = white_tophat(fine, (*size, 1))[inner]
     found = {"thin bright structures": float(np.percentile(thin, 99.5)) / scale}
 
-    detail = (fine - coarse) * inner
-    most = CLIPPED * float(np.median(np.abs(detail[inner])))
-    detail = detail.clip(-most, most)
+    detail = _clipped(fine - coarse, inner)
     for axis, name in enumerate(AXES):
-        for band, value in _echoes(detail, inner, axis, sides[axis]).items():
-            found[f"{band} echo, {name}"] = value
+        likeness = _likeness(detail, inner, axis)
+        edges, near = (
+            likeness[round(first / sides[axis]) : round(last / sides[axis]) + 1]
+            for first, last in (EDGE_MM, NEAR_MM)
+        )
+        found |= {f"edges, {name}": float(edges.mean()), f"near echo, {name}": float(near.max())}
     slopes = [float(np.median(np.abs(np.gradient(image, axis=axis))[inner])) for axis in (0, 1)]
     if min(slopes) > 0:
         found["slopes, back to front"] = float(np.log(slopes[1] / slopes[0]))
     return found
 
 
-def _echoes(detail: np.ndarray, inner: np.ndarray, axis: int, side_mm: float) -> dict[str, float]:
-    """The highest autocorrelation along an axis by band of ECHO_MM; each lag by its own voxels."""
-    values, common = (_autocorrelation(array, axis) for array in (detail, inner))
+def _clipped(detail: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The detail inside, none larger than CLIPPED median ones, and nothing outside."""
+    most = CLIPPED * float(np.median(np.abs(detail[inner])))
+    return np.where(inner, detail.clip(-most, most), 0).astype(np.float32)
+
+
+def _likeness(detail: np.ndarray, inner: np.ndarray, axis: int) -> np.ndarray:
+    """Correlation of the detail with itself by the steps between along an axis; each by its voxels.
+
+    Nothing where too few voxels have a partner.
+    """
+    values, common = (_autocorrelation(array, (axis,)) for array in (detail, inner))
     seen = common > FEWEST_COMMON * common[0]
-    likeness = (values / np.maximum(common, 1)) / (values[0] / common[0])
-    found: dict[str, float] = {}
-    for band, (first, last) in ECHO_MM.items():
-        lags = slice(round(first / side_mm), round(last / side_mm))
-        if seen[lags].any():
-            found[band] = float(likeness[lags][seen[lags]].max())
-    return found
+    return np.where(seen, values / np.maximum(common, 1), 0) / (values[0] / common[0])
 
 
-def _autocorrelation(array: np.ndarray, axis: int) -> np.ndarray:
-    """Sums of products of an array with itself, by the steps between them along an axis."""
-    count = array.shape[axis]
-    waves = np.fft.rfft(array.astype(np.float32), n=2 * count, axis=axis)
-    power = np.moveaxis(np.abs(waves) ** 2, axis, 0).reshape(waves.shape[axis], -1).sum(1)
-    return np.fft.irfft(power)[:count]
+def ghost(prepared: Prepared) -> dict[str, float]:
+    """How much the detail is like itself, moved by FAR_MM or more in any direction: "far echo".
+
+    The highest correlation, times the square root of the share of voxels that have a partner: of
+    fewer voxels chance brings more. Empty for a brain without an inner part.
+    """
+    near = _near_brain(prepared)
+    (image, grid), (brain, _) = (block_means(data, prepared.grid, COARSE_MM) for data in near)
+    sides = np.array(grid.spacing)
+    away = round(SMOOTH_MM / sides[:2].min())
+    inner = binary_erosion(brain == 1, np.ones((3, 3, 1), bool), iterations=away)
+    if not inner.any():
+        return {}
+    detail = _clipped(image - gaussian_filter(image, SMOOTH_MM / sides), inner)
+    detail -= np.where(inner, detail[inner].mean(), 0)
+    values, common = (_autocorrelation(array, (0, 1, 2)) for array in (detail, inner))
+    seen = common > FEWEST_FAR * common[0, 0, 0]
+    places = [np.fft.fftfreq(n) * n * side for n, side in zip(seen.shape, sides, strict=True)]
+    steps = np.meshgrid(*places, indexing="ij", sparse=True)
+    seen &= sum(step**2 for step in steps) > FAR_MM**2
+    if not seen.any() or values[0, 0, 0] == 0:
+        return {}
+    share = values[seen] / np.sqrt(common[seen])
+    return {"far echo": float(share.max() * np.sqrt(common[0, 0, 0]) / values[0, 0, 0])}
+
+
+def _autocorrelation(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Sums of products of an array with itself by the steps between, along some axes.
+
+    Steps as of `np.fft.fftfreq`; the other axes are summed over.
+    """
+    lengths = [next_fast_len(2 * array.shape[axis], real=True) for axis in axes]
+    power = np.abs(rfftn(array.astype(np.float32), lengths, axes)) ** 2
+    others = tuple(axis for axis in range(array.ndim) if axis not in axes)
+    return irfftn(power.sum(axis=others), lengths)
 
 
 def features_of(
@@ -218,6 +259,7 @@ def features_of(
         DISTANCE: _distance(histogram(prepared), healthy),
         **shading(prepared),
         **texture(prepared),
+        **ghost(prepared),
     }
     for check in checks:
         if check["name"] in CHECKS and check["value"] is not None:

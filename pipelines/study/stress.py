@@ -25,7 +25,7 @@ from pipelines.detect.gate import Verdict
 from pipelines.detect.run import Run
 from pipelines.study.evaluate import cases_to_test
 from preprocessing.files import digest_of, read_json, write_json
-from preprocessing.images import Grid, read_image
+from preprocessing.images import Grid, is_picture, read_image, write_picture
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
 from preprocessing.resample import carry_mask
@@ -33,6 +33,7 @@ from preprocessing.scans import InputError, Scan, ScanError
 from preprocessing.warp import carry, inverse
 
 NONE = "no shift"
+CT = ("ct", "chest_ct")  # in HU
 BETWEEN_VENTRICLES = (0.0, -18.0, 12.0)  # mm of the atlas
 
 
@@ -170,17 +171,33 @@ def shifted(
 ) -> tuple[Scan, Prepared]:
     """A case's raw scan under a shift of `SHIFTS`, prepared anew; as it is for any other name.
 
-    The shift's random numbers depend on seed, scan and shift. ScanError where preparing refuses it.
+    ScanError where preparing refuses it.
     """
     with tempfile.TemporaryDirectory(prefix="norma-stress-") as folder:
         image = case.image
         if shift in SHIFTS:
-            image = Path(folder) / f"{case.id}.nii"
-            digest = sha256(f"{seed} {case.id} {shift}".encode()).digest()
-            rng = np.random.default_rng(list(digest))
-            write_head(SHIFTS[shift](head_of(case), severity, rng), image)
+            image = write_shifted(case, shift, severity, seed, recipe.modality, Path(folder))
         scan = Scan(case.id, image, case.subject)
         return scan, prepare(scan, recipe)
+
+
+def write_shifted(
+    case: Case, shift: str, severity: int, seed: int, modality: str, folder: Path
+) -> Path:
+    """Write a case's raw scan under a shift of `SHIFTS`: a NIfTI file, of a picture a PNG file.
+
+    The shift's random numbers depend on seed, scan and shift. `modality` is its recipe's.
+    """
+    digest = sha256(f"{seed} {case.id} {shift}".encode()).digest()
+    rng = np.random.default_rng(list(digest))
+    head = SHIFTS[shift](head_of(case, modality), severity, rng)
+    if is_picture(case.image):
+        path = folder / f"{case.id}.png"
+        write_picture(head.voxels, path)
+    else:
+        path = folder / f"{case.id}.nii"
+        write_head(head, path)
+    return path
 
 
 def scored(name: str, run: Run, scan: Scan, prepared: Prepared, about: dict[str, Any]) -> Row:
@@ -199,7 +216,7 @@ def scored(name: str, run: Run, scan: Scan, prepared: Prepared, about: dict[str,
     )
 
 
-def head_of(case: Case) -> Head:
+def head_of(case: Case, modality: str) -> Head:
     """A case's scan as its file has it, with its brain and the place between its ventricles."""
     image = read_image(case.image)
     prepared = load(case, image=False)
@@ -207,8 +224,7 @@ def head_of(case: Case) -> Head:
     brain = carry_mask(prepared.brain, prepared.grid, home, inverse(prepared.scan_from_atlas))
     centre = carry(prepared.scan_from_atlas, np.array([BETWEEN_VENTRICLES]))[0]
     voxels = np.asarray(image.dataobj, dtype=np.float32)
-    is_ct = bool(np.min(voxels) < -200)  # air in HU
-    return Head(voxels, image.affine, brain, centre, is_ct)
+    return Head(voxels, image.affine, brain, centre, modality in CT)
 
 
 def write_head(head: Head, path: Path) -> None:

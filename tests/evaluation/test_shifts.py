@@ -1,10 +1,12 @@
 """Shifts of a healthy head: each by what it must change, and by what it must leave alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from evaluation.shifts import SEVERITIES, SHIFTS, Head
+from evaluation.shifts import SEVERITIES, SHIFTS, Head, shifts_of
 
 SHAPE = (60, 66, 52)  # three lengths: equal ones hide a turned axis
 AFFINE = np.array([[-2.5, 0, 0, 74], [0, 2.0, 0, -66], [0, 0, 3.0, -78], [0, 0, 0, 1]])
@@ -39,7 +41,7 @@ def test_a_shift_grows_with_severity_repeats_with_its_seed_and_leaves_its_input(
         assert new.voxels.dtype == np.float32 and np.isfinite(new.voxels).all()
         assert new.voxels.min() >= one.base
         np.testing.assert_array_equal(new.voxels, shifted(name, severity, one).voxels)
-    if name not in ("wrong orientation", "thick slices", "missing slices"):
+    if name not in ("wrong orientation", "thick slices", "missing slices", "CT window"):
         change = [np.abs(new.voxels - before)[one.brain].mean() for new in moved]
         assert 0 < change[0] < change[1] < change[2]
 
@@ -83,6 +85,34 @@ def test_thick_slices_are_means_at_the_right_height():
     assert shifted("thick slices", 1).voxels.shape == SHAPE
 
 
+def test_air_is_the_least_of_a_ct_that_was_clipped():
+    ct = head(is_ct=True)
+    clipped = replace(ct, voxels=ct.voxels.clip(-20, 100))
+    assert (ct.base, clipped.base, head().base) == (-1000, -20, 0)
+    top = np.percentile(clipped.voxels[clipped.brain], 99)
+    share = (clipped.voxels + 20) / (top + 20)
+    expected = -20 + (top + 20) * share**2.2
+    np.testing.assert_allclose(shifted("gamma", 3, clipped).voxels, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_ct_window_clips_and_mr_has_none():
+    ct = head(is_ct=True)
+    np.testing.assert_array_equal(shifted("CT window", 3, ct).voxels, ct.voxels.clip(0, 80))
+    np.testing.assert_array_equal(shifted("CT window", 1, ct).voxels, ct.voxels.clip(-160, 240))
+    np.testing.assert_array_equal(shifted("CT window", 3).voxels, head().voxels)
+    assert shifts_of("ct") == list(SHIFTS)
+    assert set(SHIFTS) - set(shifts_of("t1")) == {"gain", "CT window"}
+
+
+def test_a_picture_has_the_shifts_that_need_no_volume():
+    one = head()
+    slab = replace(one, voxels=one.voxels[:, :, 26:27], brain=one.brain[:, :, 26:27])
+    for name in shifts_of("picture"):
+        new = shifted(name, 3, slab)
+        assert new.voxels.shape == slab.voxels.shape and (new.voxels != slab.voxels).any(), name
+        assert new.affine is slab.affine, name
+
+
 def test_contrast_and_inversion_keep_the_middle():
     one = head()
     middle = np.median(one.voxels[one.brain])
@@ -93,11 +123,28 @@ def test_contrast_and_inversion_keep_the_middle():
     np.testing.assert_array_equal(turned[~one.brain], one.voxels[~one.brain])
 
 
+def test_a_bias_field_reaches_its_share_in_the_brain_and_no_more_anywhere():
+    one = head()
+    for seed in range(3):
+        factor = shifted("bias field", 3, seed=seed).voxels / one.voxels - 1
+        assert np.abs(factor[one.brain]).max() == pytest.approx(0.6, abs=1e-3)
+        assert np.abs(factor[one.voxels > 0]).max() < 0.601
+
+
+def test_motion_is_as_large_by_every_lot():
+    """The moved lines are moved by the full way: another lot gives as much of a change."""
+    one = head()
+    changes = [
+        np.abs(shifted("motion", 3, seed=seed).voxels - one.voxels).mean() for seed in range(9)
+    ]
+    assert min(changes) > 0.5 * max(changes)
+
+
 def test_motion_of_all_lines_would_be_a_translation():
     """The phase of a line is that of a head that has moved: by the Fourier shift theorem."""
     one = head()
     still = shifted("motion", 1, seed=3).voxels
-    assert still.sum() == pytest.approx(one.voxels.sum(), rel=0.02)  # the mean is k-space's middle
+    assert still.sum() == pytest.approx(one.voxels.sum(), rel=0.03)  # the mean is k-space's middle
     ghost = shifted("ghosting", 3).voxels
     expected = (one.voxels + 0.3 * np.roll(one.voxels, 33, axis=1)) / 1.3
     np.testing.assert_allclose(ghost, expected, rtol=1e-4, atol=1e-2)

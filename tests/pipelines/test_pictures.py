@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.shifts import shifts_of
+from pipelines.cohort.cases import load, read_cases
+from pipelines.config import read_recipe
+from pipelines.study import stress
 from pipelines.study.results_file import Results
 from preprocessing import register
 from preprocessing.files import read_table
-from preprocessing.images import Grid, read_image
+from preprocessing.images import Grid, read_image, write_picture
 from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 from preprocessing.tables import read_scans
@@ -84,6 +88,36 @@ def test_a_picture_reads_as_a_radiological_slice(tmp_path):
     np.testing.assert_allclose(
         np.asarray(read_image(tmp_path / "deep.tif").dataobj), data, atol=1e-6
     )
+
+
+def test_a_picture_that_is_written_reads_the_same_but_for_sixteen_bit(tmp_path):
+    data = np.random.default_rng(0).random((14, 10, 1), np.float32)
+    data[0, 0] = 1.5  # brighter than a picture can be
+    write_picture(data, tmp_path / "x.png")
+    again = np.asarray(read_image(tmp_path / "x.png").dataobj)
+    np.testing.assert_allclose(again, data.clip(0, 1), atol=0.5 / 65535 + 1e-7)
+
+
+def test_a_shifted_picture_is_prepared_as_a_picture(data):
+    """Every shift that pictures have; a contrast of 0.4 has 0.4 of the spread."""
+    case = next(case for case in read_cases(data) if case.label == "healthy")
+    recipe = read_recipe(data)
+    plain = load(case)
+    for name in shifts_of(recipe.modality):
+        _, prepared = stress.shifted(case, name, 3, 0, recipe)
+        assert prepared.image.shape == plain.image.shape
+        assert np.abs(prepared.image - plain.image).max() > 1e-3, name
+    before, after = (
+        np.asarray(read_image(path).dataobj)
+        for path in (
+            case.image,
+            stress.write_shifted(case, "contrast", 3, 0, "picture", data.parent),
+        )
+    )
+    head = stress.head_of(case, "picture")
+    brain = head.brain
+    assert not head.is_ct
+    assert after[brain].std() == pytest.approx(0.4 * before[brain].std(), rel=0.01)
 
 
 @pytest.mark.parametrize("content", [b"not a picture", b""])
