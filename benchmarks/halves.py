@@ -1,10 +1,10 @@
 """A cohort's healthy scans in two halves, as of two scanners: `python -m benchmarks.halves`.
 
 `--by` brightness or contrast: the median of the brain's prepared intensity, or the distance of its
-quartiles. The half with less of it is the source: a quarter of its subjects, by lot, calibrate
-(split val) and the others train. The half with more is the target, split test. The table is for
-`--splits` of pipelines.train and of benchmarks.adaptation; its column `value` says where each scan
-lies. The values know no lesion: only healthy scans are taken.
+quartiles. `--by lot` gives each scan a number by lot. The half with less of it is the source: a
+quarter of its subjects, by lot, calibrate (split val) and the others train. The half with more is
+the target, split test. The table is for `--splits` of pipelines.train and of benchmarks.adaptation;
+its column `value` says where each scan lies. No value knows a lesion: only healthy scans are taken.
 """
 
 from __future__ import annotations
@@ -32,12 +32,19 @@ def middle(values: np.ndarray) -> float:
 
 
 MEASURES = {"brightness": middle, "contrast": spread}
+LOT = "lot"
 
 
-def value_of(case: Case, by: str) -> float:
-    """A measure of a case's first channel inside its brain."""
-    prepared = load(case)
-    return MEASURES[by](prepared.channels[0][prepared.brain])
+def values_of(cases: Sequence[Case], by: str) -> dict[str, float]:
+    """A measure of each case's first channel inside its brain, by id; for LOT a number by lot."""
+    if by == LOT:
+        drawn = np.random.default_rng(0).random(len(cases)).tolist()
+        return {case.id: value for case, value in zip(cases, drawn, strict=True)}
+    found: dict[str, float] = {}
+    for case in cases:
+        prepared = load(case)
+        found[case.id] = MEASURES[by](prepared.channels[0][prepared.brain])
+    return found
 
 
 def halves(values: Mapping[str, Sequence[float]]) -> dict[str, str]:
@@ -62,11 +69,11 @@ def halves(values: Mapping[str, Sequence[float]]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="OUT of preprocess")
-    parser.add_argument("--by", required=True, choices=list(MEASURES))
+    parser.add_argument("--by", required=True, choices=[*MEASURES, LOT])
     parser.add_argument("--out", required=True, type=Path, help="table")
     arguments = parser.parse_args()
     healthy = healthy_cases(arguments.data)
-    found = {case.id: value_of(case, arguments.by) for case in healthy}
+    found = values_of(healthy, arguments.by)
     by_subject: dict[str, list[float]] = {}
     for case in healthy:
         by_subject.setdefault(case.subject, []).append(found[case.id])

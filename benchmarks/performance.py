@@ -49,7 +49,7 @@ PARTS = (
 
 
 def main(arguments: argparse.Namespace) -> int:
-    given = {"t1": arguments.t1, "ct": arguments.ct}
+    given = {"t1": arguments.t1, "ct": arguments.ct, "flair": arguments.flair}
     scans = {modality: path for modality, path in given.items() if path}
     for path in scans.values():
         read_image(path)  # what cannot be read fails now, not in half an hour
@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
             scans = {"t1": virtual_scan(Path(folder)), **scans}
         content = read_json(arguments.out) if arguments.out.is_file() else {}
         for part in arguments.only or PARTS:
-            rows = measured(part, scans, arguments.repeats)
+            rows = measured(part, scans, arguments.flair_run, arguments.repeats)
             content = with_part(content, part, rows) | {
                 "scans": {modality: path.name for modality, path in scans.items()},
                 "repeats": arguments.repeats,
@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
     return cli.OK
 
 
-def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
+def measured(part: str, scans: dict[str, Path], flair_run: Path | None, repeats: int) -> list[Row]:
     """Return the rows of one part."""
     t1 = scans["t1"]
     parts: dict[str, Callable[[], list[Row]]] = {
@@ -78,7 +78,7 @@ def measured(part: str, scans: dict[str, Path], repeats: int) -> list[Row]:
         "loading": lambda: loading(t1, repeats),
         "training": lambda: training(t1, repeats),
         "inference": lambda: inference(t1, repeats),
-        "profile": lambda: profiles(scans, repeats),
+        "profile": lambda: profiles(scans, flair_run, repeats),
         "recommended": lambda: recommended(repeats),
         "scale": scale,
         "growth": growth,
@@ -102,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--t1", type=Path, help="a raw T1 scan")
     p.add_argument("--ct", type=Path, help="a raw head CT")
+    p.add_argument("--flair", type=Path, help="a raw FLAIR scan, for which no run is ready-made")
+    p.add_argument("--flair-run", type=Path, help="a run of atlas PRESET=flair, for its profile")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument(
         "--only", choices=PARTS, action="append", help="a part; the rows of others in OUT stay"

@@ -6,7 +6,7 @@ is not done again.
 
 `--data` is the folder of the public sets. `--only NAME` takes one comparison or ranking, with
 "ready" the ready-made runs, with "calibration" what `make calibrate` and `make adapt` do on another
-scanner; or one of the halvings, such as "soop_contrast", for `make adapt` between them.
+scanner; or one adaptation, such as "soop_contrast": what each way of `make adapt` brings there.
 `--budget full` takes the models' own epochs, for a machine with a GPU. `--dry-run` prints alone.
 """
 
@@ -129,21 +129,42 @@ def calibration_commands(plan: Plans) -> list[Command]:
     ]
 
 
-def adaptation_commands(name: str, plan: Plans) -> list[Command]:
-    """Return the commands that adapt runs of one half of a set to the other."""
+def adaptation_commands(name: str, plan: Plans, prepared: Plans) -> list[Command]:
+    """Return the commands that adapt runs of a set to another, or of one half of it to the other.
+
+    With `shifts` they also adapt them to that half under each of these. `prepared` says how the set
+    is preprocessed.
+    """
     data = f"work/{plan['data']}"
-    splits = f"work/tables/{name}.tsv"
-    target = ["--target", data, "--splits", splits, "--held-out", str(plan["held_out"])]
-    target += ["--kinds", plan["kinds"], "--volumes", plan["volumes"]]
-    listed = [["benchmarks.halves", "--data", data, "--by", plan["by"], "--out", splits]]
+    table = f"work/tables/{name}.tsv"
+    if "site" in plan:
+        listed: list[Command] = []
+        splits: Command = []
+        targets = {"": ["--target", f"work/{plan['site']}"]}
+    else:
+        listed = [["benchmarks.halves", "--data", data, "--by", plan["by"], "--out", table]]
+        splits = ["--splits", table]
+        targets = {"": ["--target", data, *splits]}
+    for shift in plan.get("shifts", []):
+        written = f"_{shift.replace(' ', '_')}"
+        raw = f"work/shifted/{name}{written}"
+        made = ["benchmarks.shifted", "--data", data, *splits, "--shift", shift]
+        listed.append([*made, "--out", raw])
+        command = preprocess_command(f"{raw}/cohort.tsv", prepared["modality"], name + written)
+        listed.append(command + prepared.get("settings", []))
+        targets[written] = ["--target", f"work/{name}{written}"]
+
+    lesions = ["--held-out", str(plan["held_out"])]
+    lesions += ["--kinds", plan["kinds"], "--volumes", plan["volumes"]]
     for model, own in plan["runs"].items():
         run_dir = f"runs/{name}/{model}"
-        trained = ["pipelines.train", "--model", model, "--data", data, "--out", run_dir]
-        listed.append([*trained, "--splits", splits, *own["settings"]])
-        for asked in own["measured"]:
-            command = ["benchmarks.adaptation", "--run", run_dir, "--name", f"{name}_{model}"]
+        trained = ["pipelines.train", "--model", kind_of(model), "--data", data]
+        listed.append([*trained, "--out", run_dir, *splits, *own["settings"]])
+        for (shift, target), asked in itertools.product(targets.items(), own["measured"]):
+            command = ["benchmarks.adaptation", "--run", run_dir]
+            command += ["--name", f"{name}_{model}{shift}"]
             command += ["--ways", *asked["ways"], "--counts", *map(str, asked["counts"])]
-            command += ["--draws", str(asked["draws"]), *target]
+            command += ["--draws", str(asked["draws"]), *target, *lesions]
             if "fada" in asked["ways"]:
                 command += ["--source", data]
             listed.append([*command, "--out", "docs/results/adaptation.json"])
@@ -210,7 +231,7 @@ def commands(plans: Plans, data: Path, only: str | None, full: bool) -> list[Com
     for plan in chosen["calibration"].values():
         listed += calibration_commands(plan)
     for name, plan in chosen["adaptation"].items():
-        listed += adaptation_commands(name, plan)
+        listed += adaptation_commands(name, plan, plans["preprocess"][plan["data"]])
     for name, plan in chosen["compare"].items():
         listed.append(compare_command(name, plan, full))
     return [*listed, results_command(chosen)]
@@ -231,7 +252,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the public sets")
     parser.add_argument(
-        "--only", help="one comparison, ranking or halving of benchmarks/reproduce.yaml"
+        "--only", help="one comparison, ranking or adaptation of benchmarks/reproduce.yaml"
     )
     parser.add_argument("--budget", choices=["cpu", "full"], default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
@@ -241,7 +262,7 @@ def main() -> int:
     if arguments.only and arguments.only not in known:
         listed = ", ".join(known)
         parser.error(
-            f"--only {arguments.only}: no such comparison, ranking or halving; known: {listed}"
+            f"--only {arguments.only}: no such comparison, ranking or adaptation; known: {listed}"
         )
     for command in commands(plans, arguments.data, arguments.only, arguments.budget == "full"):
         print("python -m " + shlex.join(command), flush=True)

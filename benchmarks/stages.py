@@ -29,7 +29,7 @@ STAGES = (
     ("findings", "pipelines/detect/report.py", "findings"),
     ("write mask, map and report", "pipelines/detect/report.py", "save"),
 )
-READY = ("t1", "ct")  # modalities that have a ready-made run
+READY = ("t1", "ct")  # modalities whose run is a ready-made one
 
 # `make infer` prepares in a second thread, which cProfile does not see; this does the same work.
 CHILD = """
@@ -49,25 +49,30 @@ print(taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def profiles(scans: dict[str, Path], repeats: int) -> list[Row]:
-    """Measure a scan of each modality that has a ready-made run."""
+def profiles(scans: dict[str, Path], flair_run: Path | None, repeats: int) -> list[Row]:
+    """Measure a scan of each modality that has a run: a ready-made one, or `flair_run`."""
+    runs: dict[str, str | Path] = {modality: modality for modality in READY}
+    if flair_run:
+        runs["flair"] = flair_run.resolve()
     rows: list[Row] = []
-    for modality in READY:
+    for modality, run in runs.items():
         if modality in scans:
+            scan = scans[modality].resolve()
             with tempfile.TemporaryDirectory() as folder:
-                rows += one_command(modality, scans[modality], Path(folder), repeats)
-                rows += one_profile(modality, scans[modality], Path(folder))
+                rows += one_command(modality, run, scan, Path(folder), repeats)
+                rows += one_profile(modality, run, scan, Path(folder))
     return rows
 
 
-def one_command(modality: str, scan: Path, folder: Path, repeats: int) -> list[Row]:
+def one_command(
+    modality: str, run: str | Path, scan: Path, folder: Path, repeats: int
+) -> list[Row]:
     """Seconds and memory of `make infer` on all cores, and in turn on one."""
-    scan = scan.resolve()
     many: list[Cost] = []
     one: list[Cost] = []
     for i in range(repeats):
-        many.append(process(modality, scan, folder / f"many-{i}"))
-        one.append(process(modality, scan, folder / f"one-{i}", cores=1))
+        many.append(process(run, scan, folder / f"many-{i}"))
+        one.append(process(run, scan, folder / f"one-{i}", cores=1))
     rows: list[Row] = []
     for i, (what, unit) in enumerate((("seconds", "s"), ("peak memory", "MB"))):
         value = statistics.median(cost[i] for cost in many)
@@ -77,9 +82,9 @@ def one_command(modality: str, scan: Path, folder: Path, repeats: int) -> list[R
     return rows
 
 
-def one_profile(modality: str, scan: Path, folder: Path) -> list[Row]:
+def one_profile(modality: str, run: str | Path, scan: Path, folder: Path) -> list[Row]:
     """Seconds of the process and of each stage, and its memory; ValueError where it fails."""
-    line = [sys.executable, "-c", CHILD, str(folder), str(scan.resolve()), modality]
+    line = [sys.executable, "-c", CHILD, str(folder), str(scan), str(run)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{scan}: {done.stderr.strip().splitlines()[-1]}")

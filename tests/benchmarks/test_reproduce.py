@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.halves import MEASURES
+from benchmarks.halves import LOT, MEASURES
 from benchmarks.reproduce import choose_commands, commands, overrides
+from evaluation.shifts import SHIFTS
 from pipelines import choose, compare, train
 from pipelines.config import ROOT, load_recipe, read_yaml
 from pipelines.detect.config import load_run_config
@@ -70,15 +71,25 @@ def test_every_comparison_has_models_settings_and_data_that_exist(full):
             names.add(Path(arguments.out).stem)
     assert names == {*PLANS["compare"], *PLANS["choose"]}
     assert listed[-1][0] == "pipelines.results" and set(listed[-1][2::2]) >= {
-        folder for folder in made if not folder.startswith("work/synthetic/")
+        *(f"work/{name}" for name in (*PLANS["preprocess"], *PLANS["synthesise"]))
     }
 
 
-def test_each_halving_trains_on_one_half_and_adapts_to_the_other():
+def test_each_adaptation_trains_on_its_own_scans_and_adapts_to_others():
     for name, plan in PLANS["adaptation"].items():
         listed = commands(PLANS, Path("sets"), name, False)
-        (halved,) = [c for c in listed if c[0] == "benchmarks.halves"]
-        assert halved[halved.index("--by") + 1] in MEASURES
+        halved = [c for c in listed if c[0] == "benchmarks.halves"]
+        table = halved[0][-1] if halved else None
+        assert [c[c.index("--by") + 1] for c in halved] == ([plan["by"]] if table else [])
+        assert bool(table) != ("site" in plan) and plan.get("by") in {None, LOT, *MEASURES}
+        shifts = plan.get("shifts", [])
+        raw = [c[c.index("--out") + 1] for c in listed if c[0] == "benchmarks.shifted"]
+        made = {c[2]: c[c.index("--out") + 1] for c in listed if c[0] == "pipelines.preprocess"}
+        own = f"work/{plan.get('site', plan['data'])}"
+        targets = {own, *(made[f"{folder}/cohort.tsv"] for folder in raw)}
+        assert len(targets) == 1 + len(shifts) and set(shifts) <= set(SHIFTS)
+        assert {own, f"work/{plan['data']}"} <= set(made.values())
+        used = set()
         trained = {}
         for command in listed:
             if command[0] == "pipelines.train":
@@ -88,17 +99,25 @@ def test_each_halving_trains_on_one_half_and_adapts_to_the_other():
             if command[0] == "benchmarks.adaptation":
                 ways = command[command.index("--ways") + 1 : command.index("--counts")]
                 assert set(ways) <= {"calibration", *WAYS}
-                assert trained[command[2]] == command[command.index("--splits") + 1] == halved[-1]
-        assert len(trained) == len(plan["runs"])
+                target = command[command.index("--target") + 1]
+                used.add(target)
+                if target == f"work/{plan['data']}":
+                    assert command[command.index("--splits") + 1] == table
+                assert trained[command[2]] == table
+        assert len(trained) == len(plan["runs"]) and used == targets
 
 
 @pytest.mark.parametrize("name", PLANS["adaptation"])
 def test_the_committed_adaptations_are_the_planned_ones(name):
     measured = read_json(CHOICES_FILE.parent / "adaptation.json")["runs"]
     plan = PLANS["adaptation"][name]
-    for model, own in plan["runs"].items():
-        entry = measured[f"{name}_{model}"]
-        assert (entry["target"], entry["splits"]) == (plan["data"], f"{name}.tsv")
+    targets = {"": (plan.get("site", plan["data"]), None if "site" in plan else f"{name}.tsv")}
+    for shift in plan.get("shifts", []):
+        written = f"_{shift.replace(' ', '_')}"
+        targets[written] = (f"{name}{written}", None)
+    for (model, own), (shift, target) in product(plan["runs"].items(), targets.items()):
+        entry = measured[f"{name}_{model}{shift}"]
+        assert (entry["target"], entry["splits"]) == target
         assert entry["most_held_out"] == plan["held_out"]
         assert ",".join(entry["kinds"]) == plan["kinds"]
         assert entry["volumes_ml"] == [float(v) for v in plan["volumes"].split(",")]

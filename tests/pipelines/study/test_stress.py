@@ -4,15 +4,19 @@ import json
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from benchmarks import shifted
+from benchmarks.adaptation import healthy_cases
 from evaluation import shifts
 from pipelines.cohort.cases import load
 from pipelines.detect.folder import read_history, seal, write_history
 from pipelines.detect.run import load_run
 from pipelines.study import stress
 from pipelines.study.stress import NONE, Asked, Row, summary
+from preprocessing.files import read_table
 from preprocessing.scans import ScanError
 from tests.conftest import QUICK
 
@@ -31,6 +35,38 @@ def cohort(brain_t1, tmp_path_factory):
     scan = Scan("head", brain_t1, "head", split="test", label="healthy")
     preprocess_cohort(Input(brain_t1.parent, [scan], {}, ()), load_recipe("t1", QUICK), out)
     return out
+
+
+def test_a_shifted_cohort_has_the_scans_of_split_test_and_their_people(
+    cohort, tmp_path, monkeypatch
+):
+    """benchmarks.shifted: values by hand; a scan of another split is left out."""
+    (case,) = healthy_cases(cohort)
+    splits = tmp_path / "splits.tsv"
+    asked = ["shifted", "--data", str(cohort), "--splits", str(splits), "--shift", "contrast"]
+    monkeypatch.setattr("sys.argv", [*asked, "--out", str(tmp_path / "raw")])
+    splits.write_text("id\tsplit\nhead\ttest\n")
+    shifted.main()
+    (row,) = read_table(tmp_path / "raw" / "cohort.tsv")
+    assert row == {
+        "id": "head",
+        "image": "head.nii",
+        "subject": "head",
+        "split": "test",
+        "label": "healthy",
+    }
+    before, after = (
+        np.asarray(nib.load(path).dataobj, float)
+        for path in (case.image, tmp_path / "raw" / "head.nii")
+    )
+    brain = stress.head_of(case, "t1").brain
+    middle = np.median(before[brain])
+    less = np.where(before > 0, np.maximum(middle + 0.4 * (before - middle), 0), 0)  # air stays
+    np.testing.assert_allclose(after, np.where(brain, less, before), atol=0.51)
+
+    splits.write_text("id\tsplit\nhead\tval\n")
+    shifted.main()
+    assert read_table(tmp_path / "raw" / "cohort.tsv") == []
 
 
 def test_shifted_scans_are_scored_or_refused_and_not_measured_twice(
