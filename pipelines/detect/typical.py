@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 from scipy.fft import irfftn, next_fast_len, rfftn
-from scipy.ndimage import binary_erosion, convolve, gaussian_filter, white_tophat
+from scipy.ndimage import (
+    binary_erosion,
+    convolve,
+    gaussian_filter,
+    generate_binary_structure,
+    white_tophat,
+)
 from scipy.stats import wasserstein_distance
 
 from evaluation.checks import bounding_box
@@ -113,7 +119,8 @@ def sharpness(prepared: Prepared) -> float:
     """Median slope inside the brain per millimetre over the spread of its intensity."""
     image, brain = _near_brain(prepared)
     image = image.astype(float)
-    inner = brain & binary_erosion(brain)
+    cross = generate_binary_structure(3, 1)
+    inner = binary_erosion(brain, cross if brain.shape[2] > 1 else cross[:, :, 1:2])
     scale = spread(image[brain])
     if not inner.any() or scale == 0:
         return 0.0
@@ -126,7 +133,8 @@ def shading(prepared: Prepared) -> dict[str, float]:
 
     Differences of medians over the median of the brain, the later half less the former, on every
     second voxel along each axis. Halves lie about the brain's middle; of the last, half of the
-    voxels are rim. A lesion hardly moves a median, a bias field does.
+    voxels are rim. A lesion hardly moves a median, a bias field does. But of a single slice a
+    lesion may be a large part of one side: no left to right there.
     """
     brain = prepared.brain[EVERY]
     values = prepared.channels[0][EVERY][brain]
@@ -139,6 +147,8 @@ def shading(prepared: Prepared) -> dict[str, float]:
     ways[-1] -= np.median(ways[-1])
     found: dict[str, float] = {}
     for name, way in zip(SHADING, ways, strict=True):
+        if brain.shape[2] == 1 and name == AXES[0]:
+            continue
         halves = values[way > 0], values[way <= 0]
         if min(half.size for half in halves):
             found[f"shading, {name}"] = float(np.median(halves[0]) - np.median(halves[1])) / middle

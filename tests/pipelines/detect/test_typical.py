@@ -72,6 +72,21 @@ def test_sharpness_is_the_slope_over_the_spread_and_falls_with_blur():
     assert sharpness(blurred) < 0.5 * sharpness(one)
 
 
+def one_slice(prepared):
+    """The middle axial slice of a prepared scan."""
+    shape = (*SHAPE[:2], 1)
+    image, brain = (array[:, :, 5:6] for array in (prepared.image, prepared.brain))
+    return replace(prepared, image=image, brain=brain, grid=Grid(shape, prepared.grid.affine))
+
+
+def test_a_single_slice_has_a_sharpness_and_no_sides():
+    ramp = np.broadcast_to(np.arange(SHAPE[0], dtype=float)[:, None, None], SHAPE)
+    flat = one_slice(replace(head(), image=ramp.astype(np.float32)))
+    inner = np.broadcast_to(ramp[:, :, 5:6], flat.brain.shape)[flat.brain]
+    assert sharpness(flat) == pytest.approx(1 / iqr(inner), rel=1e-6)
+    assert set(shading(one_slice(head()))) == {"shading, back to front", "shading, middle to rim"}
+
+
 @pytest.mark.parametrize("sigma", [0.01, 0.05, 0.1])
 def test_noise_is_the_deviation_that_was_added(sigma):
     assert noise(head(sigma=sigma)) == pytest.approx(sigma, rel=0.05)
