@@ -51,8 +51,7 @@ DETAIL_MM = (0.8, 3.0)  # sigmas of the detail of a slice
 THIN_MM = 4.0
 CLIPPED = 4.0  # of the detail's median size
 FEWEST_COMMON = 0.035  # of the voxels: what fewer have in common is no echo
-EDGE_MM = (4.0, 6.0)  # motion doubles edges
-NEAR_MM = (6.0, 40.0)  # and rings
+NEAR_MM = (6.0, 40.0)  # motion rings
 FAR_MM = 40.0  # a ghost is a whole copy, and lies farther away
 FEWEST_FAR = 0.02  # of the voxels: less of a brain meets its ghost
 COARSE_MM = 2.0  # voxels that tell ghosts
@@ -160,10 +159,9 @@ def texture(prepared: Prepared) -> dict[str, float]:
 
     "thin bright structures": the 99.5th percentile of what an opening by `THIN_MM` takes away from
     axial slices, over the spread of the brain. "near echo": the highest correlation of the detail
-    with itself, moved along an axis by NEAR_MM; "edges": the mean one, moved by EDGE_MM. Motion
-    repeats and doubles edges. "slopes": the logarithm of the median slope along one axis over that
-    along the other; motion blurs along one. A lesion is wider than thin, and its edges are few and
-    clipped. Empty for a brain without an inner part.
+    with itself, moved along an axis by NEAR_MM; motion repeats edges. "slopes": the logarithm of
+    the median slope along one axis over that along the other; motion blurs along one. A lesion is
+    wider than thin, and its edges are few and clipped. Empty for a brain without an inner part.
     """
     image, brain = _near_brain(prepared)
     image = image[:, :, ::THIRD].astype(np.float32)
@@ -181,12 +179,8 @@ def texture(prepared: Prepared) -> dict[str, float]:
 
     detail = _clipped(fine - coarse, inner)
     for axis, name in enumerate(AXES):
-        likeness = _likeness(detail, inner, axis)
-        edges, near = (
-            likeness[round(first / sides[axis]) : round(last / sides[axis]) + 1]
-            for first, last in (EDGE_MM, NEAR_MM)
-        )
-        found |= {f"edges, {name}": float(edges.mean()), f"near echo, {name}": float(near.max())}
+        lags = slice(*(round(mm / sides[axis]) for mm in NEAR_MM))
+        found[f"near echo, {name}"] = float(_likeness(detail, inner, axis)[lags].max())
     slopes = [float(np.median(np.abs(np.gradient(image, axis=axis))[inner])) for axis in (0, 1)]
     if min(slopes) > 0:
         found["slopes, back to front"] = float(np.log(slopes[1] / slopes[0]))
