@@ -37,7 +37,7 @@ from pipelines.study.choose import Planting, planted_of
 from pipelines.study.plant import kinds_of, volumes_of
 from pipelines.training.adapt import adapt, demand_way
 from pipelines.versions import versions
-from preprocessing.files import digest_of, read_json, write_json
+from preprocessing.files import digest_of, read_json, write_rows
 from preprocessing.images import Grid
 
 Row = dict[str, Any]
@@ -255,7 +255,7 @@ def measure(name: str, run: Run, asked: Asked, out: Path) -> None:
     for rows in measured(run, asked, known):
         entry = said | {"summary": summary(rows), "rows": rows}
         runs = content["runs"] | {name: entry}
-        write_json(out, {"versions": versions(), "found": FOUND, "runs": runs})
+        write_rows(out, {"versions": versions(), "found": FOUND, "runs": runs})
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from pipelines.config import read_recipe
 from pipelines.detect.gate import judge
 from pipelines.detect.typical import Typical, describe, features_of
 from pipelines.study.stress import shifted
-from preprocessing.files import read_json, write_json
+from preprocessing.files import read_json, write_rows
 from preprocessing.scans import ScanError
 
 Row = dict[str, Any]
@@ -137,7 +137,7 @@ def main() -> None:
         known[row["scan"], row["shift"]] = row
         rows = list(known.values())
         content[name] = {"summary": summary(rows), "scans": rows}
-        write_json(arguments.out, content)
+        write_rows(arguments.out, content)
     print(content[name]["summary"])
 
 

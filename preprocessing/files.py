@@ -305,15 +305,35 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_rows(path: Path, content: dict[str, Any]) -> None:
-    """`write_json` with a line per top-level key, and one per entry of a list of entries."""
-    lines = []
-    for key, value in plain(content).items():
-        if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
-            text = "[\n" + ",\n".join("  " + json.dumps(v, allow_nan=False) for v in value) + "\n ]"
-        else:
-            text = json.dumps(value, allow_nan=False)
-        lines.append(f" {json.dumps(key)}: {text}")
-    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    """`write_json` with a line per key, and one per entry of a list of entries.
+
+    A dictionary within it has a line of its own, unless such a list lies in it.
+    """
+    write_atomic(path, _rows_text(plain(content), "") + "\n")
+
+
+def _rows_text(value: Any, indent: str) -> str:
+    deeper = indent + " "
+    if isinstance(value, dict) and (not indent or _holds_entries(value)):
+        lines = [f"{json.dumps(key)}: {_rows_text(held, deeper)}" for key, held in value.items()]
+    elif _is_entries(value):
+        lines = [json.dumps(entry, allow_nan=False) for entry in value]
+    else:
+        return json.dumps(value, allow_nan=False)
+    opened, closed = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    body = f",\n{deeper}".join(lines)
+    return f"{opened}\n{deeper}{body}\n{indent}{closed}"
+
+
+def _is_entries(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
+
+
+def _holds_entries(value: dict[str, Any]) -> bool:
+    return any(
+        _is_entries(held) or (isinstance(held, dict) and _holds_entries(held))
+        for held in value.values()
+    )
 
 
 def plain(value: Any) -> Any:

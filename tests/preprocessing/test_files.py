@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from preprocessing.files import digest_of, read_table, write_atomic, write_table
+from preprocessing.files import (
+    digest_of,
+    read_json,
+    read_table,
+    write_atomic,
+    write_rows,
+    write_table,
+)
 
 
 class Made(BaseModel):
@@ -88,3 +95,35 @@ def test_a_cell_is_no_formula(tmp_path, text):
     assert cells == [f"'{text}", "plain", "-1.5", "+3"]
     (row,) = read_table(tmp_path / "t.tsv")
     assert row == {"a": text, "b": "plain", "c": "-1.5", "d": "+3"}
+
+
+def test_entries_of_lists_have_a_line_each_however_deep_and_the_rest_is_short(tmp_path):
+    content = {
+        "about": {"kept": {"in": [1, 2]}},
+        "cohorts": {"a": {"n": 2, "rows": [{"x": 1}, {"x": float("nan")}]}},
+        "rows": [[1, 2], [3]],
+        "none": [],
+    }
+    path = tmp_path / "x.json"
+    write_rows(path, content)
+    assert path.read_text().splitlines() == [
+        "{",
+        ' "about": {"kept": {"in": [1, 2]}},',
+        ' "cohorts": {',
+        '  "a": {',
+        '   "n": 2,',
+        '   "rows": [',
+        '    {"x": 1},',
+        '    {"x": null}',
+        "   ]",
+        "  }",
+        " },",
+        ' "rows": [',
+        "  [1, 2],",
+        "  [3]",
+        " ],",
+        ' "none": []',
+        "}",
+    ]
+    content["cohorts"]["a"]["rows"][1]["x"] = None
+    assert read_json(path) == content
