@@ -38,8 +38,9 @@ def stress_page(asked: Asked, rows: Sequence[Row], table: Sequence[dict[str, Any
         Section("In short", table=_gated(rows)),
         Section("Marked in vain, by severity", images=_curves(asked, table)),
         Section("All figures", table=(COLUMNS, [list(entry.values()) for entry in table])),
-        Section("Why scans were not scored", table=_reasons(rows)),
     ]
+    if any(row.verdict == "not scored" for row in rows):
+        sections.append(Section("Why scans were not scored", table=_reasons(rows)))
     return page("Norma: healthy scans under shift", sections)
 
 

@@ -240,12 +240,14 @@ def write_head(head: Head, path: Path) -> None:
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """By run, shift and severity: what is marked in vain, and how many scans are gated.
 
+    The unshifted scans come first.
     Volumes and findings are means over the scans that are scored; `rise` is the mean change of the
     score from the unshifted scan, in standard deviations of the unshifted scans.
     """
     plain = {(row.run, row.scan): row for row in rows if row.shift == NONE}
     found: list[dict[str, Any]] = []
-    for run, shift, severity in sorted({(r.run, r.shift, r.severity) for r in rows}):
+    keys = {(r.run, r.shift, r.severity) for r in rows}
+    for run, shift, severity in sorted(keys, key=lambda key: (key[0], key[1] != NONE, *key[1:])):
         own = [r for r in rows if (r.run, r.shift, r.severity) == (run, shift, severity)]
         scored = [r for r in own if r.score is not None]
         spread = _spread([r for (name, _), r in plain.items() if name == run])

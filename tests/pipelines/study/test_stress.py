@@ -14,6 +14,7 @@ from evaluation import shifts
 from pipelines.cohort.cases import load
 from pipelines.detect.folder import read_history, seal, write_history
 from pipelines.detect.run import load_run
+from pipelines.pages.stress import stress_page
 from pipelines.study import stress
 from pipelines.study.stress import NONE, Asked, Row, summary
 from preprocessing.files import read_table
@@ -218,9 +219,13 @@ def test_the_summary_by_hand():
         row("2", "blur", 1, 7.0, ml=8.0),
         row("2", "blur", 2, 0, verdict="not scored"),
     ]
-    blur, worse, plain = summary(rows)
+    plain, blur, worse = summary(rows)
     assert (blur["scans"], blur["warned"], blur["not scored"]) == (2, 1, 0)
     assert (blur["marked_ml"], blur["findings"]) == (6.0, 1.0)
     assert blur["rise"] == pytest.approx((1 + 4) / 2 / np.sqrt(2))
     assert (worse["not scored"], worse["marked_ml"], worse["rise"]) == (1, None, None)
-    assert plain["rise"] == 0
+    assert plain["rise"] == 0 and plain["shift"] == NONE
+    asked = Asked({}, [], [], {})
+    heading = "Why scans were not scored"
+    assert heading in stress_page(asked, rows, summary(rows))
+    assert heading not in stress_page(asked, rows[:4], summary(rows[:4]))
