@@ -50,6 +50,7 @@ THIRD = 3  # every so many axial slices tell texture
 DETAIL_MM = (0.8, 3.0)  # sigmas of the detail of a slice
 THIN_MM = 4.0
 CLIPPED = 4.0  # of the detail's median size
+ROUNDING = 1e-5  # of the scaled intensity
 FEWEST_COMMON = 0.035  # of the voxels: what fewer have in common is no echo
 NEAR_MM = (6.0, 40.0)  # motion rings
 FAR_MM = 40.0  # a ghost is a whole copy, and lies farther away
@@ -188,17 +189,24 @@ def texture(prepared: Prepared) -> dict[str, float]:
 
 
 def _clipped(detail: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """The detail inside, none larger than CLIPPED median ones, and nothing outside."""
+    """The detail inside, none larger than CLIPPED median ones, and nothing outside.
+
+    Nothing at all where most of the scan is flat, so that rounding alone is left.
+    """
     most = CLIPPED * float(np.median(np.abs(detail[inner])))
+    if most < ROUNDING:
+        return np.zeros(detail.shape, np.float32)
     return np.where(inner, detail.clip(-most, most), 0).astype(np.float32)
 
 
 def _likeness(detail: np.ndarray, inner: np.ndarray, axis: int) -> np.ndarray:
     """Correlation of the detail with itself by the steps between along an axis; each by its voxels.
 
-    Nothing where too few voxels have a partner.
+    Nothing where too few voxels have a partner, and of a detail that is flat.
     """
     values, common = (_autocorrelation(array, (axis,)) for array in (detail, inner))
+    if values[0] == 0:
+        return np.zeros_like(values)
     seen = common > FEWEST_COMMON * common[0]
     return np.where(seen, values / np.maximum(common, 1), 0) / (values[0] / common[0])
 

@@ -155,6 +155,19 @@ def test_a_far_echo_is_the_correlation_with_a_copy_in_any_direction():
     assert before["far echo"] < 0.05
 
 
+def test_a_saturated_scan_has_no_echo_but_rounding():
+    """More than half of it has one value, so that the median detail is none."""
+    shape = (200, 200, 6)
+    values = np.full(shape, 0.75)
+    values[:55] = np.linspace(0, 0.7, 55)[:, None, None]
+    brain = np.zeros(shape, bool)
+    brain[2:-2, 2:-2, 1:-1] = True
+    image = (values * brain).astype(np.float32)
+    found = texture(replace(head(), image=image, brain=brain, grid=Grid(shape, np.eye(4))))
+    assert found["near echo, left to right"] == found["near echo, back to front"] == 0
+    assert np.isfinite(list(found.values())).all()
+
+
 def test_slopes_tell_along_which_axis_a_scan_is_blurred():
     """Against the slopes of the same voxels, by differences."""
     rng = np.random.default_rng(1)
