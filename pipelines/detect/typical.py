@@ -208,7 +208,8 @@ def _likeness(detail: np.ndarray, inner: np.ndarray, axis: int) -> np.ndarray:
     if values[0] == 0:
         return np.zeros_like(values)
     seen = common > FEWEST_COMMON * common[0]
-    return np.where(seen, values / np.maximum(common, 1), 0) / (values[0] / common[0])
+    likeness = np.where(seen, values / np.maximum(common, 1), 0) / (values[0] / common[0])
+    return likeness[: detail.shape[axis]]  # what follows are the same steps backwards
 
 
 def ghost(prepared: Prepared) -> dict[str, float]:

@@ -155,6 +155,17 @@ def test_a_far_echo_is_the_correlation_with_a_copy_in_any_direction():
     assert before["far echo"] < 0.05
 
 
+def test_a_small_brain_has_no_echo_of_its_own_middle():
+    """20 mm wide, so that the largest steps that are asked for are more than it has."""
+    shape = (20, 60, 12)
+    brain = np.zeros(shape, bool)
+    brain[2:-2, 2:-2, 1:-1] = True
+    values = np.random.default_rng(4).normal(size=shape)
+    image = (values * brain).astype(np.float32)
+    found = texture(replace(head(), image=image, brain=brain, grid=Grid(shape, np.eye(4))))
+    assert found["near echo, left to right"] < 0.15
+
+
 def test_a_saturated_scan_has_no_echo_but_rounding():
     """More than half of it has one value, so that the median detail is none."""
     shape = (200, 200, 6)
