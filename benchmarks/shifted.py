@@ -11,25 +11,23 @@ import argparse
 from pathlib import Path
 
 from benchmarks.adaptation import healthy_cases
-from evaluation.shifts import SEVERITIES, SHIFTS, shifts_of
+from evaluation.shifts import SEVERITIES
 from pipelines import cli
 from pipelines.config import read_recipe
-from pipelines.study.stress import write_shifted
+from pipelines.study.stress import demand_shifts, write_shifted
 from preprocessing.files import write_table
-from preprocessing.scans import InputError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="OUT of preprocess")
     parser.add_argument("--splits", required=True, type=Path, help="table (id, split)")
-    parser.add_argument("--shift", required=True, choices=list(SHIFTS))
+    parser.add_argument("--shift", required=True, help="as of make stress")
     parser.add_argument("--severity", type=int, default=max(SEVERITIES), choices=SEVERITIES)
     parser.add_argument("--out", required=True, type=Path, help="folder")
     arguments = parser.parse_args()
     modality = read_recipe(arguments.data).modality
-    if arguments.shift not in shifts_of(modality):
-        raise InputError(f"--shift {arguments.shift}: is not for scans of modality {modality}.")
+    demand_shifts([arguments.shift], modality)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     for case in healthy_cases(arguments.data, arguments.splits):

@@ -16,8 +16,14 @@ def main(arguments: argparse.Namespace) -> int:
     from pipelines.detect.run import load_run
     from pipelines.pages.stress import stress_page
     from pipelines.study.protocol import existing_data
-    from pipelines.study.stress import Asked, healthy_test_cases, stress, summary
-    from preprocessing.files import nearest, write_atomic, write_json
+    from pipelines.study.stress import (
+        Asked,
+        demand_shifts,
+        healthy_test_cases,
+        stress,
+        summary,
+    )
+    from preprocessing.files import write_atomic, write_json
 
     if arguments.scans is not None and arguments.scans < 1:
         raise InputError(f"--scans: {arguments.scans}; expected at least one scan.")
@@ -28,13 +34,8 @@ def main(arguments: argparse.Namespace) -> int:
     if len({run.recipe.model_dump_json() for run in loaded}) > 1:
         raise InputError("the runs prepare scans in different ways; stress them one by one.")
     modality = loaded[0].recipe.modality
-    known = shifts_of(modality)
-    shifts = list(dict.fromkeys(arguments.shifts.split(","))) if arguments.shifts else known
-    for name in shifts:
-        if name not in known:
-            listed = ", ".join(known)
-            hint = nearest(name, known)
-            raise InputError(f"unknown shift '{name}' of {modality} scans; known: {listed}{hint}")
+    named = list(dict.fromkeys(arguments.shifts.split(","))) if arguments.shifts else []
+    demand_shifts(named, modality)
     if loaded[0].recipe.channels > 1:
         raise InputError("pictures of several planes cannot be stressed, only grey ones.")
     data = existing_data(Path(arguments.data))
@@ -45,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     asked = Asked(
         runs,
         healthy_test_cases(loaded, data),
-        shifts,
+        named or shifts_of(modality),
         {name: healthy_test_cases(loaded, site) for name, site in sites.items()},
         arguments.seed,
         arguments.scans,

@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from evaluation.shifts import SEVERITIES, SHIFTS, Head
+from evaluation.shifts import SEVERITIES, SHIFTS, Head, shifts_of
 from pipelines.cohort.cases import Case, load
 from pipelines.detect.batch import result_digest
 from pipelines.detect.gate import Verdict
 from pipelines.detect.run import Run
 from pipelines.study.evaluate import cases_to_test
-from preprocessing.files import digest_of, read_json, write_json
+from preprocessing.files import digest_of, nearest, read_json, write_json
 from preprocessing.images import Grid, is_picture, read_image, write_picture
 from preprocessing.prepare import Prepared, prepare
 from preprocessing.recipe import Recipe
@@ -69,6 +69,16 @@ class Asked:
     sites: dict[str, Sequence[Case]]
     seed: int = 0
     most: int | None = None
+
+
+def demand_shifts(names: Sequence[str], modality: str) -> None:
+    """InputError for a name of no shift of scans of a modality."""
+    known = shifts_of(modality)
+    for name in names:
+        if name not in known:
+            listed = ", ".join(known)
+            hint = nearest(name, known)
+            raise InputError(f"unknown shift '{name}' of {modality} scans; known: {listed}{hint}")
 
 
 def healthy_test_cases(runs: Sequence[Run], data: Path) -> list[Case]:
