@@ -89,43 +89,58 @@ def raw_scan(run_dir: Path) -> Path:
 
 
 def process(run: str | Path, scan: Path, out: Path, cores: int | None = None) -> Cost:
-    """Seconds and peak memory in MB of `pipelines.infer` as a process of its own.
+    """Seconds of `pipelines.infer` as a process of its own, and peak memory in MB of another one.
 
-    The memory is that of all its processes together; what they share is counted once for each.
+    The memory is that of all its processes together; what they share is counted once. To ask for
+    it takes their time, and so nobody asks the one whose seconds count.
     `cores`: on how many of this machine's cores; all, where left out.
     """
-    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run)]
-    command += ["--input", str(scan), "--out", str(out)]
-    before = os.sched_getaffinity(0)
     started = time.perf_counter()
-    try:
-        os.sched_setaffinity(0, sorted(before)[:cores])  # which the new process inherits
-        child = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    finally:
-        os.sched_setaffinity(0, before)
+    _ended_well(_begun(run, scan, out / "seconds", cores))
+    seconds = time.perf_counter() - started
+
+    child = _begun(run, scan, out / "memory", cores)
     most = 0
     while child.returncode is None:
         most = max(most, resident(child.pid))
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LOOK)
-    if child.returncode:
-        raise InputError(
-            f"python {' '.join(command[1:])} ended with {child.returncode}; run it to see why."
+    _ended_well(child)
+    return seconds, most / 1e6
+
+
+def _begun(run: str | Path, scan: Path, out: Path, cores: int | None) -> subprocess.Popen[bytes]:
+    """The process."""
+    command = [sys.executable, "-m", "pipelines.infer", "--run", str(run)]
+    command += ["--input", str(scan), "--out", str(out)]
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, sorted(before)[:cores])  # which the new process inherits
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-    return time.perf_counter() - started, most / 1e6
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _ended_well(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a process; InputError where it failed."""
+    if child.wait():
+        assert isinstance(child.args, list)
+        line = f"python {' '.join(map(str, child.args[1:]))}"
+        raise InputError(f"{line} ended with {child.returncode}; run it to see why.")
 
 
 def resident(pid: int) -> int:
     """Bytes in memory of a process of Linux and of those that it began; 0 once it has ended.
 
-    To ask which pages they share would slow them down by a tenth.
+    A page that several of them share counts once.
     """
     found = 0
     with contextlib.suppress(OSError):
-        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-        found += int(pages) * os.sysconf("SC_PAGE_SIZE")
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                found += 1024 * int(line.split()[1])
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             found += sum(resident(int(one)) for one in children.read_text().split())
     return found

@@ -20,7 +20,7 @@ from pipelines.config import ROOT
 STAGES = (
     ("read the scan", "preprocessing/prepare.py", "read_volume"),
     ("find the brain", "preprocessing/prepare.py", "find_brain"),
-    ("find the brain: deepbet", "preprocessing/brain.py", "_deepbet"),
+    ("find the brain: deepbet", "preprocessing/by_deepbet.py", "deepbet"),
     ("fit to the atlas", "preprocessing/register.py", "fit"),
     ("look at other poses", "preprocessing/orientation.py", "over_other_poses"),
     ("resample, all times together", "preprocessing/resample.py", "resample"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +22,15 @@ from evaluation.checks import (
 )
 from evaluation.lesions import highest_in
 
-MEDIAN_VOXELS = 50_000  # filtered at a time: 25 MB for 5 x 5 x 5
+MEDIAN_VOXELS = 20_000  # filtered at a time by a thread: 10 MB for 5 x 5 x 5
 Strength = Literal["peak", "mass", "cluster"]
 FEW = 8  # steps of a closing per voxel of the box: with more, distances everywhere take less time
 ROUNDING = 1e-6  # relative slack, so that 3 voxels of 0.1 mm are 0.3 mm
 
 
-def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None) -> np.ndarray:
+def smooth(
+    anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """Return the 3-D median of a map as float32, its border repeated (Baur 2021).
 
     `size` counts voxels along each axis, as in the paper, where they are 1 mm. It is odd; 0 or 1
@@ -51,9 +55,15 @@ def smooth(anomaly_map: np.ndarray, size: int, inside: np.ndarray | None = None)
     voxels = np.argwhere(wanted[box])
     half = size**3 // 2
     part = smoothed[box]  # a view
-    for start in range(0, len(voxels), MEDIAN_VOXELS):
+
+    def filter_from(start: int) -> None:
         at = tuple(voxels[start : start + MEDIAN_VOXELS].T)
-        part[at] = np.partition(windows[at].reshape(-1, size**3), half, axis=1)[:, half]
+        values = windows[at].reshape(-1, size**3)  # a copy
+        values.partition(half, axis=1)
+        part[at] = values[:, half]
+
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(filter_from, range(0, len(voxels), MEDIAN_VOXELS)), maxlen=0)
     return smoothed
 
 

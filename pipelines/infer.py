@@ -21,8 +21,11 @@ def main(arguments: argparse.Namespace) -> int:
         source = existing_input(Path(arguments.input))
         if ahead:
             begin_one_scan(ahead, run_dir, source, Path(arguments.out), arguments.overwrite)
+            import torch  # noqa: F401 (slow to load, while the scan is read)
 
-        from pipelines.export.infer import score  # loads torch, while the scan is prepared
+            ahead.find_first_brain()
+
+        from pipelines.export.infer import score  # slow to load, while the scan is prepared
 
         return score(arguments, run_dir, source, ahead)
 

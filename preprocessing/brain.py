@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +12,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from preprocessing.background import off_background
+from preprocessing.by_deepbet import deepbet
+from preprocessing.images import box_around
 from preprocessing.scans import ScanError
 from preprocessing.stripped import BONE_HU, is_stripped
 
@@ -53,11 +54,12 @@ def brain_mask(
             front = off_background(np.asarray(image.dataobj))
         return tidy(front, opening=0), method
 
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    shown = _soft_tissue(data) if modality == "ct" else data
-    find = _deepbet if method == "deepbet" else _bet
-    brain = find(shown, image.affine)
-    brain = _inside_skull(brain, data) if modality == "ct" else tidy(brain, opening=1)
+    data = np.asarray(image.dataobj, np.float32)
+    if modality == "ct":
+        data = np.ascontiguousarray(data)  # as the mask is: together they are read faster
+        brain = _inside_skull(FINDERS[method](_soft_tissue(data), image.affine), data)
+    else:
+        brain = tidy(FINDERS[method](data, image.affine), opening=1)
     if not brain.any():
         raise ScanError(f"{method} found no brain; is this a head scan of modality {modality}?")
     return brain, method
@@ -99,23 +101,25 @@ def _inside_skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray:
     """
     # deepbet can reach past a tilted head into the air beside it; air inside comes back as a hole
     brain = brain & (hu > AIR_HU)
-    skull = _skull(brain, hu)
-    if skull is not None:
-        brain = brain & ~ndimage.binary_dilation(skull, iterations=SHARED)
+    bone, count = ndimage.label(hu >= BONE_HU)
+    if count and brain.any():
+        box = box_around(brain, SKULL_NEAR + SHARED + 1)
+        skull = _skull(brain[box], hu[box], bone[box], count)
+        brain[box] &= ~ndimage.binary_dilation(skull, iterations=SHARED)
     return tidy(brain, opening=LEAK)
 
 
-def _skull(brain: np.ndarray, hu: np.ndarray) -> np.ndarray | None:
-    """Bone outside the mask or near its border, and the voxels that share it; None without bone.
+def _skull(brain: np.ndarray, hu: np.ndarray, bone: np.ndarray, count: int) -> np.ndarray:
+    """The pieces of bone outside the mask or near its border, and the voxels that share them; bool.
 
-    A calcified plexus or a clip deep inside the brain is no skull.
+    `bone` numbers the pieces from 1 to `count`. A calcified plexus or a clip deep inside the brain
+    is no skull.
     """
-    labels, count = ndimage.label(hu >= BONE_HU)
-    if count == 0:
-        return None
     deep = ndimage.binary_erosion(brain, iterations=SKULL_NEAR)
-    bones = np.isin(labels, np.unique(labels[~deep & (labels > 0)]))
-    return ndimage.binary_dilation(bones, iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
+    of_skull = np.zeros(count + 1, bool)
+    of_skull[bone[~deep]] = True
+    of_skull[0] = False  # no bone
+    return ndimage.binary_dilation(of_skull[bone], iterations=SKULL_NEAR, mask=hu >= BLOOD_HU)
 
 
 def tidy(mask: np.ndarray, opening: float) -> np.ndarray:
@@ -127,7 +131,7 @@ def tidy(mask: np.ndarray, opening: float) -> np.ndarray:
     result = np.zeros_like(mask)
     if not mask.any():
         return result
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = box_around(mask)
     inside = mask[box]
 
     core = inside
@@ -161,22 +165,6 @@ def largest(labels: np.ndarray) -> np.ndarray:
     return labels == np.bincount(labels.ravel())[1:].argmax() + 1
 
 
-@lru_cache(maxsize=1)
-def _deepbet_model() -> Any:
-    from deepbet.bet import BrainExtraction  # loads torch; needed for this method alone
-
-    return BrainExtraction(no_gpu=True)
-
-
-def _deepbet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    try:
-        _, found, _ = _deepbet_model().run(nib.Nifti1Image(data, affine))
-    except (AssertionError, IndexError, ValueError, RuntimeError) as error:
-        # deepbet asserts where it finds no brain
-        raise ScanError(f"deepbet found no brain ({error}).") from None
-    return np.asarray(found.dataobj) > 0
-
-
 def _bet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     from brainextractor import BrainExtractor  # loads numba; needed for this method alone
 
@@ -185,3 +173,10 @@ def _bet(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
         extractor.run()
         found = extractor.compute_mask()
     return np.asarray(found) > 0
+
+
+# What finds a brain: a process without torch has another one ask deepbet.
+FINDERS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "deepbet": deepbet,
+    "bet": _bet,
+}

@@ -35,6 +35,16 @@ AGAIN = "delete it and run 'make preprocess' again"
 HALF = (slice(None, None, 2),) * 3  # every second voxel of an array, as `Grid.every(2)`
 
 
+def box_around(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box around a mask, which must not be empty, and `margin` voxels about it."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        found = np.flatnonzero(mask.any(others))
+        box.append(slice(max(int(found[0]) - margin, 0), int(found[-1]) + 1 + margin))
+    return tuple(box)
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where voxels lie: their number along each axis, and the affine from indices to mm.

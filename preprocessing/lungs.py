@@ -8,7 +8,7 @@ from nibabel.spaces import vox2out_vox
 from scipy import ndimage
 
 from preprocessing.brain import largest, tidy
-from preprocessing.images import Grid
+from preprocessing.images import Grid, box_around
 from preprocessing.resample import resample
 from preprocessing.scans import ScanError
 
@@ -121,7 +121,7 @@ def _two_largest(air: np.ndarray) -> list[np.ndarray]:
 def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
     """Closing by a ball of `radius` voxels; beyond the border the mask goes on as at it."""
     wide = int(np.ceil(radius)) + 1
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = box_around(mask)
     padded = np.pad(mask[box], wide, mode="edge")
     grown = ndimage.distance_transform_edt(~padded) <= radius
     shrunk = ndimage.distance_transform_edt(np.pad(grown, wide, mode="edge")) > radius
@@ -156,7 +156,7 @@ def into_frame(
     the frame's grid, whose 0 mm is the lungs' middle, and `scan_from_frame` (4x4).
     """
     sizes = [n if size is None else size for n, size in zip(data.shape, shape, strict=True)]
-    box = ndimage.find_objects(lungs.astype(np.uint8))[0]
+    box = box_around(lungs)
     starts = [(b.start + b.stop - size) // 2 for b, size in zip(box, sizes, strict=True)]
     image = np.full(sizes, pad, np.float32)
     framed = np.zeros(sizes, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -38,8 +39,7 @@ def over_other_poses(
     """
     shown, coarse = block_means(image, grid)
     inside = block_means(brain, grid)[0] > 0.5
-    wanted, atlas_grid = block_means(atlas.image, atlas.grid)
-    atlas_brain = block_means(atlas.brain, atlas.grid)[0] > 0.5
+    wanted, atlas_brain, atlas_grid, to_fit = coarse_atlas(atlas)
 
     def likeness(pose: np.ndarray) -> float:
         both = carry_mask(inside, coarse, atlas_grid, pose, atlas_brain) & atlas_brain
@@ -50,14 +50,23 @@ def over_other_poses(
     starts = register.turned_about(*centres, [turn.T for turn in quarter_turns()])
     others = [start for start in starts if degrees_between(start, scan_from_atlas) > APART]
     rivals = sorted(others, key=likeness)[-RIVALS:]
-    fixed = block_means(atlas.image, atlas.grid, FIT_MM)
-    ends = register.short_fits(fixed, block_means(image, grid, FIT_MM), rivals)
+    ends = register.short_fits(to_fit, block_means(image, grid, FIT_MM), rivals)
     found = [0.0]
     for end in ends:
         # a fit may slip back to where the scan lies
         if end is not None and degrees_between(end, scan_from_atlas) > APART:
             found.append(likeness(end))
     return likeness(scan_from_atlas) / max(*found, 1e-6)
+
+
+@lru_cache(maxsize=2)
+def coarse_atlas(
+    atlas: register.Atlas,
+) -> tuple[np.ndarray, np.ndarray, Grid, tuple[np.ndarray, Grid]]:
+    """Image, brain (bool) and grid of an atlas at 4 mm, and its image with its grid at 8 mm."""
+    image, grid = block_means(atlas.image, atlas.grid)
+    brain = block_means(atlas.brain, atlas.grid)[0] > 0.5
+    return image, brain, grid, block_means(atlas.image, atlas.grid, FIT_MM)
 
 
 def degrees_between(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,9 +103,9 @@ def likely_turns(image: np.ndarray, grid: Grid, atlas: register.Atlas) -> list[n
     cannot be found this way. Raises ScanError where all fail.
     """
     shown, coarse = block_means(image, grid)
-    wanted, atlas_grid = block_means(atlas.image, atlas.grid)
+    wanted, atlas_brain, atlas_grid, to_fit = coarse_atlas(atlas)
     # without the rim, where any two heads are alike
-    inside = ndimage.binary_erosion(block_means(atlas.brain, atlas.grid)[0] > 0.5)
+    inside = ndimage.binary_erosion(atlas_brain)
 
     middle = ndimage.center_of_mass(shown - shown.min())
     centres = (
@@ -105,8 +114,7 @@ def likely_turns(image: np.ndarray, grid: Grid, atlas: register.Atlas) -> list[n
     )
     turns = quarter_turns()
     starts = register.turned_about(*centres, [turn.T for turn in turns])
-    fixed = block_means(atlas.image, atlas.grid, FIT_MM)
-    ends = register.short_fits(fixed, block_means(image, grid, FIT_MM), starts)
+    ends = register.short_fits(to_fit, block_means(image, grid, FIT_MM), starts)
 
     found = []
     for turn, end in zip(turns, ends, strict=True):

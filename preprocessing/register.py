@@ -64,7 +64,7 @@ SHORT = Schedule(iterations=(12,), shrink=(1,), smooth=(0,), share=0.5)
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm in RAS+ to ITK's LPS, and back
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atlas:
     """The space that scans are brought to.
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.background import off_background
-from preprocessing.images import Grid
+from preprocessing.images import Grid, box_around
 
 BONE_HU = 100.0  # at and above: bone; pictures windowed to 100 HU clip there
 
@@ -84,7 +84,7 @@ def _like_a_brain(piece: np.ndarray, mm: np.ndarray) -> bool:
     ml = piece.sum() * float(np.prod(mm)) / 1000
     if not BRAIN_ML[0] < ml < BRAIN_ML[1]:
         return False
-    box = ndimage.find_objects(piece.astype(np.uint8))[0]
+    box = box_around(piece)
     return bool(piece[box].mean() < ROUND)
 
 

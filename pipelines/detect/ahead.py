@@ -1,6 +1,8 @@
 """Scans are prepared by a process of their own, while this one loads torch and scores others.
 
-A thread would have to wait: ANTs keeps Python's lock as long as it fits.
+A thread would have to wait: ANTs keeps Python's lock as long as it fits. The first brain that
+deepbet is to find is found by this process, which has torch. Scans that follow are prepared while
+this one scores, and so the other process loads torch for them.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -29,9 +34,29 @@ from preprocessing.recipe import Recipe
 from preprocessing.scans import Scan, ScanError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from preprocessing.prepare import Prepared
 
 Order = tuple[Scan, Recipe, Path]  # a scan, how it is prepared, and where norma.log is
+FIRST = 5.0  # seconds in which the process that prepares has come as far as a brain
+
+
+@dataclass(frozen=True)
+class Question:
+    """What deepbet is asked by a process that does not load torch."""
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    def answer(self) -> np.ndarray | Exception:
+        """The brain (bool), or what deepbet raised."""
+        from preprocessing.by_deepbet import deepbet
+
+        try:
+            return deepbet(self.data, self.affine)
+        except Exception as error:
+            return _sendable(error)
 
 
 class Ahead:
@@ -58,9 +83,9 @@ class Ahead:
             self._waiting[scan.id] = (scan, recipe, out)
             self._send(self._waiting[scan.id])
 
-    def _send(self, order: Order) -> None:
+    def _send(self, message: Any) -> None:
         with suppress(OSError):  # the process has ended: `result` sees that, and sends again
-            self._connection.send(order)
+            self._connection.send(message)
 
     def result(self, scan: Scan, recipe: Recipe, out: Path) -> tuple[Prepared, float]:
         """What `prepare` made of a scan, and the seconds that it took.
@@ -78,9 +103,22 @@ class Ahead:
             raise answer
         return answer, seconds
 
+    def find_first_brain(self) -> None:
+        """Answer what deepbet is asked for the scan that was begun.
+
+        Whoever calls this as soon as torch is there has the brain before all else is loaded: that
+        is when memory is needed most. A scan that is stripped already says so, and asks nothing.
+        """
+        with suppress(EOFError, OSError):  # the process has ended: `result` sees that
+            if self._waiting and self._connection.poll(FIRST):
+                self._take(self._connection.recv())
+
     def _take(self, message: Any) -> None:
         if isinstance(message, logging.LogRecord):
             logging.getLogger(message.name).handle(message)
+            return
+        if isinstance(message, Question):
+            self._send(message.answer())
             return
         name, answer, seconds = message
         del self._waiting[name]
@@ -169,12 +207,16 @@ def _work(connection: Connection) -> None:
 
     # beside this process the other one works, and torch's threads wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from preprocessing import brain
     from preprocessing.prepare import prepare  # slow to load, before the first scan is there
 
     logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
+    orders: deque[Order] = deque()
     with suppress(EOFError, OSError):
+        orders.append(connection.recv())
+        brain.FINDERS["deepbet"] = partial(_asked, connection, orders, orders[0][1])
         while True:
-            scan, recipe, out = connection.recv()
+            scan, recipe, out = orders.popleft() if orders else connection.recv()
             cli.divert_libraries(out / cli.LOG)
             started = time.perf_counter()
             answer: Prepared | Exception
@@ -184,6 +226,31 @@ def _work(connection: Connection) -> None:
                 answer = _sendable(error)
             connection.send((scan.id, answer, time.perf_counter() - started))
             del answer  # 100 MB that nobody needs here while the next scan is waited for
+            brain.FINDERS["deepbet"] = brain.deepbet  # from now on the other process scores
+
+
+def _asked(
+    connection: Connection,
+    orders: deque[Order],
+    recipe: Recipe,
+    data: np.ndarray,
+    affine: np.ndarray,
+) -> np.ndarray:
+    """The brain that deepbet finds in the process at the other end.
+
+    Meanwhile ANTs and the atlas are loaded. Orders that come before the answer are put aside.
+    """
+    from preprocessing.orientation import coarse_atlas
+    from preprocessing.register import ants, load_atlas
+
+    connection.send(Question(data, affine))
+    ants()
+    coarse_atlas(load_atlas(recipe.template, recipe.grid))
+    while isinstance(answer := connection.recv(), tuple):
+        orders.append(answer)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _sendable(error: Exception) -> Exception:

@@ -279,7 +279,8 @@ def filtered(raw: np.ndarray, brain: np.ndarray, config: Postprocess) -> np.ndar
     result = np.zeros_like(raw)
     if box is not None:
         inside = postprocess.erode_rim(brain[box], ATLAS_MM, config.rim_mm)
-        result[box] = postprocess.smooth(raw[box], config.median, inside)
+        threads = torch.get_num_threads()
+        result[box] = postprocess.smooth(raw[box], config.median, inside, threads)
     return result
 
 

@@ -61,6 +61,13 @@ def test_smooth_inside_a_mask_is_the_median_of_all_neighbours_there(size):
     np.testing.assert_array_equal(smooth(noisy, size, inside), np.where(inside, want, 0))
 
 
+def test_smooth_is_the_same_by_several_threads(monkeypatch):
+    monkeypatch.setattr("evaluation.postprocess.MEDIAN_VOXELS", 7)
+    noisy = np.random.default_rng(3).random(SHAPE).astype(np.float32)
+    want = ndimage.median_filter(noisy, 3, mode="nearest")
+    np.testing.assert_array_equal(smooth(noisy, 3, threads=3), want)
+
+
 def test_smooth_crops_without_changing_the_result():
     noisy = blank(np.float64)
     # at two borders, of both signs

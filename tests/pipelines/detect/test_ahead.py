@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 from pipelines.config import ROOT, read_recipe
 from pipelines.detect import ahead as module
 from pipelines.detect.ahead import Ahead, preparing_ahead
+from preprocessing.brain import FINDERS
 from preprocessing.prepare import RefusedScan, prepare
 from preprocessing.scans import Scan, ScanError
 
@@ -98,6 +99,46 @@ def test_the_scan_that_ends_the_process_is_given_up_and_the_next_is_prepared(
     prepared, _ = ahead.result(second, recipe, tmp_path)
     assert prepared.brain.any()
     assert ahead._process.pid != ended.pid and not ended.is_alive()
+
+
+def test_the_first_brain_is_found_here_and_later_ones_there(
+    brain_t1, recipe, tmp_path, monkeypatch
+):
+    """The other process loads no torch before the first scan is done; what is found is the same."""
+    asked = []
+
+    def found(data, affine):
+        asked.append(data)
+        return data > 0
+
+    monkeypatch.setattr("preprocessing.by_deepbet.deepbet", found)
+    monkeypatch.setitem(FINDERS, "deepbet", found)
+    unstripped = recipe.model_copy(update={"brain": "deepbet"})
+    limits = recipe.limits.model_copy(update={"brain_ml": (1, 2)})
+    small = unstripped.model_copy(update={"limits": limits})
+    with closing(Ahead()) as ahead:
+        ahead.begin(scan_of(brain_t1, "first"), unstripped, tmp_path)
+        ahead.begin(scan_of(brain_t1, "second"), small, tmp_path)  # while the first asks
+        ahead.find_first_brain()
+        assert len(asked) == 1
+        there, _ = ahead.result(scan_of(brain_t1, "first"), unstripped, tmp_path)
+        with pytest.raises(ScanError):  # by the real deepbet
+            ahead.result(scan_of(brain_t1, "second"), small, tmp_path)
+    assert len(asked) == 1
+    here = prepare(scan_of(brain_t1, "first"), unstripped)
+    np.testing.assert_array_equal(asked[0], asked[1])
+    np.testing.assert_array_equal(there.image, here.image)
+    assert there.brain_method == here.brain_method == "deepbet" and there.checks == here.checks
+
+
+def test_what_deepbet_raises_here_is_raised_there(brain_t1, recipe, tmp_path, monkeypatch):
+    def fail(data, affine):
+        raise ScanError("no brain in it.")
+
+    monkeypatch.setattr("preprocessing.by_deepbet.deepbet", fail)
+    unstripped = recipe.model_copy(update={"brain": "deepbet"})
+    with closing(Ahead()) as ahead, pytest.raises(ScanError, match=r"T1w.nii.gz: no brain in it"):
+        ahead.result(scan_of(brain_t1), unstripped, tmp_path)
 
 
 def test_it_prepares_where_that_saves_time_alone(monkeypatch):
