@@ -141,13 +141,20 @@ def one_ahead(
 ) -> Iterator[tuple[T, Callable[[], Any]]]:
     """Each item, with a call that waits for function(item).
 
-    The function runs in a thread, one item ahead of the one that the caller works on.
+    The function runs in a thread, one item ahead of the one that the caller works on. There torch
+    keeps to one core: two threads that each have several make theirs wait for each other.
     """
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=_one_core) as thread:
         try:
             yield from begun_ahead(lambda item: thread.submit(function, item).result, items)
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_core() -> None:
+    """Torch, where it is loaded, has one core for what this thread asks; others keep theirs."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def begun_ahead(begin: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:

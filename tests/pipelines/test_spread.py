@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import cli, spread
@@ -146,6 +147,17 @@ def test_an_error_of_no_scan_s_is_tried_once_more_and_raised(tmp_path):
     with pytest.raises(ZeroDivisionError, match="number 1"):
         list(spread.each(partial(work, folder=tmp_path, broken=1), range(3), "local", 1))
     assert tries(tmp_path)[1] == 2
+
+
+def test_one_ahead_takes_one_core_for_torch_and_leaves_the_others():
+    here = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _, there in spread.one_ahead(lambda _: torch.get_num_threads(), [0]):
+            assert there() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(here)
 
 
 def test_one_ahead_runs_the_next_while_this_one_is_worked_on():
