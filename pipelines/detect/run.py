@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -160,10 +159,8 @@ class Run:
 
         The report names files by their way from `root`, the folder that came in.
         """
-        with ThreadPoolExecutor(1) as beside:  # numpy leaves most of a core to others
-            comparing = beside.submit(self.compared, prepared)
-            native = self.detector.map(prepared)
-            likeness, gate = comparing.result()
+        likeness, gate = self.compared(prepared)
+        native = self.detector.map(prepared)
         marked, recalled = self.marked(native, at, prepared.scan_from_atlas)
         remembered = recalled.flags if recalled else []
         score = scan_score(native, self.config.calibration.score_fraction)
