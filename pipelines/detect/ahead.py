@@ -109,8 +109,10 @@ class Ahead:
         Whoever calls this as soon as torch is there has the brain before all else is loaded: that
         is when memory is needed most. A scan that is stripped already says so, and asks nothing.
         """
+        if not any(_may_ask(recipe) for _, recipe, _ in self._waiting.values()):
+            return
         with suppress(EOFError, OSError):  # the process has ended: `result` sees that
-            if self._waiting and self._connection.poll(FIRST):
+            if self._connection.poll(FIRST):
                 self._take(self._connection.recv())
 
     def _take(self, message: Any) -> None:
@@ -140,6 +142,12 @@ class Ahead:
         self._connection.close()
         self._process.kill()
         self._process.join()
+
+
+def _may_ask(recipe: Recipe) -> bool:
+    """Whether deepbet may be asked for a scan of a recipe."""
+    has_brain = recipe.modality not in ("picture", "chest_ct")
+    return has_brain and recipe.brain in ("auto", "deepbet")
 
 
 def may_be_done(scan: Scan, out: Path, overwrite: bool) -> bool:

@@ -141,6 +141,15 @@ def test_what_deepbet_raises_here_is_raised_there(brain_t1, recipe, tmp_path, mo
         ahead.result(scan_of(brain_t1), unstripped, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"brain": "none"}, {"brain": "bet"}, {"modality": "chest_ct"}]
+)
+def test_nobody_waits_for_a_question_that_will_not_come(recipe, tmp_path, settings):
+    asked = Ahead.__new__(Ahead)
+    asked._waiting = {"one": (scan_of("any"), recipe.model_copy(update=settings), tmp_path)}
+    asked.find_first_brain()  # it has no connection to wait on
+
+
 def test_it_prepares_where_that_saves_time_alone(monkeypatch):
     with preparing_ahead() as ahead:
         assert ahead is None  # torch is loaded here
