@@ -31,7 +31,8 @@ from pipelines.training.loop import Session, laid_out, stage_steps, train_epoch
 from preprocessing.images import Grid
 from preprocessing.resample import resample
 
-REPEATS = 3  # the fastest counts: what other processes take is not cost
+REPEATS = 2  # in one process; the fastest counts: what other processes take is not cost
+ROUNDS = 3  # of all sizes in turn: what the machine is slower for a minute is not growth
 MEMORY = "memory"
 CPU = torch.device("cpu")
 CHILD = """
@@ -137,10 +138,10 @@ def growth() -> list[Row]:
     """Measure each size in turn; a row for each cost, with its exponent beside the linear one."""
     rows: list[Row] = []
     for what, (_, sizes, power, name) in PARTS.items():
-        costs = [own_process(CHILD, what, str(size)) for size in sizes]
+        rounds = [[own_process(CHILD, what, str(size)) for size in sizes] for _ in range(ROUNDS)]
         counts = [size**power for size in sizes]
-        for cost in costs[0]:
-            values = [each[cost] for each in costs]
+        for cost in rounds[0][0]:
+            values = [min(one[cost] for one in same) for same in zip(*rounds, strict=True)]
             unit = "MB" if cost == MEMORY else "s"
             span = f"{counts[0]:,} to {counts[-1]:,} {name}"
             text = f"{cost}, {span}: {values[0]:.3g} to {values[-1]:.3g} {unit}; exponent"

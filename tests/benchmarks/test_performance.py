@@ -69,14 +69,18 @@ def test_a_simulated_cohort_goes_through_every_stage(tmp_path):
 
 
 def test_growth_is_the_exponent_of_what_each_size_cost(monkeypatch):
-    """Cost 3 n^1.5 by n, a cube's side to the third; the memory stays."""
+    """Cost 3 n^1.5 by n, a cube's side to the third, in the fastest round; the memory stays."""
     monkeypatch.setattr(growth, "PARTS", {"voxels": (None, (2, 4, 8), 3, "voxels")})
+    asked = []
 
     def cost(code, what, side):
-        return {"step": 3 * (int(side) ** 3) ** 1.5, "memory": 50.0}
+        asked.append(side)
+        slower = 2 if len(asked) in (1, 5, 9) else 1  # each size once
+        return {"step": slower * 3 * (int(side) ** 3) ** 1.5, "memory": 50.0}
 
     monkeypatch.setattr(growth, "own_process", cost)
     step, memory = growth.growth()
+    assert asked == ["2", "4", "8"] * growth.ROUNDS
     assert step["value"] == pytest.approx(1.5) and step["peer_value"] == 1
     assert step["name"] == "step, 8 to 512 voxels: 67.9 to 3.48e+04 s; exponent"
     assert memory["value"] == pytest.approx(0, abs=1e-9)
