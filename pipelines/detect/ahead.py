@@ -31,7 +31,7 @@ from pipelines import cli
 from pipelines.config import read_recipe
 from pipelines.detect.folder import demand_finished
 from preprocessing.recipe import Recipe
-from preprocessing.scans import Scan, ScanError
+from preprocessing.scans import InputError, Scan, ScanError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,7 +253,8 @@ def _asked(
 
     connection.send(Question(data, affine))
     ants()
-    coarse_atlas(load_atlas(recipe.template, recipe.grid))
+    with suppress(InputError):  # which comes again where the atlas is used
+        coarse_atlas(load_atlas(recipe.template, recipe.grid))
     while isinstance(answer := connection.recv(), tuple):
         orders.append(answer)
     if isinstance(answer, Exception):

@@ -19,7 +19,7 @@ from pipelines.detect import ahead as module
 from pipelines.detect.ahead import Ahead, preparing_ahead
 from preprocessing.brain import FINDERS
 from preprocessing.prepare import RefusedScan, prepare
-from preprocessing.scans import Scan, ScanError
+from preprocessing.scans import InputError, Scan, ScanError
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +139,18 @@ def test_what_deepbet_raises_here_is_raised_there(brain_t1, recipe, tmp_path, mo
     unstripped = recipe.model_copy(update={"brain": "deepbet"})
     with closing(Ahead()) as ahead, pytest.raises(ScanError, match=r"T1w.nii.gz: no brain in it"):
         ahead.result(scan_of(brain_t1), unstripped, tmp_path)
+
+
+def test_a_bad_template_is_said_and_the_next_scan_is_prepared(
+    brain_t1, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("preprocessing.by_deepbet.deepbet", lambda data, affine: data > 0)
+    bad = recipe.model_copy(update={"brain": "deepbet", "template": str(tmp_path / "no.nii.gz")})
+    with closing(Ahead()) as ahead:
+        with pytest.raises(InputError, match=r"TEMPLATE: .*no.nii.gz"):
+            ahead.result(scan_of(brain_t1, "first"), bad, tmp_path)
+        prepared, _ = ahead.result(scan_of(brain_t1, "second"), recipe, tmp_path)
+    assert prepared.brain.any()
 
 
 @pytest.mark.parametrize(
