@@ -26,7 +26,13 @@ from pipelines.config import load_recipe
 from preprocessing import quality
 from preprocessing.files import read_json, write_json
 from preprocessing.images import HALF, Grid
-from preprocessing.orientation import degrees_between, over_other_poses
+from preprocessing.orientation import (
+    Coarse,
+    coarse_atlas,
+    degrees_between,
+    over_other_poses,
+    rival_poses,
+)
 from preprocessing.prepare import registration_view, strip
 from preprocessing.recipe import Limits, Recipe
 from preprocessing.register import fit, load_atlas
@@ -168,7 +174,8 @@ def fitted(head: Head, recipe: Recipe) -> tuple[np.ndarray, Row]:
     likeness = quality.mutual_information(there, atlas.image[HALF][both]) if both.any() else 0.0
 
     began = time.perf_counter()
-    over_others = over_other_poses(head.image, head.brain, head.grid, atlas, affine)
+    shown, wanted = Coarse.of(head.image, head.brain, head.grid), coarse_atlas(atlas)
+    over_others = over_other_poses(shown, wanted, affine, rival_poses(shown, wanted))
     seconds = time.perf_counter() - began
     numbers = {
         "rigid": quality.dice(by_rigid, atlas.brain[HALF]),

@@ -22,7 +22,7 @@ STAGES = (
     ("find the brain", "preprocessing/prepare.py", "find_brain"),
     ("find the brain: deepbet", "preprocessing/by_deepbet.py", "deepbet"),
     ("fit to the atlas", "preprocessing/register.py", "fit"),
-    ("look at other poses", "preprocessing/orientation.py", "over_other_poses"),
+    ("look at other poses", "preprocessing/orientation.py", "rivals_in"),
     ("resample, all times together", "preprocessing/resample.py", "resample"),
     ("map", "pipelines/detect/detector.py", "map"),
     ("compare with the training scans", "pipelines/detect/typical.py", "own_features"),

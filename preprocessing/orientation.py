@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import nibabel as nib
 import numpy as np
@@ -21,52 +23,91 @@ COARSE_MM = 4.0  # at which poses are compared
 FIT_MM = 8.0  # at which they are fitted
 BINS = 16  # of the histogram there: with more, few voxels make any two images look alike
 APART = 45  # degrees from which two poses are two; turns that send axes to axes are 90 apart
-RIVALS = 3  # other poses that are fitted
+RIVALS = 3  # other poses that are compared
+
+Rival = tuple[np.ndarray, np.ndarray | None]  # where a short fit starts and ends (4x4), if it does
+Shape = tuple[int | None, int | None, int | None]
 
 
-def over_other_poses(
-    image: np.ndarray,
-    brain: np.ndarray,
-    grid: Grid,
-    atlas: register.Atlas,
-    scan_from_atlas: np.ndarray,
-) -> float:
-    """The likeness of a stripped scan where its fit laid it, over the best one in another pose.
+@dataclass(frozen=True)
+class Coarse:
+    """A stripped scan, or an atlas, as poses of it are compared.
 
-    Other poses start at the turns of the scan that send axes to axes, where a wrong header would
-    have to be mended. The likeliest few are fitted shortly. Likeness is mutual information where
-    both brains are, at 4 mm. No turn mirrors: whether left is right is not seen.
+    image and brain (bool): at 4 mm, on `grid`. to_fit: the image at 8 mm, and its grid. centre: of
+    the brain, in mm.
     """
-    shown, coarse = block_means(image, grid)
-    inside = block_means(brain, grid)[0] > 0.5
-    wanted, atlas_brain, atlas_grid, to_fit = coarse_atlas(atlas)
 
-    def likeness(pose: np.ndarray) -> float:
-        both = carry_mask(inside, coarse, atlas_grid, pose, atlas_brain) & atlas_brain
-        there = resample(shown, coarse, atlas_grid, pose, within=atlas_brain)[both]
-        return mutual_information(there, wanted[both], BINS) if both.any() else 0.0
+    image: np.ndarray
+    brain: np.ndarray
+    grid: Grid
+    to_fit: tuple[np.ndarray, Grid]
+    centre: np.ndarray
 
-    centres = register.centre(atlas.brain, atlas.affine), register.centre(brain, grid.affine)
-    starts = register.turned_about(*centres, [turn.T for turn in quarter_turns()])
-    others = [start for start in starts if degrees_between(start, scan_from_atlas) > APART]
-    rivals = sorted(others, key=likeness)[-RIVALS:]
-    ends = register.short_fits(to_fit, block_means(image, grid, FIT_MM), rivals)
-    found = [0.0]
-    for end in ends:
-        # a fit may slip back to where the scan lies
-        if end is not None and degrees_between(end, scan_from_atlas) > APART:
-            found.append(likeness(end))
-    return likeness(scan_from_atlas) / max(*found, 1e-6)
+    @classmethod
+    def of(cls, image: np.ndarray, brain: np.ndarray, grid: Grid) -> Coarse:
+        """From the image and the brain (bool) on any grid."""
+        shown, coarse = block_means(image, grid)
+        inside = block_means(brain, grid)[0] > 0.5
+        to_fit = block_means(image, grid, FIT_MM)
+        return cls(shown, inside, coarse, to_fit, register.centre(brain, grid.affine))
 
 
 @lru_cache(maxsize=2)
-def coarse_atlas(
-    atlas: register.Atlas,
-) -> tuple[np.ndarray, np.ndarray, Grid, tuple[np.ndarray, Grid]]:
-    """Image, brain (bool) and grid of an atlas at 4 mm, and its image with its grid at 8 mm."""
-    image, grid = block_means(atlas.image, atlas.grid)
-    brain = block_means(atlas.brain, atlas.grid)[0] > 0.5
-    return image, brain, grid, block_means(atlas.image, atlas.grid, FIT_MM)
+def coarse_atlas(atlas: register.Atlas) -> Coarse:
+    """An atlas as poses in it are compared."""
+    return Coarse.of(atlas.image, atlas.brain, atlas.grid)
+
+
+def over_other_poses(
+    scan: Coarse, atlas: Coarse, scan_from_atlas: np.ndarray, rivals: Sequence[Rival]
+) -> float:
+    """The likeness of a scan where its fit laid it, over the best one in another pose.
+
+    `rivals` are those of `rival_poses`. Likeness is mutual information where both brains are, at
+    4 mm.
+    """
+    others = [end for start, end in rivals if degrees_between(start, scan_from_atlas) > APART]
+    found = [0.0]
+    for end in others[-RIVALS:]:
+        # a fit may slip back to where the scan lies
+        if end is not None and degrees_between(end, scan_from_atlas) > APART:
+            found.append(_likeness(scan, atlas, end))
+    return _likeness(scan, atlas, scan_from_atlas) / max(*found, 1e-6)
+
+
+def rival_poses(scan: Coarse, atlas: Coarse) -> list[Rival]:
+    """The likeliest poses of a scan, the best one last, each with where a short fit of it ends.
+
+    They start at the turns of the scan that send axes to axes, where a wrong header would have to
+    be mended. There is one more than is needed, as one of them may be that of the scan's own fit.
+    No turn mirrors: whether left is right is not seen.
+    """
+    turns = [turn.T for turn in quarter_turns()]
+    starts = register.turned_about(atlas.centre, scan.centre, turns)
+    likeliest = sorted(starts, key=lambda start: _likeness(scan, atlas, start))[-RIVALS - 1 :]
+    ends = register.short_fits(atlas.to_fit, scan.to_fit, likeliest)
+    return list(zip(likeliest, ends, strict=True))
+
+
+def rivals_in(template: str | None, shape: Shape, scan: Coarse) -> list[Rival]:
+    """`rival_poses` in the atlas that `load_atlas` makes of a template and a shape."""
+    return rival_poses(scan, coarse_atlas(register.load_atlas(template, shape)))
+
+
+def rivals_later(template: str | None, shape: Shape, scan: Coarse) -> Callable[[], list[Rival]]:
+    """A call of `rivals_in`."""
+    return partial(rivals_in, template, shape, scan)
+
+
+# Begins `rivals_in` before the fit, and gives a call that waits for them: where another process
+# has nothing else to do, it finds them meanwhile.
+begin_rivals: Callable[[str | None, Shape, Coarse], Callable[[], list[Rival]]] = rivals_later
+
+
+def _likeness(scan: Coarse, atlas: Coarse, pose: np.ndarray) -> float:
+    both = carry_mask(scan.brain, scan.grid, atlas.grid, pose, atlas.brain) & atlas.brain
+    there = resample(scan.image, scan.grid, atlas.grid, pose, within=atlas.brain)[both]
+    return mutual_information(there, atlas.image[both], BINS) if both.any() else 0.0
 
 
 def degrees_between(a: np.ndarray, b: np.ndarray) -> float:
@@ -103,24 +144,21 @@ def likely_turns(image: np.ndarray, grid: Grid, atlas: register.Atlas) -> list[n
     cannot be found this way. Raises ScanError where all fail.
     """
     shown, coarse = block_means(image, grid)
-    wanted, atlas_brain, atlas_grid, to_fit = coarse_atlas(atlas)
+    wanted = coarse_atlas(atlas)
     # without the rim, where any two heads are alike
-    inside = ndimage.binary_erosion(atlas_brain)
+    inside = ndimage.binary_erosion(wanted.brain)
 
-    middle = ndimage.center_of_mass(shown - shown.min())
-    centres = (
-        register.centre(atlas.brain, atlas.affine),
-        coarse.affine[:3, :3] @ np.array(middle) + coarse.affine[:3, 3],
-    )
+    middle = np.array(ndimage.center_of_mass(shown - shown.min()))
+    centre = coarse.affine[:3, :3] @ middle + coarse.affine[:3, 3]
     turns = quarter_turns()
-    starts = register.turned_about(*centres, [turn.T for turn in turns])
-    ends = register.short_fits(to_fit, block_means(image, grid, FIT_MM), starts)
+    starts = register.turned_about(wanted.centre, centre, [turn.T for turn in turns])
+    ends = register.short_fits(wanted.to_fit, block_means(image, grid, FIT_MM), starts)
 
     found = []
     for turn, end in zip(turns, ends, strict=True):
         if end is not None:
-            there = resample(shown, coarse, atlas_grid, end, within=inside)[inside]
-            found.append((mutual_information(there, wanted[inside], BINS), turn))
+            there = resample(shown, coarse, wanted.grid, end, within=inside)[inside]
+            found.append((mutual_information(there, wanted.image[inside], BINS), turn))
     if not found:
         raise ScanError("registration to the atlas failed in every orientation.")
     return [turn for _, turn in sorted(found, key=lambda one: -one[0])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,8 @@ def _guessed(scan: Scan, native: nib.Nifti1Image, recipe: Recipe, checks: list[C
         guess = quality.guess_check("".join(nib.aff2axcodes(placed.affine)))
         try:
             first = _stripped(scan, placed, recipe, [*checks, guess], turn)
-            _, affine_fit, view = _fitted(first, recipe)
+            view = _view(first, recipe)
+            _, affine_fit = _fitted(first, view, recipe)
         except ScanError as error:  # no brain is found in a head that lies wrong
             failure = error
             continue
@@ -313,8 +314,10 @@ def _front(native: nib.Nifti1Image, spacing: float) -> np.ndarray:
 def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     """Fit a stripped sequence to the atlas, check the fit, and scale its intensities there."""
     atlas = register.load_atlas(recipe.template, recipe.grid)
-    rigid_fit, affine_fit, shown = _fitted(first, recipe)
     here = Grid.of(first.work)
+    shown = _view(first, recipe)
+    over_others = _over_others(first, shown, recipe)
+    rigid_fit, affine_fit = _fitted(first, shown, recipe)
     scan_from_atlas: Map = rigid_fit if recipe.align == "rigid" else affine_fit
     if recipe.align == "deformable":
         scan_from_atlas = deform.fit_deformation(shown, here, first.brain, atlas, affine_fit)
@@ -324,16 +327,13 @@ def lay_on_atlas(first: Stripped, recipe: Recipe) -> Prepared:
     if recipe.align != "rigid":
         turned = carry_mask(first.brain, here, atlas.grid, rigid_fit)
     affine_dice, information = _affine_likeness(first, shown, affine_fit, atlas)
-    over_others = None
-    if recipe.limits.min_pose_ratio:
-        over_others = orientation.over_other_poses(shown, first.brain, here, atlas, affine_fit)
     checks = [
         *first.checks,
         *quality.registration_checks(
             quality.dice(turned, atlas.brain),
             affine_dice,
             information,
-            over_others,
+            over_others(affine_fit) if over_others else None,
             recipe.limits,
         ),
     ]
@@ -366,18 +366,35 @@ def _onto_brain(
     return resample(data, Grid.of(image), grid, image_from_grid, pad=None, within=brain)
 
 
-def _fitted(first: Stripped, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rigid and affine map (4x4) from the atlas to a stripped scan, and what was fitted."""
-    atlas = register.load_atlas(recipe.template, recipe.grid)
-    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
-    rigid, affine = register.fit(
+def _view(first: Stripped, recipe: Recipe) -> np.ndarray:
+    """A stripped scan as it is fitted."""
+    return registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
+
+
+def _fitted(first: Stripped, shown: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Rigid and affine map (4x4) from the atlas to a stripped scan, which `_view` has `shown`."""
+    return register.fit(
         shown,
         Grid.of(first.work),
-        atlas,
+        register.load_atlas(recipe.template, recipe.grid),
         brain=first.brain,
         spacing=recipe.registration_spacing,
     )
-    return rigid, affine, shown
+
+
+def _over_others(
+    first: Stripped, shown: np.ndarray, recipe: Recipe
+) -> Callable[[np.ndarray], float] | None:
+    """A call that compares where a fit lays a scan with other poses; None where nobody asks.
+
+    Other poses are looked for from now on, where a process has time for that.
+    """
+    if not recipe.limits.min_pose_ratio:
+        return None
+    scan = orientation.Coarse.of(shown, first.brain, Grid.of(first.work))
+    rivals = orientation.begin_rivals(recipe.template, recipe.grid, scan)
+    atlas = orientation.coarse_atlas(register.load_atlas(recipe.template, recipe.grid))
+    return lambda pose: orientation.over_other_poses(scan, atlas, pose, rivals())
 
 
 def _affine_likeness(

@@ -1,8 +1,8 @@
 """Scans are prepared by a process of their own, while this one loads torch and scores others.
 
-A thread would have to wait: ANTs keeps Python's lock as long as it fits. The first brain that
-deepbet is to find is found by this process, which has torch. Scans that follow are prepared while
-this one scores, and so the other process loads torch for them.
+A thread would have to wait: ANTs keeps Python's lock as long as it fits. This process has nothing
+to do before the first scan is there. So it finds that one's brain, as it has torch, and other
+poses of it while it is fitted. For scans that follow the other process does all of that.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -36,6 +35,7 @@ from preprocessing.scans import InputError, Scan, ScanError
 if TYPE_CHECKING:
     import numpy as np
 
+    from preprocessing.orientation import Coarse, Rival, Shape
     from preprocessing.prepare import Prepared
 
 Order = tuple[Scan, Recipe, Path]  # a scan, how it is prepared, and where norma.log is
@@ -44,19 +44,24 @@ FIRST = 5.0  # seconds in which the process that prepares has come as far as a b
 
 @dataclass(frozen=True)
 class Question:
-    """What deepbet is asked by a process that does not load torch."""
+    """What the process that prepares scans has the other one do meanwhile."""
 
-    data: np.ndarray
-    affine: np.ndarray
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
-    def answer(self) -> np.ndarray | Exception:
-        """The brain (bool), or what deepbet raised."""
-        from preprocessing.by_deepbet import deepbet
-
+    def answer(self) -> Answer:
+        """What the function gives or raises here."""
         try:
-            return deepbet(self.data, self.affine)
+            return Answer(self.function(*self.arguments))
         except Exception as error:
-            return _sendable(error)
+            return Answer(_sendable(error))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a function gave, or the exception that it raised."""
+
+    value: Any
 
 
 class Ahead:
@@ -215,16 +220,16 @@ def _work(connection: Connection) -> None:
 
     # beside this process the other one works, and torch's threads wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from preprocessing import brain
+    from preprocessing import brain, orientation
     from preprocessing.prepare import prepare  # slow to load, before the first scan is there
 
     logging.getLogger("nibabel.global").handlers.clear()  # it writes to stderr by itself
-    orders: deque[Order] = deque()
+    other = _Other(connection)
+    brain.FINDERS["deepbet"] = other.deepbet
+    orientation.begin_rivals = other.begin_rivals
     with suppress(EOFError, OSError):
-        orders.append(connection.recv())
-        brain.FINDERS["deepbet"] = partial(_asked, connection, orders, orders[0][1])
         while True:
-            scan, recipe, out = orders.popleft() if orders else connection.recv()
+            scan, recipe, out = other.next_order()
             cli.divert_libraries(out / cli.LOG)
             started = time.perf_counter()
             answer: Prepared | Exception
@@ -234,32 +239,67 @@ def _work(connection: Connection) -> None:
                 answer = _sendable(error)
             connection.send((scan.id, answer, time.perf_counter() - started))
             del answer  # 100 MB that nobody needs here while the next scan is waited for
-            brain.FINDERS["deepbet"] = brain.deepbet  # from now on the other process scores
+            # from now on the other process scores
+            brain.FINDERS["deepbet"] = brain.deepbet
+            orientation.begin_rivals = orientation.rivals_later
 
 
-def _asked(
-    connection: Connection,
-    orders: deque[Order],
-    recipe: Recipe,
-    data: np.ndarray,
-    affine: np.ndarray,
-) -> np.ndarray:
-    """The brain that deepbet finds in the process at the other end.
+class _Other:
+    """The process at the other end, which has torch and nothing to do before the first scan.
 
-    Meanwhile ANTs and the atlas are loaded. Orders that come before the answer are put aside.
+    It answers questions in the order in which they are put.
     """
-    from preprocessing.orientation import coarse_atlas
-    from preprocessing.register import ants, load_atlas
 
-    connection.send(Question(data, affine))
-    ants()
-    with suppress(InputError):  # which comes again where the atlas is used
-        coarse_atlas(load_atlas(recipe.template, recipe.grid))
-    while isinstance(answer := connection.recv(), tuple):
-        orders.append(answer)
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._orders: deque[Order] = deque()
+        self._unanswered = 0
+
+    def next_order(self) -> Order:
+        """The next scan to prepare; answers that nobody waited for are thrown away."""
+        while self._unanswered:
+            self._answer()
+        order: Order = self._orders.popleft() if self._orders else self._connection.recv()
+        self._recipe = order[1]
+        return order
+
+    def deepbet(self, data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """The brain that deepbet finds there; ANTs and the atlas are loaded here meanwhile."""
+        from preprocessing.by_deepbet import deepbet
+        from preprocessing.orientation import coarse_atlas
+        from preprocessing.register import ants, load_atlas
+
+        self._ask(deepbet, data, affine)
+        ants()
+        with suppress(InputError):  # which comes again where the atlas is used
+            coarse_atlas(load_atlas(self._recipe.template, self._recipe.grid))
+        return self._answered()
+
+    def begin_rivals(
+        self, template: str | None, shape: Shape, scan: Coarse
+    ) -> Callable[[], list[Rival]]:
+        """Have other poses looked for there, and give a call that waits for them."""
+        from preprocessing.orientation import rivals_in
+
+        self._ask(rivals_in, template, shape, scan)
+        return self._answered
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._connection.send(Question(function, arguments))
+        self._unanswered += 1
+
+    def _answered(self) -> Any:
+        value = self._answer().value
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def _answer(self) -> Answer:
+        """The answer to the oldest question; orders that come before it are put aside."""
+        while not isinstance(message := self._connection.recv(), Answer):
+            self._orders.append(message)
+        self._unanswered -= 1
+        return message
 
 
 def _sendable(error: Exception) -> Exception:

@@ -354,15 +354,17 @@ def test_where_a_head_lies_is_compared_on_any_grid():
     motion = rigid_motion([6, -4, 5], np.array([4.0, -6, 3]), atlas_centre(atlas))
     grid = moved_grid(atlas, motion, (1.9, 2.1, 2.3), (-1, 1, 1), (100, 110, 90))
     image = moved_head(atlas, motion, grid)
-    head = (image, image > 0, grid, atlas)
-    assert orientation.over_other_poses(*head, motion) > 2
+    head = orientation.Coarse.of(image, image > 0, grid)
+    known = head, orientation.coarse_atlas(atlas)
+    rivals = orientation.rival_poses(*known)
+    assert orientation.over_other_poses(*known, motion, rivals) > 2
     middle = atlas_centre(atlas)
     for rotation in ([0, 0, 180], [90, 0, 0]):
         turn = rigid_motion(rotation, np.zeros(3), middle)
-        assert orientation.over_other_poses(*head, motion @ turn) < 1 / 2
+        assert orientation.over_other_poses(*known, motion @ turn, rivals) < 1 / 2
     away = motion.copy()
     away[:3, 3] += 1000
-    assert orientation.over_other_poses(*head, away) == 0
+    assert orientation.over_other_poses(*known, away, rivals) == 0
 
 
 def test_means_of_blocks_lie_where_their_voxels_do():

@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,26 @@ def test_a_bad_template_is_said_and_the_next_scan_is_prepared(
             ahead.result(scan_of(brain_t1, "first"), bad, tmp_path)
         prepared, _ = ahead.result(scan_of(brain_t1, "second"), recipe, tmp_path)
     assert prepared.brain.any()
+
+
+def test_answers_that_nobody_waited_for_are_thrown_away(recipe, tmp_path):
+    """As where a fit fails while other poses are looked for; orders keep their turn."""
+    here, there = Pipe()
+    other = module._Other(there)
+    orders = [(scan_of("any", name), recipe, tmp_path) for name in ("first", "second")]
+    other._ask(max, 3, 5)
+    other._ask(sorted, 3)
+    asked = [here.recv(), here.recv()]
+    here.send(orders[0])
+    here.send(asked[0].answer())
+    here.send(asked[1].answer())
+    here.send(orders[1])
+    assert other._answered() == 5
+    assert [other.next_order()[0].id for _ in orders] == ["first", "second"]
+    other._ask(sorted, 3)
+    here.send(here.recv().answer())
+    with pytest.raises(TypeError, match="not iterable"):
+        other._answered()
 
 
 @pytest.mark.parametrize(
