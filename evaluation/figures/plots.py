@@ -33,6 +33,7 @@ from evaluation.figures.views import (
 
 PANEL_INCHES = 2.3
 DPI = 110
+BESIDE = 4  # panels of curves in a row
 FEW = 10  # points that are marked one by one
 
 
@@ -221,13 +222,17 @@ def histogram_figure(
 def curves_figure(
     panels: Sequence[tuple[str, str, str, dict[str, list[tuple[float, float]]], bool]],
 ) -> bytes:
-    """Return a PNG of panels side by side.
+    """Return a PNG of panels, up to four side by side.
 
     A panel is (title, x label, y label, curves of (x, y) points by name, logarithmic axes).
     """
-    figure = Figure(figsize=(4.4 * len(panels), 3.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (title, x, y, curves, logarithmic) in zip(axes, panels, strict=True):
+    columns = min(len(panels), BESIDE)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, x, y, curves, logarithmic) in zip(axes, panels, strict=False):
         points: list[tuple[float, float]] = []
         for (name, curve), marker in zip(curves.items(), itertools.cycle("osD^vPX"), strict=False):
             points += curve

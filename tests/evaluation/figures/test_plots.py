@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from PIL import Image
 
 from evaluation.figures import views
 from evaluation.figures.plots import (
@@ -130,6 +131,16 @@ def test_a_curve_below_zero_is_drawn():
         png = curves_figure([("loss", "epoch", "loss", {"training": curve}, False)])
         drawn.append(coloured(png, "#1f77b4")[2])
     assert drawn[1] > 0.9 * drawn[0] > 200
+
+
+def test_curves_are_four_in_a_row():
+    panel = ("loss", "epoch", "loss", {"training": [(1.0, 2.0), (2.0, 1.0)]}, False)
+    sizes = {}
+    for count in (1, 4, 5):
+        with Image.open(io.BytesIO(curves_figure([panel] * count))) as picture:
+            sizes[count] = picture.size
+    width, height = sizes[1]
+    assert sizes[4] == (4 * width, height) and sizes[5] == (4 * width, 2 * height)
 
 
 def test_histogram_figure():
