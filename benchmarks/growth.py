@@ -138,10 +138,14 @@ def growth() -> list[Row]:
     """Measure each size in turn; a row for each cost, with its exponent beside the linear one."""
     rows: list[Row] = []
     for what, (_, sizes, power, name) in PARTS.items():
-        rounds = [[own_process(CHILD, what, str(size)) for size in sizes] for _ in range(ROUNDS)]
+        costs: dict[str, list[float]] = {}
+        for _ in range(ROUNDS):
+            for i, size in enumerate(sizes):
+                for cost, value in own_process(CHILD, what, str(size)).items():
+                    least = costs.setdefault(cost, [np.inf] * len(sizes))
+                    least[i] = min(least[i], value)
         counts = [size**power for size in sizes]
-        for cost in rounds[0][0]:
-            values = [min(one[cost] for one in same) for same in zip(*rounds, strict=True)]
+        for cost, values in costs.items():
             unit = "MB" if cost == MEMORY else "s"
             span = f"{counts[0]:,} to {counts[-1]:,} {name}"
             text = f"{cost}, {span}: {values[0]:.3g} to {values[-1]:.3g} {unit}; exponent"

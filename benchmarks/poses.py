@@ -174,7 +174,8 @@ def fitted(head: Head, recipe: Recipe) -> tuple[np.ndarray, Row]:
     likeness = quality.mutual_information(there, atlas.image[HALF][both]) if both.any() else 0.0
 
     began = time.perf_counter()
-    shown, wanted = Coarse.of(head.image, head.brain, head.grid), coarse_atlas(atlas)
+    shown = Coarse.of(head.image, head.brain, head.grid)
+    wanted = coarse_atlas(atlas)
     over_others = over_other_poses(shown, wanted, affine, rival_poses(shown, wanted))
     seconds = time.perf_counter() - began
     numbers = {
