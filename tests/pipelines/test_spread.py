@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipelines import cli, spread
@@ -150,6 +149,8 @@ def test_an_error_of_no_scan_s_is_tried_once_more_and_raised(tmp_path):
 
 
 def test_one_ahead_takes_one_core_for_torch_and_leaves_the_others():
+    import torch  # not above: workers load this file, and are seen to load torch later
+
     here = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
