@@ -186,9 +186,9 @@ def fit(
     Mutual information (ANTs, 32 bins) drives an *affine* fit at `spacing` mm from the centres of
     mass. The rigid map has its rotation (polar decomposition) and sends the centre of the atlas
     brain where it does; scale and shear are thrown away. A rigid fit of a brain to a template of
-    another size has no clear optimum. This way the pose repeats within a few tenths of a
-    millimetre, where ANTs' own rigid stages differ by several. The affine map serves the checks,
-    and scans that are to be aligned by it.
+    another size has no clear optimum. This way poses by other seeds lie a few tenths of a
+    millimetre apart on T1, and about one on thick slices (docs/results/pose_repeats.json). The
+    affine map serves the checks, and scans that are to be aligned by it.
 
     A head that lies askew can end in a wrong optimum. So where the brains overlap by a Dice below
     `SURE`, other starts are tried. `brain` is bool, by default what of the image is above 0.
