@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.poses import listed
+from benchmarks.poses import head_of, listed
 from pipelines import cli
 from pipelines.config import load_recipe
 from preprocessing.files import write_json
-from preprocessing.images import Grid
-from preprocessing.prepare import registration_view, strip
 from preprocessing.register import Atlas, fit, load_atlas
-from preprocessing.scans import Scan, ScanError
+from preprocessing.scans import ScanError
 
 SEEDS = (0, 1, 2)
 STEP = 8  # every so many voxels of the atlas brain a point is carried, along each axis
@@ -49,15 +47,14 @@ def measured(path: Path, modality: str) -> dict[str, Any]:
     recipe = load_recipe(modality)
     atlas = load_atlas(recipe.template, recipe.grid)
     try:
-        first = strip(Scan(path.name, path, path.name), recipe)
+        head = head_of(path, recipe)
     except ScanError as error:
         return {"not measured": str(error).partition(": ")[2]}
-    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
     spacing = recipe.registration_spacing
-    grid = Grid.of(first.work)
-    poses = [
-        fit(shown, grid, atlas, brain=first.brain, spacing=spacing, seed=seed)[0] for seed in SEEDS
-    ]
+    poses: list[np.ndarray] = []
+    for seed in SEEDS:
+        found = fit(head.image, head.grid, atlas, brain=head.brain, spacing=spacing, seed=seed)
+        poses.append(found[0])
     pairs = itertools.combinations(poses, 2)
     apart = np.concatenate([distances(one, other, atlas) for one, other in pairs])
     return {"mean mm": round(float(apart.mean()), 3), "largest mm": round(float(apart.max()), 3)}

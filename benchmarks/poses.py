@@ -138,17 +138,22 @@ def measured(path: Path, modality: str, wrong: Sequence[str]) -> Iterator[Row]:
     """A row for each header of a scan; one with the reason where no brain is found."""
     recipe = load_recipe(modality)
     try:
-        first = strip(Scan(path.name, path, path.name), recipe)
+        head = head_of(path, recipe)
     except ScanError as error:
         yield {"pose": RIGHT, "not measured": str(error).partition(": ")[2]}
         return
-    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
-    head = Head(shown, first.brain, Grid.of(first.work))
     right, row = fitted(head, recipe)
     yield {"pose": RIGHT, **row, "degrees": 0.0}
     for name in wrong:
         found, row = fitted(posed(head, WRONG[name]), recipe)
         yield {"pose": name, **row, "degrees": degrees_apart(found, WRONG[name] @ right)}
+
+
+def head_of(path: Path, recipe: Recipe) -> Head:
+    """The stripped head of a scan; ScanError where no brain is found."""
+    first = strip(Scan(path.name, path, path.name), recipe)
+    shown = registration_view(np.asarray(first.work.dataobj), first.brain, recipe.intensity)
+    return Head(shown, first.brain, Grid.of(first.work))
 
 
 def posed(head: Head, pose: np.ndarray) -> Head:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -63,7 +62,7 @@ def smooth(
         part[at] = values[:, half]
 
     with ThreadPoolExecutor(threads) as pool:
-        deque(pool.map(filter_from, range(0, len(voxels), MEDIAN_VOXELS)), maxlen=0)
+        list(pool.map(filter_from, range(0, len(voxels), MEDIAN_VOXELS)))  # raises what one raises
     return smoothed
 
 

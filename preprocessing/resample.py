@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from preprocessing.images import Grid
+from preprocessing.images import Grid, box_around
 from preprocessing.warp import Map, Warp, carry, carry_box, inverse
 
 Box = list[tuple[int, int]]  # first index and one past the last, along each axis
@@ -154,12 +154,9 @@ def carry_mask(
 
 def _box_of(mask: np.ndarray) -> Box:
     """The box around what is True; (0, 0) along each axis where nothing is."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        found = np.flatnonzero(mask.any(others))
-        box.append((int(found[0]), int(found[-1]) + 1) if found.size else (0, 0))
-    return box
+    if not mask.any():
+        return [(0, 0)] * mask.ndim
+    return [(part.start, part.stop) for part in box_around(mask)]
 
 
 def _reach(box: Box, onto_from_source: Map) -> Box:

@@ -232,7 +232,7 @@ def curves_figure(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    for ax, (title, x, y, curves, logarithmic) in zip(axes, panels, strict=False):
+    for ax, (title, x, y, curves, logarithmic) in zip(axes[: len(panels)], panels, strict=True):
         points: list[tuple[float, float]] = []
         for (name, curve), marker in zip(curves.items(), itertools.cycle("osD^vPX"), strict=False):
             points += curve
