@@ -57,7 +57,7 @@ def test_a_changed_number_changes_both_pages(monkeypatch):
 
 def test_results_stay_small():
     size = sum(p.stat().st_size for p in results.FOLDER.rglob("*") if p.is_file())
-    assert size < 18e6
+    assert size < 16e6
 
 
 @every_comparison
