@@ -37,7 +37,7 @@ from preprocessing.prepare import registration_view, strip
 from preprocessing.recipe import Limits, Recipe
 from preprocessing.register import fit, load_atlas
 from preprocessing.resample import carry_mask, resample
-from preprocessing.scans import Scan, ScanError
+from preprocessing.scans import InputError, Scan, ScanError
 
 SETS = {
     ("ct_ich", "ct"): "*/*_ct.nii.gz",
@@ -126,7 +126,10 @@ def expected(rows: Sequence[Row], limit: float) -> Row:
 
 
 def listed(data: Path, scans: int) -> Iterator[tuple[str, str, Path]]:
-    """(set, modality, image) of some scans of every set that is there."""
+    """(set, modality, image) of some scans of every set that is there; InputError without any."""
+    if not any((data / name).is_dir() for name, _ in SETS):
+        sets = ", ".join(dict.fromkeys(name for name, _ in SETS))
+        raise InputError(f"{data}: no folder of a public set is in it; expected one of {sets}.")
     for (name, modality), pattern in SETS.items():
         found = sorted((data / name).glob(pattern))
         chosen = np.unique(np.linspace(0, len(found) - 1, min(scans, len(found))).round())

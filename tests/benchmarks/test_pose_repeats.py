@@ -1,10 +1,13 @@
 """How far apart two poses are, by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from benchmarks import pose_repeats
 from preprocessing.register import Atlas
+from preprocessing.scans import InputError
 
 
 def test_distances_between_two_poses_by_hand():
@@ -27,3 +30,12 @@ def test_summary_by_hand():
     assert (found["n"], found["not measured"]) == (3, 1)
     assert found["median of means, mm"] == pytest.approx(0.5)
     assert found["largest mean, mm"] == 2.0
+
+
+def test_a_folder_without_a_public_set_is_no_measurement(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    line = ["pose_repeats", "--data", str(tmp_path / "nowhere"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(InputError, match=r"nowhere: no folder of a public set .* ct_ich, ds002748"):
+        pose_repeats.main()
+    assert not out.exists()
