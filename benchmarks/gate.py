@@ -9,8 +9,8 @@ folds, as a run would that had learned from them, and judges
 - the fold's healthy scans under every shift of `make stress`, in the worst severity, of `--shifted`
   scans in all: it should warn of most, where preparing does not refuse them.
 
-`--out` holds any number of cohorts, and the features of each scan. What has features there is
-judged again, but not prepared again: so another gate can be tried.
+`--out` holds any number of cohorts, and the features of each scan, in the order of `features`. What
+has features there is judged again, but not prepared again: so another gate can be tried.
 """
 
 from __future__ import annotations
@@ -121,6 +121,27 @@ def shares(rows: Sequence[Row]) -> Row:
     return {"n": len(rows), NOT_SCORED: refused, **rate(warned, len(rows))}
 
 
+def packed(rows: Sequence[Row]) -> Row:
+    """Rows as the file holds them: names of features once, and null for one that a scan lacks."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("features", {})))
+    scans = []
+    for row in rows:
+        own = row.get("features")
+        lined_up = {"features": [own.get(name) for name in names]} if own is not None else {}
+        scans.append(row | lined_up)
+    return {"features": names, "scans": scans}
+
+
+def unpacked(content: Row) -> list[Row]:
+    """The rows that `packed` was given."""
+    rows = []
+    for row in content["scans"]:
+        pairs = zip(content["features"], row.get("features", []), strict=False)
+        own = {"features": {name: value for name, value in pairs if value is not None}}
+        rows.append(row | own if "features" in row else row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="cohort of make preprocess")
@@ -130,13 +151,13 @@ def main() -> None:
     content: Row = read_json(arguments.out) if arguments.out.is_file() else {}
     name = arguments.data.name
     known: dict[tuple[str, str], Row] = {}
-    for row in content.get(name, {}).get("scans", []):
+    for row in unpacked(content[name]) if name in content else []:
         known[row["scan"], row["shift"]] = row
     for row in measure(arguments.data, arguments.shifted, known):
         print(name, {key: row[key] for key in row if key != "features"}, flush=True)
         known[row["scan"], row["shift"]] = row
         rows = list(known.values())
-        content[name] = {"summary": summary(rows), "scans": rows}
+        content[name] = {"summary": summary(rows), **packed(rows)}
         write_rows(arguments.out, content)
     print(content[name]["summary"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from benchmarks.gate import FOLDS, NOT_SCORED, folds_of, judged, summary
+from benchmarks.gate import FOLDS, NOT_SCORED, folds_of, judged, packed, summary, unpacked
 from pipelines.detect.typical import Typical
 from tests.conftest import case_of
 
@@ -58,3 +58,17 @@ def test_a_row_with_features_is_judged_again_and_one_without_stays():
     assert found["features"] == far["features"]
     lost = {"scan": "b", "shift": "motion", "verdict": NOT_SCORED, "reason": "why"}
     assert judged(lost, known) == lost
+
+
+def test_a_file_names_features_once_and_gives_the_rows_back():
+    rows = [
+        {"scan": "a", "features": {"noise": 0.1, "sharpness": 0.3}},
+        {"scan": "b", "features": {"noise": 0.0}, "verdict": "scored"},
+        {"scan": "c", "verdict": NOT_SCORED},
+        {"scan": "d", "features": {"sharpness": 0.2, "echo": 1.5}},
+    ]
+    content = packed(rows)
+    assert content["features"] == ["noise", "sharpness", "echo"]
+    found = [row.get("features") for row in content["scans"]]
+    assert found == [[0.1, 0.3, None], [0.0, None, None], None, [None, 0.2, 1.5]]
+    assert unpacked(content) == rows
