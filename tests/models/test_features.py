@@ -88,7 +88,7 @@ def test_the_frozen_network_learns_nothing():
     model = create_model("fae", size=64, cells=16, widths=(8, 8)).train()
     weights = [*model.network.parameters(), *model.network.buffers()]
     before = [v.clone() for v in weights]
-    assert len(before) > 50
+    assert len(before) > 30
     for parameter in model.parameters():  # as after a stage of another kind
         parameter.requires_grad_(True)
     loss = model.loss(batch())["loss"]
@@ -120,6 +120,7 @@ def test_a_run_of_before_is_read_with_its_stored_weights_left_aside():
     state = model.state_dict()
     del state["network.fingerprint"]
     state |= {f"network.{k}": v.half().float() for k, v in model.network._weights().items()}
+    state["network.stem.1.running_mean"] = torch.zeros(32)  # its batch norms were stored too
     other = patchcore()
     other.load_state_dict(state)
     for got, expected in zip(other.network.parameters(), model.network.parameters(), strict=True):
