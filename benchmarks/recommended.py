@@ -1,6 +1,6 @@
 """`make infer` as a user waits for it, start-up included.
 
-Measured with every recommended run that `make reproduce` has left in runs/.
+Measured with every recommended run that `make reproduce` has left in runs/; its scan is of work/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from preprocessing.files import read_json, read_table
 from preprocessing.scans import InputError
 
 PEER = "intensity"  # a threshold on brightness
+WORK = ROOT / "work"
 LOOK = 0.1  # seconds between two looks at the memory
 Cost = tuple[float, float]  # seconds and megabytes
 
@@ -80,7 +81,7 @@ def finished(model: Path) -> Path | None:
 
 def raw_scan(run_dir: Path) -> Path:
     """Return the first test scan, as it came in, of the cohort that a run was trained on."""
-    cohort = ROOT / read_json(run_dir / "run.json")["data"]
+    cohort = WORK / read_json(run_dir / "run.json")["data"]
     table = read_table(cohort / "scans.tsv")
     scan = next((scan["image"] for scan in table if scan["split"] == "test"), None)
     if scan is None:

@@ -98,7 +98,7 @@ def short_number(value: float | None) -> str:
     """Three significant digits, or a whole number with its thousands parted."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:

@@ -197,6 +197,7 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
     monkeypatch.setattr(recommended, "finished", lambda model: model / "seed-0")
     monkeypatch.setattr(recommended, "process", process)
     monkeypatch.setattr(recommended, "NOTES", [])
+    monkeypatch.setattr(recommended, "WORK", tmp_path)
     # the last has a folder of runs that is not named after its data
     for data in ("ct_ich", "ds002748", "head_ct_200", "soop_flair_axial", "lgg_flair_networks"):
         (tmp_path / data).mkdir()
@@ -204,9 +205,7 @@ def test_a_recommended_run_that_cannot_be_measured_costs_no_other(tmp_path, monk
             (tmp_path / data / "scans.tsv").write_text(
                 f"image\tsplit\na.nii\t{'train' if data == 'soop_flair_axial' else 'test'}\n"
             )
-    monkeypatch.setattr(
-        recommended, "read_json", lambda path: {"data": str(tmp_path / path.parents[2].name)}
-    )
+    monkeypatch.setattr(recommended, "read_json", lambda path: {"data": path.parents[2].name})
     rows = recommended.recommended(1)
     assert [r["name"].split(", ")[1] for r in rows[::2]] == [
         "MODEL=ensemble PRESET=picture",

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.figures.plots import histogram_figure
 from pipelines.pages.html import DISCLAIMER, Section, page
-from pipelines.pages.text import tally
+from pipelines.pages.text import short_number, tally
 
 
 class Reader(HTMLParser):
@@ -88,3 +88,11 @@ def test_page_refuses_what_does_not_fit():
 def test_names_are_tallied_the_most_frequent_first():
     assert tally(["vae", "atlas", "atlas"]) == "atlas in 2 runs, vae in 1"
     assert tally(["vae"]) == "vae in 1 run"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.01234, "0.0123"), (999.4, "999"), (999.6, "1,000"), (12345.6, "12,346")],
+)
+def test_a_number_in_a_page_of_text_is_short_and_never_in_powers_of_ten(value, text):
+    assert short_number(value) == text
