@@ -19,7 +19,7 @@ from models.parts.randomness import generator
 
 log = logging.getLogger("norma")
 AT_ONCE = 1 << 20  # numbers that are worked on together; more leave the processor's cache
-SLICES_AT_ONCE = 16  # neighbours, as they remember much the same slices
+SLICES_AT_ONCE = 16  # neighbours in the atlas, which are compared with much the same slices
 
 
 class Patchcore(AnomalyModel):
